@@ -1,0 +1,74 @@
+"""Dropping whole channels, so that a network cannot lean on the image alone (arXiv 2604.02564, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelDropout(nn.Module):
+    """Zero each channel of each sample with probability p and scale the others by ``1 / (1 - p)``.
+
+    ``(B, C, *spatial)`` -> the same shape and dtype, for any number of spatial axes. The image's channels are treated
+    like the features'. The identity in eval mode.
+
+    Args:
+        p: probability in [0, 1). The paper's untuned setting is 0.5.
+
+    Raises:
+        ValueError: p outside [0, 1).
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = check_probability(p)
+
+    def forward(self, z: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return z
+        keep = torch.rand(z.shape[:2], device=z.device) >= self.p
+        return _scale_channels(z, keep / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class StructuredDropout(nn.Module):
+    """The paper's ablation: with probability p drop either the image or all features of a sample, never both.
+
+    Which of the two is a fair coin, so each is kept with probability ``1 - p / 2`` and scaled by its inverse.
+
+    Args:
+        p: probability in [0, 1).
+        num_image_channels: the first so many channels are the image, the others features.
+
+    Raises:
+        ValueError: p outside [0, 1).
+    """
+
+    def __init__(self, p: float, num_image_channels: int) -> None:
+        super().__init__()
+        self.p = check_probability(p)
+        self.num_image_channels = num_image_channels
+
+    def forward(self, z: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return z
+        drop, drop_image = torch.rand(2, z.shape[0], 1, device=z.device)
+        is_image = torch.arange(z.shape[1], device=z.device) < self.num_image_channels
+        keep = (drop >= self.p) | ((drop_image < 0.5) != is_image)
+        return _scale_channels(z, keep / (1 - self.p / 2))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, num_image_channels={self.num_image_channels}"
+
+
+def check_probability(p: float) -> float:
+    """``p`` if it is in [0, 1)."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
+        raise ValueError(f"p must be a probability in [0, 1), that is at least 0 and below 1; got {p!r}.")
+    return p
+
+
+def _scale_channels(z: Tensor, factors: Tensor) -> Tensor:
+    return z * factors.to(z.dtype).reshape(*z.shape[:2], *[1] * (z.ndim - 2))

@@ -1,0 +1,135 @@
+"""DropGen around any segmentation network: stable features beside the image, dropped channel by channel in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_dg.dropgen.dropout import ChannelDropout, StructuredDropout
+from nnunet_dg.dropgen.settings import DropGenSettings
+from nnunet_dg.extractors import FrozenExtractor, create_extractor
+from nnunet_dg.extractors.base import minmax
+
+
+class DropGenNetwork(nn.Module):
+    """``network(cat(dropout(cat(x, s)), rest))`` with ``s`` the frozen features of the image channels ``x``.
+
+    Input ``(B, C + R, *spatial)``: C image channels, then R channels that are no image (a cascade's previous stage as
+    one-hot), which get no features and are never dropped. Output: whatever ``network`` returns for
+    ``(B, C + C * d + R, *spatial)``, a list under deep supervision. The extractor is in the state dict, so a checkpoint
+    is complete; it never trains.
+
+    Args:
+        network: takes `num_combined_channels` + R channels.
+        extractor: frozen features, or None for the image alone.
+        dropout: `ChannelDropout`, `StructuredDropout` or the identity.
+        num_image_channels: C.
+        settings: for combine, inputs and image_scaling.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        extractor: FrozenExtractor | None,
+        dropout: nn.Module,
+        num_image_channels: int,
+        settings: DropGenSettings,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.extractor = extractor
+        self.dropout = dropout
+        self.num_image_channels = num_image_channels
+        self.settings = settings
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The segmentation network's encoder, where nnU-Net expects it."""
+        return self.network.encoder  # type: ignore[return-value]
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The segmentation network's decoder, on which nnU-Net switches deep supervision."""
+        return self.network.decoder  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Any:
+        image, rest = x[:, : self.num_image_channels], x[:, self.num_image_channels :]
+        z = self.dropout(self.combine(image))
+        return self.network(torch.cat([z, rest], dim=1) if rest.shape[1] else z)
+
+    def combine(self, image: Tensor) -> Tensor:
+        """The image, its features, or both: ``(B, C, *spatial)`` -> ``(B, num_combined_channels, *spatial)``."""
+        parts = []
+        if "image" in self.settings.inputs:
+            parts.append(minmax(image) if self.settings.image_scaling == "minmax" else image)
+        if self.extractor is not None:
+            s = self.extractor(image.flatten(0, 1).unsqueeze(1))
+            s = s.unflatten(0, image.shape[:2])
+            parts.append(s.mean(dim=1) if self.settings.combine == "mean" else s.flatten(1, 2))
+        dtype = parts[-1].dtype  # under autocast the features are in half precision, as the network's input will be
+        return torch.cat([part.to(dtype) for part in parts], dim=1)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        extractor = f"{prefix}extractor."
+        mine = {extractor + k: v.shape for k, v in self.extractor.state_dict().items()} if self.extractor else {}
+        theirs = {k: v.shape for k, v in state_dict.items() if k.startswith(extractor)}
+        if not any(k.startswith(f"{prefix}network.") for k in state_dict):
+            error_msgs.append("This is no DropGen checkpoint: it holds no 'network.*'. Use the trainer that wrote it.")
+        elif mine != theirs:
+            error_msgs.append(
+                f"This checkpoint was trained with another extractor. The plans say extractor "
+                f"'{self.settings.extractor}', layer '{self.settings.layer}' ({len(mine)} tensors), the checkpoint holds "
+                f"{len(theirs)} tensors of an extractor. Use the plans.json and the trainer it was trained with."
+            )
+
+
+def num_combined_channels(settings: DropGenSettings, num_image_channels: int, num_features: int) -> int:
+    """Channels after `DropGenNetwork.combine`: C for the image, and C * d (or d for their mean) for the features."""
+    image = num_image_channels if "image" in settings.inputs else 0
+    return image + num_features * (1 if settings.combine == "mean" else num_image_channels)
+
+
+def build_dropgen_network(
+    settings: DropGenSettings,
+    build_network: Callable[[int], nn.Module],
+    num_input_channels: int,
+    num_image_channels: int,
+    spatial_dims: int,
+) -> DropGenNetwork:
+    """The network that ``settings`` describe, its extractor still without weights.
+
+    Args:
+        settings: see `DropGenSettings`.
+        build_network: makes the segmentation network for a number of input channels.
+        num_input_channels: C + R, what the whole takes.
+        num_image_channels: C, the first of them.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        NotImplementedError: the extractor does not exist for ``spatial_dims``.
+    """
+    extractor = None
+    if "features" in settings.inputs:
+        extractor = create_extractor(settings.extractor, layer=settings.layer, spatial_dims=spatial_dims)
+    dropout: nn.Module = nn.Identity()
+    if settings.inputs == "image+features":
+        structured = settings.masking == "structured"
+        dropout = StructuredDropout(settings.p, num_image_channels) if structured else ChannelDropout(settings.p)
+    combined = num_combined_channels(settings, num_image_channels, extractor.out_channels if extractor else 0)
+    network = build_network(combined + num_input_channels - num_image_channels)
+    return DropGenNetwork(network, extractor, dropout, num_image_channels, settings)

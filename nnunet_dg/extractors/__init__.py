@@ -1,0 +1,6 @@
+"""Frozen dense feature extractors: an image of any contrast in, features that hold still out."""
+
+from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.extractors.registry import EXTRACTORS, build_extractor, create_extractor, load_weights
+
+__all__ = ["EXTRACTORS", "FrozenExtractor", "build_extractor", "create_extractor", "load_weights"]

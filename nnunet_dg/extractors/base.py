@@ -1,0 +1,113 @@
+"""What every frozen extractor does around its own features: scaling, padding, cropping, normalising, staying frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class FrozenExtractor(nn.Module):
+    """Base of all extractors: ``(B, 1, *spatial)``, any range -> ``(B, out_channels, *spatial)``.
+
+    The input is min-maxed per sample, padded by replication to what `features` accepts, and the features are cropped
+    back and instance-normalised (DropGen, arXiv 2604.02564, section 3: ``s = InstanceNorm(f(minmax(x)))``).
+
+    Frozen means: computed without gradient, always in eval mode whatever ``.train()`` is called on a parent, and no
+    parameter asks for a gradient. A subclass sets the attributes below and implements `features`. Parameters start as
+    NaN and have to be loaded: computing without weights is an error, never noise.
+
+    Attributes:
+        out_channels: number of feature channels d.
+        spatial_dims: the numbers of spatial axes it accepts, for example ``(3,)``.
+        multiple: spatial sizes are padded up to a multiple of this and to at least twice this.
+        has_weights: False until weights have been loaded; always True for an extractor without parameters.
+    """
+
+    out_channels: int
+    spatial_dims: tuple[int, ...] = (3,)
+    multiple: int = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_weights = True
+
+    def features(self, x: Tensor) -> Tensor:
+        """Raw features ``(B, d, *spatial)`` of an image ``(B, 1, *spatial)`` in [0, 1], sizes already padded."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """Called by subclasses once their parameters exist: NaN until loaded, no gradients, eval mode."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False).fill_(float("nan"))
+            self.has_weights = False
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenExtractor:
+        """Stays in eval mode, whatever ``mode`` is."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised features of ``x``.
+
+        Args:
+            x: ``(B, 1, *spatial)``, floating point, any range.
+
+        Returns:
+            ``(B, out_channels, *spatial)``, zero mean and unit variance per sample and channel, without gradient, in
+            float32 or in the autocast dtype that `features` computed in.
+
+        Raises:
+            ValueError: wrong number of axes or channels, or an axis with a single voxel.
+            RuntimeError: no weights have been loaded.
+        """
+        self._check(x)
+        padding, crop = self._padding(x.shape[2:])
+        x = minmax(x)
+        if any(padding):
+            x = F.pad(x, padding, mode="replicate")
+        return instance_norm(self.features(x)[crop])
+
+    def _check(self, x: Tensor) -> None:
+        name = type(self).__name__
+        if x.ndim - 2 not in self.spatial_dims or x.shape[1] != 1:
+            axes = " or ".join(f"(B, 1, {', '.join('XYZ'[:n])})" for n in self.spatial_dims)
+            raise ValueError(f"{name} takes an input of shape {axes}; got {tuple(x.shape)}.")
+        if min(x.shape[2:]) < 2:
+            raise ValueError(
+                f"{name}: patch too small: every spatial axis needs at least 2 voxels, got {tuple(x.shape[2:])}. "
+                f"Increase patch_size in the plans, or use a 2-D configuration for single slices."
+            )
+        if not self.has_weights:
+            raise RuntimeError(
+                f"{name} has no weights yet: build it with nnunet_dg.extractors.build_extractor, or load a checkpoint."
+            )
+
+    def _padding(self, spatial: torch.Size) -> tuple[list[int], tuple[slice, ...]]:
+        """What `torch.nn.functional.pad` takes, last axis first, and the crop that undoes it (as pad_nd_image centres)."""
+        missing = [max(2 * self.multiple, -(-size // self.multiple) * self.multiple) - size for size in spatial]
+        below = [m // 2 for m in missing]
+        padding = [n for m, b in zip(reversed(missing), reversed(below), strict=True) for n in (b, m - b)]
+        crop = (slice(None), slice(None), *(slice(b, b + size) for b, size in zip(below, spatial, strict=True)))
+        return padding, crop
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.has_weights = self.has_weights or all(prefix + key in state_dict for key in self.state_dict())
+
+
+def minmax(x: Tensor) -> Tensor:
+    """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1], in float32; a constant one becomes zeros."""
+    x = x.float()
+    axes = tuple(range(2, x.ndim))
+    low = x.amin(axes, keepdim=True)
+    span = x.amax(axes, keepdim=True) - low
+    return (x - low) / torch.where(span > 0, span, 1)
+
+
+def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in float32."""
+    return F.instance_norm(x.float(), eps=eps).to(x.dtype)

@@ -1,0 +1,70 @@
+"""MIND-SSC: self-similarity context descriptors, contrast-stable by construction and without any weights.
+
+Heinrich, Jenkinson, Papiez, Brady, Schnabel: Towards realtime multimodal fusion for image-guided interventions using
+self-similarities, MICCAI 2013.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from nnunet_dg.extractors.base import FrozenExtractor
+
+
+class MIND(FrozenExtractor):
+    """Self-similarity context: 12 channels in 3-D, 4 in 2-D.
+
+    The channels compare patches around the direct neighbours of a voxel pairwise: all pairs of neighbours that are
+    ``sqrt(2) * dilation`` apart. With ``D`` the mean squared difference of two patches,
+    ``MIND = exp(-(D - min D) / V)``, where the minimum is over the channels and ``V`` is the mean over the channels,
+    kept within [0.001, 1000] times its own mean over the sample. Exactly unchanged by ``a * x + b`` for any ``a != 0``:
+    by construction a contrast inversion is nothing.
+
+    Args:
+        spatial_dims: 2 or 3; what `out_channels` speaks of. The features follow the input's own number of axes.
+        radius: the patch is a cube (square) of ``2 * radius + 1`` voxels.
+        dilation: distance of the neighbours in voxels.
+    """
+
+    spatial_dims = (2, 3)
+
+    def __init__(self, spatial_dims: int = 3, radius: int = 1, dilation: int = 2) -> None:
+        super().__init__()
+        self.radius, self.dilation = radius, dilation
+        self.out_channels = len(neighbour_pairs(spatial_dims))
+        self.freeze()
+
+    def features(self, x: Tensor) -> Tensor:
+        """Descriptors ``(B, 12 or 4, *spatial)`` in [0, 1] of ``(B, 1, *spatial)``, in float32 also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            distances = self._patch_distances(x.float())
+            similarity = distances - distances.amin(dim=1, keepdim=True)
+            variance = similarity.mean(dim=1, keepdim=True)
+            typical = variance.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+            variance = variance.clamp(typical * 1e-3, typical * 1e3)
+            return torch.exp(-similarity / torch.where(variance > 0, variance, 1))
+
+    def _patch_distances(self, x: Tensor) -> Tensor:
+        dims, reach = x.ndim - 2, self.dilation
+        padded = F.pad(x, [reach] * (2 * dims), mode="replicate")
+        shifted = {}
+        for offset in {offset for pair in neighbour_pairs(dims) for offset in pair}:
+            window = (slice(reach * (1 + o), reach * (1 + o) + size) for o, size in zip(offset, x.shape[2:], strict=True))
+            shifted[offset] = padded[(..., *window)]
+        difference = torch.cat([shifted[a] - shifted[b] for a, b in neighbour_pairs(dims)], dim=1).square_()
+        difference = F.pad(difference, [self.radius] * (2 * dims), mode="replicate")
+        for axis in range(dims):  # the mean over a cube, one axis at a time
+            kernel, stride = [1] * dims, [1] * dims
+            kernel[axis] = 2 * self.radius + 1
+            difference = (F.avg_pool2d if dims == 2 else F.avg_pool3d)(difference, kernel, stride)
+        return difference
+
+
+def neighbour_pairs(dims: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Pairs of direct neighbours on different axes, as unit offsets: 4 in 2-D, 12 in 3-D."""
+    neighbours = [tuple(sign * (axis == i) for i in range(dims)) for axis in range(dims) for sign in (-1, 1)]
+    return [(a, b) for a, b in combinations(neighbours, 2) if not any(i and j for i, j in zip(a, b, strict=True))]

@@ -1,0 +1,219 @@
+"""The weights room: fetches published weights once, verifies them, and keeps them where the user wants them.
+
+Files lie in ``NNUNET_DG_HOME``, or in the platform's cache folder. A file is used only if its git blob id is the pinned
+one, or if the user installed it by name as unpublished. Everything is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import pooch
+import requests
+import torch
+from torch import Tensor
+
+from nnunet_dg.extractors.anatomix import VARIANTS, layout_problems
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A weights file as its authors published it."""
+
+    name: str  # the extractor, and the name that users type
+    filename: str
+    url: str
+    git_blob: str  # id of the file in its git repository: what is verified
+    layout_problems: Callable[[dict[str, Tensor]], str]
+
+
+PUBLISHED = {
+    "anatomix": PublishedWeights(
+        name="anatomix",
+        filename="anatomix.pth",
+        url="https://github.com/neel-dey/anatomix/raw/a29b8a8/model-weights/anatomix.pth",
+        git_blob="d13b2f335850a0a3a9042dcaf9a7181631098b80",
+        layout_problems=lambda weights: layout_problems(VARIANTS["anatomix"], weights),
+    )
+}
+
+
+class WeightsError(RuntimeError):
+    """Weights are missing and cannot be fetched, or a file is not what it should be."""
+
+
+def home() -> Path:
+    """Where weights live: ``NNUNET_DG_HOME`` if set, else the platform's cache folder."""
+    chosen = os.environ.get("NNUNET_DG_HOME")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("nnunet-dg")
+
+
+def cached_path(weights: PublishedWeights) -> Path:
+    """Where the file belongs, whether or not it is there."""
+    return home() / weights.filename
+
+
+def locate(weights: PublishedWeights) -> Path:
+    """The verified file on this machine, fetched if it is not there yet.
+
+    Raises:
+        WeightsError: it cannot be fetched, or the file that is there is not what was published or installed.
+    """
+    path = cached_path(weights)
+    if path.is_file():
+        verify(path, weights, accepted=accepted_blob(weights))
+        return path
+    return fetch(weights)
+
+
+def fetch(weights: PublishedWeights) -> Path:
+    """Download, verify and place the published file, atomically: others see all of it or nothing.
+
+    Raises:
+        WeightsError: the download failed, or what arrived is not the published file.
+    """
+    with _placing(weights) as partial:
+        print(f"Fetching {weights.filename} from {weights.url}")
+        try:
+            pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(weights.url, str(partial), None)
+        except requests.RequestException as error:
+            raise WeightsError(_missing(weights, str(error))) from error
+        verify(partial, weights)
+    _note_path(weights).unlink(missing_ok=True)
+    return cached_path(weights)
+
+
+def install(weights: PublishedWeights, source: Path, unpublished: bool = False) -> Path:
+    """Place a local file where extractors look for it.
+
+    Args:
+        weights: whose place it takes.
+        source: the file.
+        unpublished: accept a file of the right layout that is not the published one (your own training, for example).
+
+    Raises:
+        WeightsError: the file is missing, truncated, foreign or, without ``unpublished``, not the published one.
+    """
+    if not source.is_file():
+        raise WeightsError(f"There is no file {source}.")
+    blob = git_blob_id(source)
+    with _placing(weights) as partial:
+        shutil.copyfile(source, partial)
+        verify(partial, weights, accepted=blob if unpublished else None, called=source)
+    if blob == weights.git_blob:
+        _note_path(weights).unlink(missing_ok=True)
+    else:
+        _note_path(weights).write_text(blob + "\n")
+    return cached_path(weights)
+
+
+def accepted_blob(weights: PublishedWeights) -> str | None:
+    """The git blob id of the unpublished file that the user installed for ``weights``, if any."""
+    note = _note_path(weights)
+    return note.read_text().strip() if note.is_file() else None
+
+
+def verify(path: Path, weights: PublishedWeights, accepted: str | None = None, called: Path | None = None) -> None:
+    """Refuse a file that is neither the published nor the accepted one, by name of what is wrong with it.
+
+    Args:
+        path: the file.
+        weights: what it should be.
+        accepted: git blob id of another file that is fine as well, if it has the layout.
+        called: how the messages name the file; default ``path``.
+
+    Raises:
+        WeightsError: truncated, foreign, or tampered with.
+    """
+    blob = git_blob_id(path)
+    if blob == weights.git_blob:
+        return
+    called = called or path
+    if problems := weights.layout_problems(read(path, called)):
+        raise WeightsError(f"{called} is a checkpoint of another network, not {weights.filename}: {problems}.")
+    if blob != accepted:
+        raise WeightsError(
+            f"{called} has the layout of {weights.filename}, but it is not the published file: its git blob id is {blob}, "
+            f"published is {weights.git_blob}. Either it was changed (delete it, then run: nnunet-dg weights fetch "
+            f"{weights.name}), or it is your own training (then run: nnunet-dg weights install {weights.name} FILE "
+            f"--unpublished)."
+        )
+
+
+def read(path: Path, called: Path | None = None) -> dict[str, Tensor]:
+    """The state dict in a file, read with ``weights_only=True``.
+
+    Raises:
+        WeightsError: not a complete PyTorch file, or not a state dict.
+    """
+    called = called or path
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"There is no file {called}.") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{called} is not a file of tensors alone: it is truncated, not from PyTorch, or asks to run code "
+            f"(PyTorch says: {str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(
+            f"{called} is truncated or damaged: {path.stat().st_size} bytes that PyTorch cannot read "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{called} holds no state dict (parameter names and tensors), but a {type(content).__name__}.")
+    return content
+
+
+def git_blob_id(path: Path) -> str:
+    """What git calls this content: the SHA-1 of ``blob <size>\\0`` and the bytes."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _note_path(weights: PublishedWeights) -> Path:
+    return cached_path(weights).with_suffix(".unpublished")
+
+
+@contextmanager
+def _placing(weights: PublishedWeights) -> Iterator[Path]:
+    """A temporary file beside the final one; it takes the final name if the block succeeds, and goes if not."""
+    final = cached_path(weights)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=final.name, suffix=".partial")
+    except OSError as error:
+        raise WeightsError(
+            f"{final.parent} cannot be written ({error}). Set NNUNET_DG_HOME to a folder that can, the same on all nodes."
+        ) from error
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _missing(weights: PublishedWeights, reason: str) -> str:
+    return (
+        f"The weights of '{weights.name}' are not on this machine and could not be fetched ({reason}).\n"
+        f"  The file belongs at:  {cached_path(weights)}\n"
+        f"  Where there is internet, download {weights.url}\n"
+        f"  and install it here:  nnunet-dg weights install {weights.name} FILE\n"
+        f"  Or train without any weights:  -tr nnUNetTrainerDropGen_MIND"
+    )

@@ -1,0 +1,1 @@
+"""Experiment planners, one file per family. nnU-Net finds them through the entry points `nnunetv2.planners`."""

@@ -1,0 +1,70 @@
+"""DropGen in nnU-Net: frozen stable features beside the image, and channel dropout over both (arXiv 2604.02564)."""
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_5epochs
+
+from nnunet_dg.dropgen import DropGenSettings, build_dropgen_network
+from nnunet_dg.nnunet.settings import record, resolve
+from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.nnunet.weights import load_extractor
+
+
+class nnUNetTrainerDropGen(nnUNetTrainer):
+    """nnU-Net's own recipe on the planned network, which sees the image and 16 anatomix features, dropped at p = 0.5.
+
+    A variant is a subclass with other `dropgen` settings; ``plans["nnunet_dg"]["dropgen"]`` comes before both.
+    """
+
+    dropgen = DropGenSettings()
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        record(plans, "dropgen", resolve(plans, "dropgen", self.dropgen))
+        super().__init__(plans, configuration, fold, dataset_json, device)
+
+    @classmethod
+    def build_network_architecture(
+        cls, plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ):
+        def planned(channels):
+            return super(nnUNetTrainerDropGen, cls).build_network_architecture(
+                plans_manager, configuration_manager, channels, num_output_channels, enable_deep_supervision
+            )
+
+        return build_dropgen_network(
+            resolve(plans_manager.plans, "dropgen", cls.dropgen),
+            planned,
+            num_input_channels,
+            num_image_channels=len(configuration_manager.normalization_schemes),
+            spatial_dims=len(configuration_manager.patch_size),
+        )
+
+    def on_train_start(self):
+        if not self.was_initialized:
+            self.initialize()
+        load_extractor(unwrap(self.network), self.print_to_log_file)
+        super().on_train_start()
+
+
+class nnUNetTrainerDropGen_p025(nnUNetTrainerDropGen):
+    """Milder dropping: leans more on the image, closer to nnU-Net in-domain."""
+
+    dropgen = DropGenSettings(p=0.25)
+
+
+class nnUNetTrainerDropGen_p075(nnUNetTrainerDropGen):
+    """Stronger dropping: leans more on the features."""
+
+    dropgen = DropGenSettings(p=0.75)
+
+
+class nnUNetTrainerDropGen_MIND(nnUNetTrainerDropGen):
+    """MIND-SSC descriptors instead of anatomix: no weights to fetch, 2-D and 3-D."""
+
+    dropgen = DropGenSettings(extractor="mind")
+
+
+class nnUNetTrainerDropGen_MIND_5epochs(nnUNetTrainerDropGen_MIND, nnUNetTrainer_5epochs):
+    """As nnUNetTrainer_5epochs: for trying things out, and what `nnunet-dg demo` trains."""
