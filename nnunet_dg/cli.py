@@ -1,2 +1,117 @@
-def main() -> int:
+"""The command ``nnunet-dg``. Training and predicting stay nnU-Net's own commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXT_TRAINERS = Path(__file__).parent / "ext_trainers"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Expected errors are printed without a traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError as error:  # WeightsError, DemoError
+        print(f"nnunet-dg: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnunet-dg",
+        description="Domain generalization for nnU-Net. Train with: nnUNetv2_train ID CONFIG FOLD -tr nnUNetTrainerDropGen",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="check that nnU-Net finds our trainers, which weights are here, which device")
+    doctor.set_defaults(run=_doctor)
+
+    env = commands.add_parser(
+        "env",
+        help="print the environment variable for those who switch PyTorch's autoload off",
+        description='For shells in which TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: eval "$(nnunet-dg env)". '
+        "Trainers only, and nnU-Net 2.8 or newer.",
+    )
+    env.set_defaults(run=_env)
+
+    weights = commands.add_parser("weights", help="list, fetch or install the weights of extractors")
+    actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="which weights are on this machine, and where")
+    listing.set_defaults(run=_weights_list)
+    fetch = actions.add_parser("fetch", help="download and verify (on a machine with internet)")
+    fetch.add_argument("name", help="the extractor, for example anatomix")
+    fetch.set_defaults(run=_weights_fetch)
+    install = actions.add_parser("install", help="put a local file where trainings look for it")
+    install.add_argument("name", help="the extractor, for example anatomix")
+    install.add_argument("file", type=Path, help="the file, as published")
+    install.add_argument(
+        "--unpublished", action="store_true", help="accept a file with the right layout that is not the published one"
+    )
+    install.set_defaults(run=_weights_install)
+
+    demo = commands.add_parser(
+        "demo",
+        help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
+        description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one domain "
+        "for five short epochs each, predicts both domains and prints Dice. Rerun in the same folder to continue.",
+    )
+    demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
+    demo.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="as nnU-Net's (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from nnunet_dg.doctor import report
+
+    return 0 if report() else 1
+
+
+def _env(_: argparse.Namespace) -> int:
+    present = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]  # noqa: SIM112
+    paths = present if str(EXT_TRAINERS) in present else [*present, str(EXT_TRAINERS)]
+    print(f"export nnUNet_extTrainer={shlex.quote(os.pathsep.join(paths))}")
     return 0
+
+
+def _weights_list(_: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from nnunet_dg.doctor import weights_table
+
+    Console().print(weights_table())
+    return 0
+
+
+def _weights_fetch(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.extractors import weights
+
+    print(f"Installed: {weights.fetch(weights.published(arguments.name))}")
+    return 0
+
+
+def _weights_install(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.extractors import weights
+
+    installed = weights.install(weights.published(arguments.name), arguments.file, unpublished=arguments.unpublished)
+    print(f"Installed: {installed}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.demo.run import run_demo
+
+    run_demo(arguments.output.resolve(), arguments.device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -57,6 +57,30 @@ def home() -> Path:
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("nnunet-dg")
 
 
+def published(name: str) -> PublishedWeights:
+    """The weights of an extractor by its name.
+
+    Raises:
+        WeightsError: nothing is published under that name.
+    """
+    if name not in PUBLISHED:
+        raise WeightsError(f"Weights are published for {', '.join(PUBLISHED)}; got {name!r}.")
+    return PUBLISHED[name]
+
+
+def state(weights: PublishedWeights) -> str:
+    """In words: not here, published, installed as unpublished, or what is wrong with the file."""
+    path = cached_path(weights)
+    if not path.is_file():
+        return "not on this machine"
+    accepted = accepted_blob(weights)
+    try:
+        verify(path, weights, accepted)
+    except WeightsError as error:
+        return f"REFUSED: {error}"
+    return "published file" if accepted is None else f"installed as unpublished (git blob {accepted})"
+
+
 def cached_path(weights: PublishedWeights) -> Path:
     """Where the file belongs, whether or not it is there."""
     return home() / weights.filename

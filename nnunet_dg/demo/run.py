@@ -1,0 +1,163 @@
+"""The demo: nnU-Net's own commands on the phantom, once per trainer, and the table and picture of what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_dg.demo.phantom import LABELS, write_dataset
+
+DATASET = "Dataset999_DropGenDemo"
+PLANS = "nnUNetDemoPlans"
+TRAINERS = ("nnUNetTrainer_5epochs", "nnUNetTrainerDropGen_MIND_5epochs")
+DOMAINS = {"source": "in-domain", "target": "unseen domain"}
+
+Scores = dict[str, dict[str, float]]
+
+
+class DemoError(RuntimeError):
+    """One of nnU-Net's commands failed."""
+
+
+def run_demo(folder: Path, device: str = "cpu") -> Scores:
+    """Run the demo in ``folder``; finished steps of an earlier run in the same folder are kept.
+
+    Args:
+        folder: everything is written below it.
+        device: what nnU-Net's ``-device`` takes: cpu, cuda or mps.
+
+    Returns:
+        Mean foreground Dice in [0, 1], by trainer and domain.
+
+    Raises:
+        DemoError: one of the commands failed; its log is named.
+    """
+    start = time.monotonic()
+    console = Console()
+    raw = folder / "nnUNet_raw" / DATASET
+    if not (raw / "dataset.json").is_file():
+        console.print(f"Writing a two-domain phantom dataset to {raw}")
+        write_dataset(raw)
+    nnunet = _NNUNet(folder, console)
+    nnunet("plan", "nnUNetv2_plan_and_preprocess -d 999 -c 3d_fullres -np 2 -npfp 2")
+    _write_small_plans(folder / "nnUNet_preprocessed" / DATASET)
+    for trainer in TRAINERS:
+        nnunet(f"train_{trainer}", f"nnUNetv2_train 999 3d_fullres all -p {PLANS} -tr {trainer} -device {device}")
+    for trainer in TRAINERS:
+        for domain in DOMAINS:
+            images, predictions = raw / f"test_{domain}" / "images", folder / "predictions" / trainer / domain
+            what = f"-i {shlex.quote(str(images))} -o {shlex.quote(str(predictions))}"
+            how = f"-d 999 -c 3d_fullres -f all -p {PLANS} -tr {trainer} -device {device} -npp 1 -nps 1"
+            nnunet(f"predict_{trainer}_{domain}", f"nnUNetv2_predict {what} {how}")
+    scores = {t: {d: mean_dice(folder / "predictions" / t / d, raw / f"test_{d}" / "labels") for d in DOMAINS} for t in TRAINERS}
+    (folder / "dice.json").write_text(json.dumps(scores, indent=1))
+    figure(folder, raw).savefig(folder / "demo.png", dpi=150, bbox_inches="tight")
+    console.print(table(scores))
+    console.print(f"Cases, truths and predictions: {folder / 'demo.png'}")
+    console.print(f"Took {(time.monotonic() - start) / 60:.1f} minutes.")
+    return scores
+
+
+class _NNUNet:
+    """Runs nnU-Net's commands in the demo's own folders, one log each; a finished step is not repeated."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.logs = folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.console = console
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        self.environment = os.environ | {name: str(folder / name) for name in names} | {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+
+    def __call__(self, step: str, command: str) -> None:
+        log, done = self.logs / f"{step}.log", self.logs / f"{step}.done"
+        self.console.print(f"[bold]$ {command}[/bold]" + ("  (done before)" if done.exists() else ""), soft_wrap=True)
+        if done.exists():
+            return
+        program, *arguments = shlex.split(command)
+        start = time.monotonic()
+        with log.open("w") as output, self.console.status("") as status:
+            process = subprocess.Popen(  # noqa: S603
+                [str(Path(sysconfig.get_path("scripts")) / program), *arguments],
+                env=self.environment, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            while process.poll() is None:
+                status.update(f"{time.monotonic() - start:4.0f} s  {_last_line(log)}")
+                time.sleep(1)
+        if process.returncode:
+            raise DemoError(f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}")
+        done.touch()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1][:100] if lines else ""
+
+
+def _write_small_plans(preprocessed: Path) -> None:
+    """nnU-Net's plans with a network small enough for two CPU cores, under another name."""
+    plans: dict[str, Any] = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["batch_size"] = 2
+    network = configuration["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [8 * 2**stage for stage in range(network["n_stages"])]
+    (preprocessed / f"{PLANS}.json").write_text(json.dumps(plans | {"plans_name": PLANS}, indent=1))
+
+
+def mean_dice(predictions: Path, labels: Path) -> float:
+    """Dice in [0, 1] of each foreground label of each case, averaged over all of them."""
+    files = sorted(labels.glob("*.nii.gz"))
+    return float(np.mean([_dice(_read(predictions / f.name) == n, _read(f) == n) for f in files for n in LABELS.values() if n]))
+
+
+def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def table(scores: Scores) -> Table:
+    """Dice in percent, one row per trainer, one column per domain."""
+    result = Table("trainer", *(f"Dice, {domain}" for domain in DOMAINS.values()), title="nnunet-dg demo")
+    for trainer, dice in scores.items():
+        result.add_row(trainer, *(f"{100 * dice[domain]:.1f}" for domain in DOMAINS))
+    return result
+
+
+def figure(folder: Path, raw: Path) -> Figure:
+    """One case in both domains (rows): the image, the truth, and each trainer's prediction."""
+    case = sorted((raw / "test_target" / "labels").glob("*.nii.gz"))[0].name
+    truth = _read(raw / "test_target" / "labels" / case)
+    middle = int((truth == LABELS["lesion"]).sum((1, 2)).argmax())
+    columns = ("image", "truth", *TRAINERS)
+    result = Figure(figsize=(3 * len(columns), 6), layout="constrained")
+    for row, (axes, (domain, name)) in enumerate(zip(result.subplots(2, len(columns)), DOMAINS.items(), strict=True)):
+        image = _read(raw / f"test_{domain}" / "images" / case.replace(".nii.gz", "_0000.nii.gz"))[middle]
+        masks = [None, truth, *(_read(folder / "predictions" / t / domain / case) for t in TRAINERS)]
+        for ax, title, mask in zip(axes, columns, masks, strict=True):
+            ax.imshow(image, cmap="gray")
+            for label, color in ((LABELS["organ"], "#E69F00"), (LABELS["lesion"], "#56B4E9")):
+                if mask is not None and (mask[middle] >= label).any():
+                    ax.contour(mask[middle] >= label, levels=[0.5], colors=color, linewidths=2)
+            ax.set(xticks=[], yticks=[], title="" if row else title.removeprefix("nnUNetTrainer") or title)
+        axes[0].set_ylabel(name)
+    return result
+
+
+def _read(path: Path) -> NDArray[Any]:
+    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(path)))
+
+
+if __name__ == "__main__":
+    run_demo(Path(sys.argv[1]))

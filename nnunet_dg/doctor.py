@@ -1,0 +1,85 @@
+"""`nnunet-dg doctor`: does nnU-Net find what is registered, by its own functions, and is everything there to train?"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import import_module
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_dg.extractors import weights as room
+from nnunet_dg.plugin import GROUPS, LOOKUP_MODULE, LOOKUP_NAME
+
+
+def report() -> bool:
+    """Print what was found; True if nnU-Net finds every registered class."""
+    console = Console()
+    console.print(versions_table())
+    classes, all_found = classes_table()
+    console.print(classes)
+    console.print(weights_table())
+    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+        console.print(
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches off PyTorch's autoload, through which nnU-Net finds registered "
+            'classes. Unset it, or for trainers (nnU-Net 2.8 or newer): eval "$(nnunet-dg env)"'
+        )
+    return all_found
+
+
+def versions_table() -> Table:
+    """Versions and device."""
+    table = Table(title="versions", show_header=False)
+    for name in ("nnunet-dg", "nnunetv2", "torch"):
+        table.add_row(name, version(name))
+    table.add_row("python", platform.python_version())
+    table.add_row("device", _device())
+    return table
+
+
+def classes_table() -> tuple[Table, bool]:
+    """One row per registered class: found by nnU-Net, or why not; and whether all were."""
+    table = Table("class", "group", "found", title="what nnU-Net finds")
+    all_found = True
+    for package, group in GROUPS.items():
+        for name in sorted({entry_point.name for entry_point in entry_points(group=group)}):
+            try:
+                found = _look_up(package, name)
+                text = f"{found.__module__}" if found is not None else "NOT FOUND"
+            except Exception as error:  # whatever a package's import raises is what the user needs to see
+                found, text = None, f"FAILED: {error}"
+            all_found &= found is not None
+            table.add_row(name, group, text)
+    return table, all_found
+
+
+def weights_table() -> Table:
+    """One row per published weights file."""
+    table = Table("weights", "state", "where", title="weights of extractors")
+    for weights in room.PUBLISHED.values():
+        table.add_row(weights.name, room.state(weights), str(room.cached_path(weights)))
+    return table
+
+
+def _look_up(package: str, name: str) -> type | None:
+    """As nnU-Net does it: trainers through the function of its commands where there is one (2.8), else the tree walk."""
+    if package.endswith("nnUNetTrainer"):
+        try:
+            find_objects = import_module("nnunetv2.utilities.find_objects")
+        except ModuleNotFoundError:
+            pass  # nnU-Net 2.7 has the walk alone
+        else:
+            return find_objects.recursive_find_trainer_class_by_name(name)  # type: ignore[no-any-return]
+    folder = Path(next(iter(import_module("nnunetv2").__path__))).joinpath(*package.split(".")[1:])
+    walk = getattr(import_module(LOOKUP_MODULE), LOOKUP_NAME)
+    return walk(str(folder), name, package)  # type: ignore[no-any-return]
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return "Apple MPS" if torch.backends.mps.is_available() else "CPU only"

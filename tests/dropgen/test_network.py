@@ -1,0 +1,175 @@
+import pytest
+import torch
+from torch import nn
+
+from nnunet_dg.dropgen import ChannelDropout, DropGenNetwork, DropGenSettings, build_dropgen_network
+from nnunet_dg.extractors import build_extractor
+from nnunet_dg.extractors.base import minmax
+
+MIND = DropGenSettings(extractor="mind")
+
+
+class Recorder(nn.Module):
+    """Stands where the segmentation network stands, and keeps what it was given."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+        self.convolution = nn.Conv3d(channels, 2, 1)
+        self.decoder = nn.Identity()
+
+    def forward(self, z):
+        self.given = z
+        assert z.shape[1] == self.channels
+        return z.mean(1, keepdim=True)
+
+
+def build(settings, image_channels=1, rest=0, spatial_dims=3):
+    return build_dropgen_network(settings, Recorder, image_channels + rest, image_channels, spatial_dims)
+
+
+@pytest.mark.parametrize(
+    ("settings", "image_channels", "rest", "expected"),
+    [
+        (DropGenSettings(), 1, 0, 17),
+        (DropGenSettings(), 4, 0, 68),
+        (DropGenSettings(combine="mean"), 4, 0, 20),
+        (DropGenSettings(), 1, 3, 20),
+        (MIND, 2, 0, 26),
+        (DropGenSettings(inputs="features"), 1, 0, 16),
+        (DropGenSettings(inputs="image"), 4, 2, 6),
+    ],
+)
+def test_number_of_input_channels(settings, image_channels, rest, expected):
+    assert build(settings, image_channels, rest).network.channels == expected
+
+
+@pytest.mark.parametrize("spatial", [(10, 12), (8, 9, 10)])
+def test_network_sees_image_then_features_then_the_rest(spatial):
+    net = build(MIND, image_channels=2, rest=3, spatial_dims=len(spatial)).eval()
+    x = torch.rand(2, 5, *spatial)
+    net(x)
+    mind = build_extractor("mind", spatial_dims=len(spatial))
+    expected = [x[:, :2], mind(x[:, 0:1]), mind(x[:, 1:2]), x[:, 2:]]
+    torch.testing.assert_close(net.network.given, torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_mean_of_features_over_image_channels():
+    net = build(DropGenSettings(extractor="mind", combine="mean"), image_channels=2).eval()
+    x = torch.rand(1, 2, 8, 8, 8)
+    net(x)
+    mind = build_extractor("mind")
+    expected = (mind(x[:, :1]) + mind(x[:, 1:])) / 2
+    torch.testing.assert_close(net.network.given[:, 2:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_image_can_be_min_maxed():
+    net = build(DropGenSettings(extractor="mind", image_scaling="minmax")).eval()
+    x = 100 * torch.randn(2, 1, 8, 8, 8)
+    net(x)
+    torch.testing.assert_close(net.network.given[:, :1], minmax(x))
+
+
+def test_previous_stage_is_never_dropped():
+    torch.manual_seed(0)
+    net = build(DropGenSettings(extractor="mind", p=0.9), rest=2).train()
+    x = torch.rand(50, 3, 6, 6, 6) + 1
+    net(x)
+    assert torch.equal(net.network.given[:, -2:], x[:, 1:])
+    assert (net.network.given[:, :-2].flatten(2).abs().sum(2) == 0).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("inputs", ["image", "features"])
+def test_nothing_is_dropped_from_one_input_alone(inputs):
+    net = build(DropGenSettings(extractor="mind", inputs=inputs, p=0.9)).train()
+    x = torch.rand(20, 1, 6, 6, 6)
+    net(x)
+    assert (net.network.given.flatten(2).abs().sum(2) > 0).all()
+
+
+def test_eval_is_deterministic_and_training_is_not():
+    net = build(MIND)
+    x = torch.rand(4, 1, 8, 8, 8)
+    assert torch.equal(net.eval()(x), net(x))
+    assert not torch.equal(net.train()(x), net(x))
+
+
+def test_half_precision_features_make_the_input_half_precision(anatomix_weights):
+    net = build(DropGenSettings()).eval()
+    net.extractor.load_published(anatomix_weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net(torch.rand(1, 1, 20, 24, 32))
+    assert net.network.given.dtype == torch.bfloat16
+    assert torch.isfinite(net.network.given).all()
+
+
+def test_four_channels_anisotropic_patch(anatomix_weights):
+    net = build(DropGenSettings(), image_channels=4).train()
+    net.extractor.load_published(anatomix_weights)
+    x = torch.rand(1, 4, 12, 48, 40)
+    x[:, 2] = 5.0  # one channel is constant
+    assert torch.isfinite(net(x)).all()
+    assert net.network.given.shape == (1, 68, 12, 48, 40)
+
+
+def test_nnunet_switches_deep_supervision_on_our_network():
+    net = build(MIND)
+    net.decoder.deep_supervision = True
+    assert net.network.decoder.deep_supervision is True
+
+
+def test_state_dict_is_complete(anatomix_weights):
+    trained = build(DropGenSettings()).eval()
+    trained.extractor.load_published(anatomix_weights)
+    fresh = build(DropGenSettings()).eval()
+    with pytest.raises(RuntimeError, match="no weights"):
+        fresh(torch.rand(1, 1, 32, 32, 32))
+    fresh.load_state_dict(trained.state_dict())
+    x = torch.rand(1, 1, 32, 32, 32)
+    assert torch.equal(fresh(x), trained(x))
+
+
+def test_checkpoint_of_another_extractor_is_named():
+    mind, anatomix = build(MIND), build(DropGenSettings())
+    with pytest.raises(RuntimeError, match="trained with another extractor. The plans say extractor 'anatomix'"):
+        anatomix.load_state_dict(mind.state_dict())
+    with pytest.raises(RuntimeError, match="trained with another extractor. The plans say extractor 'mind'"):
+        mind.load_state_dict(anatomix.state_dict())
+    with pytest.raises(RuntimeError, match="trained with another extractor.*layer 'final'"):
+        build(DropGenSettings(layer="final")).load_state_dict(anatomix.state_dict())
+
+
+def test_plain_nnunet_checkpoint_is_named():
+    with pytest.raises(RuntimeError, match="no DropGen checkpoint"):
+        build(MIND).load_state_dict(Recorder(13).state_dict())
+
+
+def test_compiles_without_graph_breaks_and_agrees():
+    net = DropGenNetwork(nn.Conv3d(13, 2, 1), build_extractor("mind"), ChannelDropout(0.5), 1, MIND).eval()
+    x = torch.rand(1, 1, 8, 9, 10)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"p": 1}, r"p must be a probability in \[0, 1\)"),
+        ({"extractor": "anatomics"}, "extractor must be one of anatomix, anatomix-dev, mind; got 'anatomics'"),
+        ({"layer": 59}, "layer must be one of penultimate, final; got 59"),
+        ({"combine": "sum"}, "combine must be one of concat, mean; got 'sum'"),
+        ({"inputs": "both"}, "inputs must be one of image.features, features, image; got 'both'"),
+        ({"masking": "block"}, "masking must be one of channel, structured; got 'block'"),
+        ({"image_scaling": "zscore"}, "image_scaling must be one of none, minmax; got 'zscore'"),
+        ({"weights": 3}, "weights must be the path of a file, or null; got 3"),
+    ],
+)
+def test_settings_name_what_is_accepted(given, message):
+    with pytest.raises(ValueError, match=message):
+        DropGenSettings(**given)
+
+
+def test_two_dimensional_anatomix_is_refused():
+    with pytest.raises(NotImplementedError, match="'anatomix' is 3-D only"):
+        build(DropGenSettings(), spatial_dims=2)

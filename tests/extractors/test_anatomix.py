@@ -1,0 +1,175 @@
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_weights, shared
+from plain_anatomix import PlainAnatomix
+from torch import nn
+from torch.nn import functional as F
+
+from nnunet_dg.extractors import build_extractor
+from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix, NearestMerge, fold, published_layout
+from nnunet_dg.extractors.base import instance_norm, minmax
+
+SMALLEST = {"anatomix": 32, "anatomix-dev": 64}
+
+
+def loaded(variant="anatomix", layer="penultimate", weights=None):
+    extractor = Anatomix(variant, layer)
+    extractor.load_published(weights or random_weights(variant))
+    return extractor
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("case", ["anatomix/a", "anatomix/b", "anatomix-dev/a"])
+def test_agrees_with_the_published_network_on_golden_vectors(case, layer):
+    golden = np.load(shared("golden", "anatomix_features.npz"))
+    spec = importlib.util.spec_from_file_location("formula", shared("golden", "formula_weights.py"))
+    formula = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(formula)
+    given = json.loads(shared("golden", "anatomix_inputs.json").read_text())[case]
+    variant = case.split("/")[0]
+    weights = {key: torch.from_numpy(np.asarray(value)) for key, value in formula.state_dict(variant).items()}
+    x = torch.from_numpy(formula.volume(given["seed"], tuple(given["shape"])))
+
+    with torch.no_grad():
+        raw = loaded(variant, layer, weights).features(x)
+
+    b, i, j, k = golden[f"{case}/voxels"].astype(int)
+    for name, features in (("raw", raw), ("instance_norm", instance_norm(raw))):
+        expected = golden[f"{case}/{layer}/{name}"]
+        assert np.abs(features[b, :, i, j, k].numpy() - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_agrees_with_the_plain_unfolded_network(variant, layer):
+    weights = random_weights(variant, seed=1)
+    x = torch.rand(2 if variant == "anatomix" else 1, 1, *[SMALLEST[variant]] * 3)
+
+    with torch.no_grad():
+        raw = loaded(variant, layer, weights).features(x)
+
+    plain = PlainAnatomix(weights, VARIANTS[variant].poolings, dev=variant == "anatomix-dev")(x)[layer]
+    torch.testing.assert_close(raw, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layout_is_that_of_the_published_file(variant):
+    layout = json.loads(shared("golden", "anatomix_layout.json").read_text())[variant]
+    assert published_layout(VARIANTS[variant]) == {key: tuple(shape) for key, shape in layout.items()}
+
+
+def test_published_network_has_the_published_number_of_parameters():
+    shapes = published_layout(VARIANTS["anatomix"])
+    learned = [np.prod(shape) for key, shape in shapes.items() if key.endswith(("weight", "bias"))]
+    assert sum(learned) == pytest.approx(5.9e6, rel=0.01)
+
+
+def test_fold_by_hand():
+    weight, bias = torch.full((1, 1, 3, 3, 3), 2.0), torch.tensor([1.0])
+    norm = {"weight": torch.tensor([3.0]), "bias": torch.tensor([0.5])}
+    norm |= {"running_mean": torch.tensor([4.0]), "running_var": torch.tensor([9.0])}
+    folded = fold(weight, bias, norm, eps=0.0)
+    # 3 * (2 x + 1 - 4) / 3 + 0.5 = 2 x - 2.5
+    assert folded["weight"].unique().tolist() == pytest.approx([2.0])
+    assert folded["bias"].tolist() == pytest.approx([-2.5])
+
+
+def test_nearest_merge_is_the_convolution_of_the_upsampled_feature():
+    merge = NearestMerge(skip=2, below=3, width=4, activation=False)
+    weight, bias = torch.randn(4, 5, 3, 3, 3), torch.randn(4)
+    merge.take(weight, bias)
+    skip, x = torch.randn(2, 2, 8, 6, 4), torch.randn(2, 3, 4, 3, 2)
+    both = torch.cat([skip, F.interpolate(x, scale_factor=2, mode="nearest")], dim=1)
+    expected = F.conv3d(F.pad(both, (1,) * 6, mode="reflect"), weight, bias)
+    with torch.no_grad():
+        torch.testing.assert_close(merge(skip, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(20, 40, 32), (12, 48, 40), (5, 17, 33), (2, 2, 2)])
+def test_any_patch_size_is_padded_by_replication_and_cropped_back(size, anatomix_weights):
+    x = torch.rand(1, 1, *size)
+    extractor = loaded(weights=anatomix_weights)
+    target = [max(32, -(-n // 16) * 16) for n in size]
+    below = [(t - n) // 2 for t, n in zip(target, size, strict=True)]
+    index = [torch.arange(t).sub(b).clamp(0, n - 1) for t, b, n in zip(target, below, size, strict=True)]
+    padded = minmax(x)[:, :, index[0]][:, :, :, index[1]][:, :, :, :, index[2]]
+    raw = PlainAnatomix(anatomix_weights)(padded)["penultimate"]
+    b = below
+    cropped = raw[:, :, b[0] : b[0] + size[0], b[1] : b[1] + size[1], b[2] : b[2] + size[2]]
+    torch.testing.assert_close(extractor(x), F.instance_norm(cropped), rtol=1e-3, atol=1e-3)
+
+
+def test_range_of_the_image_does_not_matter_and_samples_do_not_mix(anatomix_weights):
+    extractor = loaded(weights=anatomix_weights)
+    x = torch.rand(2, 1, 32, 32, 32)
+    both = extractor(x)
+    torch.testing.assert_close(extractor(1000 * x - 300), both, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(torch.cat([extractor(x[:1]), extractor(x[1:])]), both, rtol=1e-3, atol=1e-3)
+
+
+def test_constant_patch_gives_finite_features(anatomix_weights):
+    for value in (0.0, 7.0, -1e6):
+        features = loaded(weights=anatomix_weights)(torch.full((1, 1, 20, 24, 32), value))
+        assert torch.isfinite(features).all()
+        assert features.abs().max() < 1  # no contrast in, none out: only rounding
+
+
+@pytest.mark.parametrize(("dtype", "agreement"), [(torch.bfloat16, 0.95), (torch.float16, 0.999)])
+def test_autocast_stays_finite_and_close(dtype, agreement, anatomix_weights):
+    extractor = loaded(weights=anatomix_weights)
+    x = torch.rand(1, 1, 32, 32, 32)
+    with torch.autocast("cpu", dtype=dtype):
+        half = extractor(x)
+        assert torch.isfinite(extractor(torch.zeros(1, 1, 32, 32, 32))).all()
+    assert torch.isfinite(half).all()
+    assert F.cosine_similarity(half.float().flatten(2), extractor(x).flatten(2), dim=2).min() > agreement
+
+
+def test_frozen_stays_frozen_whatever_its_parent_does(anatomix_weights):
+    extractor = loaded(weights=anatomix_weights)
+    before = {key: value.clone() for key, value in extractor.state_dict().items()}
+    parent = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), extractor, nn.Conv3d(16, 1, 1)).train()
+    optimizer = torch.optim.AdamW(parent.parameters(), lr=1.0, weight_decay=1.0)
+    for _ in range(2):
+        parent(torch.rand(1, 1, 32, 32, 32)).sum().backward()
+        optimizer.step()
+    assert not any(module.training for module in extractor.modules())
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    assert all(torch.equal(before[key], value) for key, value in extractor.state_dict().items())
+
+
+def test_no_weights_is_an_error_and_a_state_dict_cures_it(anatomix_weights):
+    empty = Anatomix()
+    with pytest.raises(RuntimeError, match="no weights"):
+        empty(torch.rand(1, 1, 32, 32, 32))
+    nn.Sequential(empty).load_state_dict(nn.Sequential(loaded(weights=anatomix_weights)).state_dict())
+    assert torch.isfinite(empty(torch.rand(1, 1, 32, 32, 32))).all()
+
+
+def test_refuses_what_it_cannot_take(anatomix_weights):
+    extractor = loaded(weights=anatomix_weights)
+    with pytest.raises(ValueError, match=r"\(B, 1, X, Y, Z\); got \(1, 1, 32, 32\)"):
+        extractor(torch.rand(1, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"patch too small: .*\(1, 32, 32\)"):
+        extractor(torch.rand(1, 1, 1, 32, 32))
+    with pytest.raises(ValueError, match="layer must be one of penultimate, final; got 'last'"):
+        Anatomix(layer="last")
+    with pytest.raises(ValueError, match="variant must be one of anatomix, anatomix-dev; got 'x'"):
+        Anatomix("x")
+    wrong = dict(anatomix_weights)
+    wrong["model.0.weight"] = torch.zeros(16, 1, 5, 5, 5)
+    del wrong["model.3.weight"]
+    with pytest.raises(ValueError, match=r"model\.3\.weight is missing, model\.0\.weight has shape \(16, 1, 5, 5, 5\)"):
+        Anatomix().load_published(wrong)
+
+
+def test_build_extractor_reads_a_given_file(tmp_path, anatomix_weights):
+    torch.save(anatomix_weights, tmp_path / "mine.pth")
+    x = torch.rand(1, 1, 32, 32, 32)
+    built = build_extractor("anatomix", weights=tmp_path / "mine.pth", layer="final")
+    assert built.out_channels == 16
+    torch.testing.assert_close(built(x), loaded(layer="final", weights=anatomix_weights)(x))

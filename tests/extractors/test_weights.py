@@ -1,0 +1,207 @@
+import hashlib
+import pickle
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from helpers import random_weights
+
+from nnunet_dg.extractors import build_extractor
+from nnunet_dg.extractors import weights as room
+from nnunet_dg.extractors.weights import WeightsError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNUNET_DG_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def file(tmp_path, anatomix_weights):
+    torch.save(anatomix_weights, tmp_path / "local.pth")
+    return tmp_path / "local.pth"
+
+
+class Server:
+    """Serves ``content`` (or fails with ``status``) under any path of localhost and counts the requests."""
+
+    def __init__(self, content=b"", status=200, announced=None):
+        server, self.requests = self, 0
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.requests += 1
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content) if announced is None else announced))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/model-weights/anatomix.pth"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def published(file, url):
+    """The pinned file as if ``file`` were what its authors published at ``url``."""
+    return replace(room.PUBLISHED["anatomix"], url=url, git_blob=room.git_blob_id(file))
+
+
+def test_pins_the_published_file():
+    pinned = room.PUBLISHED["anatomix"]
+    assert pinned.git_blob == "d13b2f335850a0a3a9042dcaf9a7181631098b80"
+    assert pinned.url == "https://github.com/neel-dey/anatomix/raw/a29b8a8/model-weights/anatomix.pth"
+
+
+def test_git_blob_id_is_what_git_says(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"what is up, doc?")
+    assert room.git_blob_id(path) == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"  # the example of the Pro Git book
+    git = subprocess.run(["git", "hash-object", str(path)], capture_output=True, text=True, check=True)
+    assert room.git_blob_id(path) == git.stdout.strip()
+
+
+def test_fetched_once_then_found_without_network(file, home, anatomix_weights):
+    with Server(file.read_bytes()) as server:
+        weights = published(file, server.url)
+        assert room.locate(weights) == home / "anatomix.pth"
+        assert room.locate(weights) == home / "anatomix.pth"
+        assert server.requests == 1
+    assert (home / "anatomix.pth").read_bytes() == file.read_bytes()
+    assert room.locate(weights) == home / "anatomix.pth"  # the server is gone
+    assert [path.name for path in home.iterdir()] == ["anatomix.pth"]
+
+
+def test_two_trainings_starting_together_both_get_the_whole_file(file, home):
+    with Server(file.read_bytes()) as server, ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: room.locate(published(file, server.url)), range(4)))
+    assert {path.read_bytes() for path in paths} == {file.read_bytes()}
+    assert [path.name for path in home.iterdir()] == ["anatomix.pth"]
+
+
+@pytest.mark.parametrize("how", ["refused", "missing", "cut off"])
+def test_unreachable_says_where_the_file_belongs_and_what_to_do(how, file, home):
+    content = file.read_bytes()
+    with Server(content[:1000] if how == "cut off" else b"", 404 if how == "missing" else 200, len(content)) as server:
+        url = "http://127.0.0.1:9/anatomix.pth" if how == "refused" else server.url
+        with pytest.raises(WeightsError) as caught:
+            room.locate(published(file, url))
+    for part in (url, str(home / "anatomix.pth"), "nnunet-dg weights install anatomix FILE", "nnUNetTrainerDropGen_MIND"):
+        assert part in str(caught.value)
+    assert list(home.iterdir()) == []
+
+
+def test_a_download_that_is_not_the_published_file_is_not_kept(file, home, tmp_path):
+    torch.save(random_weights(seed=5), tmp_path / "other.pth")
+    with (
+        Server((tmp_path / "other.pth").read_bytes()) as server,
+        pytest.raises(WeightsError, match=f"not the published file: its git blob id is {room.git_blob_id(tmp_path / 'other.pth')}"),
+    ):
+        room.locate(published(file, server.url))
+    assert list(home.iterdir()) == []
+
+
+def test_a_login_page_instead_of_the_file_is_refused(file, home):
+    with Server(b"<html>Please log in</html>") as server, pytest.raises(WeightsError, match="not from PyTorch"):
+        room.locate(published(file, server.url))
+    assert list(home.iterdir()) == []
+
+
+def test_installed_by_hand_and_then_used(file, home, anatomix_weights):
+    weights = published(file, "http://127.0.0.1:9/")
+    assert room.install(weights, file) == home / "anatomix.pth"
+    assert room.locate(weights).read_bytes() == file.read_bytes()
+    assert room.state(weights) == "published file"
+
+
+def test_an_unpublished_file_needs_the_word_and_is_named_as_such(file, home, anatomix_weights):
+    pinned = room.PUBLISHED["anatomix"]
+    with pytest.raises(WeightsError, match=r"weights install anatomix FILE --unpublished"):
+        room.install(pinned, file)
+    assert list(home.iterdir()) == []
+    room.install(pinned, file, unpublished=True)
+    assert room.state(pinned) == f"installed as unpublished (git blob {room.git_blob_id(file)})"
+    extractor, expected = build_extractor("anatomix"), build_extractor("anatomix", weights=file)
+    assert all(torch.equal(a, b) for a, b in zip(extractor.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_cached_file_that_was_changed_is_refused(file, home):
+    weights = published(file, "http://127.0.0.1:9/")
+    room.install(weights, file)
+    torch.save(random_weights(seed=9), home / "anatomix.pth")
+    with pytest.raises(WeightsError, match="Either it was changed"):
+        room.locate(weights)
+    assert room.state(weights).startswith("REFUSED")
+
+
+def test_an_unpublished_file_that_was_changed_is_refused_too(file, home):
+    room.install(room.PUBLISHED["anatomix"], file, unpublished=True)
+    torch.save(random_weights(seed=9), home / "anatomix.pth")
+    with pytest.raises(WeightsError, match="not the published file"):
+        build_extractor("anatomix")
+
+
+@pytest.mark.parametrize("unpublished", [False, True])
+def test_truncated_foreign_and_dangerous_files_are_refused_by_name(unpublished, file, home, tmp_path, anatomix_weights):
+    def refused(name, content, match):
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        with pytest.raises(WeightsError, match=match) as caught:
+            room.install(room.PUBLISHED["anatomix"], path, unpublished=unpublished)
+        assert str(path) in str(caught.value)
+
+    refused("half.pth", file.read_bytes()[: file.stat().st_size // 2], "truncated")
+    refused("empty.pth", b"", "truncated")
+    refused("dev.pth", random_weights("anatomix-dev"), "checkpoint of another network, not anatomix.pth: ")
+    refused("nnunet.pth", {"network_weights": {}, "trainer_name": "nnUNetTrainer"}, "holds no state dict")
+    refused("list.pth", [torch.zeros(1)], "holds no state dict .* but a list")
+    refused("code.pth", pickle.dumps(_Dangerous()), "asks to run code")
+    assert not _Dangerous.ran
+    with pytest.raises(WeightsError, match="There is no file"):
+        room.install(room.PUBLISHED["anatomix"], tmp_path / "absent.pth", unpublished=unpublished)
+    assert not home.exists() or list(home.iterdir()) == []
+
+
+class _Dangerous:
+    ran = False
+
+    def __reduce__(self):
+        return (setattr, (_Dangerous, "ran", True))
+
+
+def test_explicit_weights_of_the_wrong_network_are_refused(tmp_path):
+    torch.save(random_weights("anatomix-dev"), tmp_path / "dev.pth")
+    with pytest.raises(WeightsError, match=r"dev\.pth does not fit extractor 'anatomix'"):
+        build_extractor("anatomix", weights=tmp_path / "dev.pth")
+    with pytest.raises(WeightsError, match=r"There is no file .*absent\.pth"):
+        build_extractor("anatomix", weights=tmp_path / "absent.pth")
+
+
+def test_a_home_that_cannot_be_written_says_so(tmp_path, monkeypatch, file):
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.setenv("NNUNET_DG_HOME", str(tmp_path / "occupied" / "below"))
+    with pytest.raises(WeightsError, match="Set NNUNET_DG_HOME to a folder that can"):
+        room.install(published(file, "http://127.0.0.1:9/"), file)
+
+
+def test_download_keeps_every_byte(tmp_path, home):
+    content = bytes(range(256)) * 9999
+    path = tmp_path / "blob"
+    path.write_bytes(content)
+    with Server(content) as server:
+        weights = replace(published(path, server.url), layout_problems=lambda _: "")
+        assert hashlib.sha256(room.fetch(weights).read_bytes()).digest() == hashlib.sha256(content).digest()
