@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from nnunet_dg.extractors.anatomix import VARIANTS, published_layout
+
 
 class PlainAnatomix(nn.Module):
     """``(B, 1, X, Y, Z)`` in [0, 1] -> ``{"penultimate": ..., "final": ...}``, both raw."""
@@ -50,3 +52,20 @@ class PlainAnatomix(nn.Module):
             x = self.unit(self.unit(x, index), index + 3)
             index += 6
         return {"penultimate": penultimate, "final": self.convolution(x, index)}
+
+
+def random_weights(variant: str = "anatomix", seed: int = 0) -> dict[str, Tensor]:
+    """Weights in the layout of the published file, every entry drawn so that no part of the network is trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for key, shape in published_layout(VARIANTS[variant]).items():
+        noise = torch.randn(shape, generator=generator)
+        if key.endswith("num_batches_tracked"):
+            weights[key] = torch.tensor(1)
+        elif key.endswith("running_var") or (len(shape) == 1 and key.endswith("weight")):
+            weights[key] = 0.5 + noise.abs()
+        elif len(shape) == 1:
+            weights[key] = 0.1 * noise
+        else:
+            weights[key] = noise * (2 / (shape[1] * 27)) ** 0.5
+    return weights

@@ -1,1 +1,143 @@
+"""nnU-Net's real commands in fresh processes, on small data in its own folders, with trainers that stop after seconds."""
 
+import json
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+TINY_TRAINERS = '''
+"""Any trainer for three epochs of two iterations, declared by entry points as another package would declare its own."""
+import os
+import signal
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunet_dg.trainers import nnUNetTrainerDropGen as dropgen
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
+
+
+def tiny(base):
+    class Tiny(base):
+        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 2, 1
+            self.save_every = 1
+
+        def on_epoch_end(self):
+            super().on_epoch_end()
+            if os.environ.get("TINY_STOP_AFTER") == str(self.current_epoch):
+                os.killpg(os.getpgrp(), signal.SIGKILL)  # as a cluster's time limit does: no goodbye
+
+    Tiny.__name__ = Tiny.__qualname__ = f"Tiny_{base.__name__}"
+    return Tiny
+
+
+for base in (nnUNetTrainer, dropgen.nnUNetTrainerDropGen, dropgen.nnUNetTrainerDropGen_MIND, nnUNetTrainerDropGen_Paper):
+    globals()[f"Tiny_{base.__name__}"] = tiny(base)
+'''
+TINY_NAMES = [
+    f"Tiny_{name}"
+    for name in ("nnUNetTrainer", "nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerDropGen_Paper")
+]
+NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection: a compute node without internet
+
+
+def declare(folder: Path, name: str, module: str, entry_points: str) -> Path:
+    """A package as pip leaves it, in a folder for PYTHONPATH: a module and the metadata that declares entry points."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    (folder / f"{name.replace('-', '_')}.py").write_text(module)
+    return folder
+
+
+@dataclass
+class Host:
+    """nnU-Net's three folders below ``folder``, and its commands."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        folders = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "NNUNET_DG", "TORCH_DEVICE"))}
+        own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
+        offline = {"https_proxy": NOWHERE, "http_proxy": NOWHERE, "no_proxy": ""}
+        scripts = sysconfig.get_path("scripts")
+        self.environment = kept | folders | own | offline | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
+
+    def run(self, command: str, status: int | None = 0, **environment: str) -> str:
+        """Run a command in a fresh process and return what it printed; its exit status must be ``status``."""
+        done = subprocess.run(
+            shlex.split(command), env=self.environment | environment, cwd=self.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False, start_new_session=True,
+        )  # fmt: skip
+        assert status is None or done.returncode == status, f"{command}\n{done.stdout[-6000:]}"
+        return done.stdout
+
+    def python(self, code: str, status: int = 0, **environment: str) -> str:
+        """Run Python code in a fresh process."""
+        return self.run(f"{shlex.quote(sys.executable)} -W ignore -c {shlex.quote(code)}", status, **environment)
+
+    def results(self, trainer: str, fold: str = "0", configuration: str = "3d_fullres", dataset: str = "") -> Path:
+        base = self.folder / "nnUNet_results" / (dataset or DATASET) / f"{trainer}__tinyPlans__{configuration}"
+        return base / f"fold_{fold}"
+
+
+DATASET = "Dataset701_Tiny"
+
+
+def write_case(folder: Path, name: str, rng: np.random.Generator, shape=(20, 24, 20), channels: int = 1) -> None:
+    """A bright box (label 1) with a brighter core (label 2) on a noisy background."""
+    segmentation = np.zeros(shape, np.uint8)
+    corner = rng.integers(3, 7, 3)
+    box = tuple(slice(c, c + 9) for c in corner)
+    core = tuple(slice(c + 2, c + 6) for c in corner)
+    segmentation[box], segmentation[core] = 1, 2
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for channel in range(channels):
+        image = (100 * segmentation + 20 * rng.standard_normal(shape)).astype(np.float32)
+        sitk.WriteImage(sitk.GetImageFromArray(image), folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(segmentation), folder / "labelsTr" / f"{name}.nii.gz")
+
+
+def shrink_plans(preprocessed: Path, features: int = 4) -> None:
+    """nnU-Net's plans as ``tinyPlans``: few features, batches of two."""
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    for configuration in plans["configurations"].values():
+        if "architecture" in configuration:
+            network = configuration["architecture"]["arch_kwargs"]
+            network["features_per_stage"] = [features * 2**i for i in range(network["n_stages"])]
+            configuration["batch_size"] = 2
+    (preprocessed / "tinyPlans.json").write_text(json.dumps(plans | {"plans_name": "tinyPlans"}))
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory, anatomix_weights) -> Host:
+    """A planned and preprocessed dataset of five cases, 2-D and 3-D, and random anatomix weights installed by hand."""
+    host = Host(tmp_path_factory.mktemp("nnunet"))
+    names = "\n".join(f"{name} = tiny_trainers:{name}" for name in TINY_NAMES)
+    declare(host.folder / "packages", "tiny-trainers", TINY_TRAINERS, f"[nnunetv2.trainers]\n{names}\n")
+    host.environment["PYTHONPATH"] = str(host.folder / "packages")
+    raw = host.folder / "nnUNet_raw" / DATASET
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        write_case(raw, f"case_{i}", rng)
+    labels = {"background": 0, "box": 1, "core": 2}
+    dataset = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 5, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(dataset))
+    host.run("nnUNetv2_plan_and_preprocess -d 701 -c 2d 3d_fullres -np 1 -npfp 1")
+    shrink_plans(host.folder / "nnUNet_preprocessed" / DATASET)
+    torch.save(anatomix_weights, host.folder / "random.pth")
+    host.run(f"nnunet-dg weights install anatomix {host.folder / 'random.pth'} --unpublished")
+    return host

@@ -33,13 +33,13 @@ class nnUNetTrainerDropGen(nnUNetTrainer):
                 plans_manager, configuration_manager, channels, num_output_channels, enable_deep_supervision
             )
 
-        return build_dropgen_network(
-            resolve(plans_manager.plans, "dropgen", cls.dropgen),
-            planned,
-            num_input_channels,
-            num_image_channels=len(configuration_manager.normalization_schemes),
-            spatial_dims=len(configuration_manager.patch_size),
-        )
+        settings = resolve(plans_manager.plans, "dropgen", cls.dropgen)
+        num_image_channels = len(configuration_manager.normalization_schemes)
+        spatial_dims = len(configuration_manager.patch_size)
+        try:
+            return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, spatial_dims)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{cls.__name__}: {error} Use -tr nnUNetTrainerDropGen_MIND.") from error
 
     def on_train_start(self):
         if not self.was_initialized:

@@ -19,7 +19,7 @@ SHAPE = (28, 36, 28)
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 #            air  body  organ lesion vessel
 SOURCE = (0.0, 0.35, 0.65, 0.95, 0.95)
-TARGET = (0.0, 0.75, 0.35, 0.15, 0.55)
+TARGET = (0.0, 0.6, 0.35, 0.8, 0.45)
 
 
 def write_dataset(folder: Path, num_training: int = 16, num_test: int = 8, seed: int = 2604) -> None:
@@ -52,9 +52,9 @@ def anatomy(rng: np.random.Generator) -> NDArray[np.uint8]:
     tissue = np.zeros(SHAPE, np.uint8)
     center = rng.uniform(-0.15, 0.15, 3)
     tissue[_ellipsoid(grid, (0, 0, 0), (0.92, 0.9, 0.92))] = 1
-    tissue[_ellipsoid(grid, center, rng.uniform(0.42, 0.58, 3))] = 2
-    tissue[_ellipsoid(grid, center + rng.uniform(-0.16, 0.16, 3), rng.uniform(0.14, 0.24, 3))] = 3
-    x, y = rng.uniform(-0.1, 0.1) + rng.choice([-0.68, 0.68]), rng.uniform(-0.3, 0.3)
+    tissue[_ellipsoid(grid, center, rng.uniform(0.48, 0.62, 3))] = 2
+    tissue[_ellipsoid(grid, center + rng.uniform(-0.14, 0.14, 3), rng.uniform(0.22, 0.32, 3))] = 3
+    x, y = rng.uniform(-0.1, 0.1) + rng.choice([-0.76, 0.76]), rng.uniform(-0.3, 0.3)
     tissue[((grid[0] - x) ** 2 + (grid[1] - y) ** 2 < 0.13**2) & (tissue == 1)] = 4
     return tissue
 

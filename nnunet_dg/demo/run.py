@@ -150,7 +150,7 @@ def figure(folder: Path, raw: Path) -> Figure:
             for label, color in ((LABELS["organ"], "#E69F00"), (LABELS["lesion"], "#56B4E9")):
                 if mask is not None and (mask[middle] >= label).any():
                     ax.contour(mask[middle] >= label, levels=[0.5], colors=color, linewidths=2)
-            ax.set(xticks=[], yticks=[], title="" if row else title.removeprefix("nnUNetTrainer") or title)
+            ax.set(xticks=[], yticks=[], title="" if row else title)
         axes[0].set_ylabel(name)
     return result
 

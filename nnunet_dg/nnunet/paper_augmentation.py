@@ -88,7 +88,7 @@ class BiasFieldTransform(ImageOnlyTransform):
 
 
 class GibbsNoiseTransform(ImageOnlyTransform):
-    """Ringing: frequencies farther than ``(1 - alpha) * sqrt(2) / 2 * longest side`` from the centre are removed."""
+    """Ringing: frequencies farther out than ``1 - alpha`` of the way from zero to the corner of k-space are removed."""
 
     def __init__(self, alpha: tuple[float, float]) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class GibbsNoiseTransform(ImageOnlyTransform):
 
     def get_parameters(self, image: Tensor, **data: Any) -> dict[str, Any]:
         shape = image.shape[1:]
-        radius = (1 - np.random.uniform(*self.alpha)) * max(shape) * np.sqrt(2) / 2
+        radius = (1 - np.random.uniform(*self.alpha)) * np.linalg.norm(shape) / 2
         distances = torch.meshgrid(*(torch.fft.fftfreq(n) * n for n in shape), indexing="ij")
         return {"keep": torch.stack(distances).square().sum(0) <= radius**2}
 

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import random_weights, shared
-from plain_anatomix import PlainAnatomix
+from helpers import shared
+from plain_anatomix import PlainAnatomix, random_weights
 from torch import nn
 from torch.nn import functional as F
 

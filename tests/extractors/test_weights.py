@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from helpers import random_weights
+from plain_anatomix import random_weights
 
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors import weights as room

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from numpy.polynomial import legendre
+
+from nnunet_dg.nnunet import paper_augmentation as paper
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def transforms(patch_size, in_plane_only=False, mirror_axes=None, **more):
+    return nnUNetTrainerDropGen_Paper.get_training_transforms(
+        patch_size, None, [[1.0] * len(patch_size), [0.5] * len(patch_size)], mirror_axes, in_plane_only,
+        use_mask_for_norm=[False], **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "in_plane_only"), [((16, 24, 16), False), ((6, 24, 20), True), ((24, 24), False), ((24, 30), False)]
+)
+def test_patches_labels_and_range(patch_size, in_plane_only):
+    axes = tuple(range(len(patch_size)))
+    augment = transforms(patch_size, in_plane_only, axes)
+    larger = tuple(n if in_plane_only and i == 0 else int(1.5 * n) for i, n in enumerate(patch_size))
+    for _ in range(25):
+        segmentation = torch.randint(-1, 3, (1, *larger), dtype=torch.int16)
+        out = augment(image=100 * torch.randn(2, *larger), segmentation=segmentation)
+        assert out["image"].shape == (2, *patch_size)
+        assert out["image"].amin((*[a + 1 for a in axes],)).tolist() == [0, 0]
+        assert out["image"].amax((*[a + 1 for a in axes],)).tolist() == [1, 1]
+        full, half = out["segmentation"]
+        assert full.shape == (1, *patch_size)
+        assert half.shape == (1, *(n // 2 for n in patch_size))
+        assert set(full.unique().tolist()) <= {0, 1, 2}  # nnU-Net's own label handling is still there
+
+
+def test_image_and_labels_move_together():
+    augment = transforms((20, 20, 20), mirror_axes=(0, 1, 2))
+    overlaps = []
+    for _ in range(40):
+        segmentation = torch.zeros(1, 32, 32, 32, dtype=torch.int16)
+        segmentation[:, 8:14, 9:15, 17:24] = 1  # off centre: a flip of one alone would tear them apart
+        out = augment(image=segmentation.float() + 0.01 * torch.randn(1, 32, 32, 32), segmentation=segmentation)
+        bright, labelled = out["image"] > 0.5, out["segmentation"][0] > 0
+        overlaps.append((2 * (bright & labelled).sum() / (bright.sum() + labelled.sum())).item())
+    assert np.median(overlaps) > 0.8
+
+
+def test_without_allowed_axes_nothing_is_flipped_or_turned():
+    flips = {"MirrorTransform", "Rot90Transform", "OneOfTransform"}
+    names = {type(getattr(t, "transform", t)).__name__ for t in transforms((16, 16, 16)).transforms}
+    assert not names & flips
+    names = {type(getattr(t, "transform", t)).__name__ for t in transforms((16, 16, 16), mirror_axes=(0, 1, 2)).transforms}
+    assert {"OneOfTransform", "Rot90Transform"} <= names
+
+
+def test_a_quarter_turn_needs_axes_of_equal_size():
+    assert paper._axes_of_equal_size((16, 24, 16), (0, 1, 2)) == {0, 2}
+    assert paper._axes_of_equal_size((16, 24, 16), (0, 1)) is None
+    assert paper._axes_of_equal_size((24, 24), (0, 1)) == {0, 1}
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
+def test_bias_field_is_the_exponential_of_a_legendre_polynomial_of_degree_three(shape):
+    transform = paper.BiasFieldTransform((0.1, 0.1))
+    image = torch.ones(2, *shape)
+    got = transform(image=image)["image"]
+    axes = [np.linspace(-1, 1, n) for n in shape]
+    expected = np.zeros(shape)
+    for degrees in np.ndindex(*[4] * len(shape)):
+        if sum(degrees) <= 3:
+            factors = [legendre.Legendre.basis(d)(axis) for d, axis in zip(degrees, axes, strict=True)]
+            expected += 0.1 * np.einsum("i,j->ij" if len(shape) == 2 else "i,j,k->ijk", *factors)
+    for channel in got:
+        np.testing.assert_allclose(channel.numpy(), np.exp(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(15, 16), (8, 9, 10)])
+def test_gibbs_noise_removes_high_frequencies_only(shape):
+    image = torch.rand(1, *shape, dtype=torch.float64)
+    assert torch.allclose(paper.GibbsNoiseTransform((0, 0))(image=image.clone())["image"], image)
+    got = paper.GibbsNoiseTransform((0.6, 0.6))(image=image.clone())["image"]
+    before, after = (torch.fft.fftn(i[0]) for i in (image, got))
+    distance = torch.stack(torch.meshgrid(*(torch.fft.fftfreq(n) * n for n in shape), indexing="ij")).norm(dim=0)
+    inside = distance <= 0.4 * sum(n**2 for n in shape) ** 0.5 / 2
+    assert torch.allclose(after[inside], before[inside])
+    assert after[~inside].abs().max() < 1e-9
+
+
+def test_affine_leaves_a_third_of_the_patches_where_they_are_not():
+    crop = paper.AffineCrop((8, 8))
+    moved = sum(crop.get_parameters(image=torch.zeros(1, 12, 12))["grid"] is not None for _ in range(600))
+    assert moved / 600 == pytest.approx(0.33, abs=0.06)
+
+
+def test_shear_keeps_the_centre_and_moves_by_voxels():
+    grid = torch.zeros(1, 1, 2)
+    assert torch.equal(paper.AffineCrop._shear(grid, (10, 40)), grid)
+    np.random.seed(3)
+    along_x = paper.AffineCrop._shear(torch.tensor([[[1.0, 0.0]]]), (10, 40))[0, 0]  # 20 voxels along the last axis
+    assert along_x[0] == pytest.approx(1.0)
+    assert 0 < abs(along_x[1].item() * 5) <= 0.2 * 20  # sheared by at most 0.2 voxels per voxel

@@ -1,0 +1,55 @@
+"""Imports point one way: trainers, planners, cli -> nnunet -> methods -> extractors; the door is alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY
+
+LIBRARY = REPOSITORY / "nnunet_dg"
+METHODS = {"dropgen"}
+ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
+    "plugin": (set(), False),
+    "extractors": ({"extractors"}, False),
+    "dropgen": ({"dropgen", "extractors"}, False),
+    "nnunet": ({"nnunet", "extractors", *METHODS}, True),
+    "demo": ({"demo"}, False),
+    "doctor": ({"extractors", "plugin"}, False),
+    "trainers": ({"trainers", "nnunet", *METHODS}, True),
+    "planners": ({"planners", "nnunet", *METHODS}, True),
+    "cli": ({"extractors", "doctor", "demo"}, False),
+    "ext_trainers": (set(), False),
+    "__init__": (set(), False),
+}
+FILES = [*LIBRARY.rglob("*.py"), *(REPOSITORY / "trainers").glob("*.py"), *(REPOSITORY / "planners").glob("*.py")]
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(LIBRARY if path.is_relative_to(LIBRARY) else REPOSITORY)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_point_one_way(path):
+    ours, host = ALLOWED[room(path)]
+    for module in imported(path):
+        if module.startswith("nnunet_dg."):
+            assert module.split(".")[1] in ours, f"{room(path)} must not import {module}"
+        assert host or module.split(".")[0] != "nnunetv2", f"{room(path)} must not import nnunetv2"
+
+
+def test_the_door_imports_the_standard_library_only():
+    import sys
+
+    modules = {module.split(".")[0] for module in imported(LIBRARY / "plugin.py")}
+    assert modules <= {*sys.stdlib_module_names}

@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_dg.cli import main
+from nnunet_dg.demo import phantom, run
+
+
+def test_both_domains_show_the_same_anatomies_in_other_contrasts(tmp_path):
+    folder = tmp_path / run.DATASET
+    phantom.write_dataset(folder, num_training=2, num_test=3)
+    dataset = json.loads((folder / "dataset.json").read_text())
+    assert dataset["numTraining"] == len(list((folder / "imagesTr").iterdir())) == len(list((folder / "labelsTr").iterdir())) == 2
+    read = lambda path: sitk.GetArrayFromImage(sitk.ReadImage(path))  # noqa: E731
+    for label in sorted((folder / "test_source" / "labels").iterdir()):
+        truth = read(label)
+        assert np.array_equal(truth, read(folder / "test_target" / "labels" / label.name))
+        assert np.unique(truth).tolist() == [0, 1, 2]
+        image = label.name.replace(".nii.gz", "_0000.nii.gz")
+        source, target = (read(folder / f"test_{domain}" / "images" / image) for domain in ("source", "target"))
+        organ, around = truth == 1, (truth == 0) & (source > 200)
+        assert source[organ].mean() > source[around].mean()  # brighter than what is around it
+        assert target[organ].mean() < target[around].mean()  # darker
+
+
+def test_the_same_seed_writes_the_same_dataset(tmp_path):
+    for name in ("a", "b"):
+        phantom.write_dataset(tmp_path / name, num_training=1, num_test=1)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.nii.gz"))
+    assert len(files) == 6
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+def test_mean_dice_by_hand(tmp_path):
+    truth, prediction = np.zeros((1, 2, 4), np.uint8), np.zeros((1, 2, 4), np.uint8)
+    truth[0, 0], truth[0, 1, :2] = 1, 2
+    prediction[0, 0, :3], prediction[0, 1, :1] = 1, 2  # Dice 2*3/7 and 2*1/3
+    for name, array in (("truth", truth), ("prediction", prediction)):
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / name / "case.nii.gz")
+    assert run.mean_dice(tmp_path / "prediction", tmp_path / "truth") == pytest.approx((6 / 7 + 2 / 3) / 2)
+
+
+def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
+    (tmp_path / "nnUNet_raw" / run.DATASET).mkdir(parents=True)
+    (tmp_path / "nnUNet_raw" / run.DATASET / "dataset.json").write_text("{}")
+    assert main(["demo", "-o", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "nnUNetv2_plan_and_preprocess failed with exit status" in message
+    assert str(tmp_path / "logs" / "plan.log") in message
+
+
+@pytest.mark.demo
+def test_the_demo_as_a_user_runs_it(tmp_path):
+    assert main(["demo", "-o", str(tmp_path)]) == 0
+    dice = json.loads((tmp_path / "dice.json").read_text())
+    plain, dropgen = (dice[trainer] for trainer in run.TRAINERS)
+    assert dropgen["target"] - plain["target"] >= 0.20
+    assert plain["source"] - dropgen["source"] <= 0.05
+    assert plain["source"] >= 0.90  # the baseline is a good one
+    assert (tmp_path / "demo.png").stat().st_size > 10_000

@@ -1,0 +1,200 @@
+"""The door, in fresh processes against the real nnU-Net: found in any order, nothing else changed, nothing raised."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+from nnunet_host import declare
+
+from nnunet_dg import plugin
+
+HAS_EXT_TRAINER = importlib.util.find_spec("nnunetv2.utilities.find_objects") is not None  # nnU-Net 2.8
+LOOKUP = """
+import os, nnunetv2
+def look_up(name, *package):
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+    folder = os.path.join(nnunetv2.__path__[0], *package)
+    return recursive_find_python_class(folder, name, ".".join(["nnunetv2", *package]))
+def trainer(name):
+    return look_up(name, "training", "nnUNetTrainer")
+"""
+
+
+def python(code, path=None, **environment):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "TORCH_DEVICE", "PYTHONPATH"))}
+    environment |= {"PYTHONPATH": str(path)} if path else {}
+    command = [sys.executable, "-W", "ignore::FutureWarning", "-c", code]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import torch",
+        "from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as bound",
+        "import nnunetv2.utilities.plans_handling.plans_handler",
+        "import torch; import nnunetv2.run.run_training",
+    ],
+)
+def test_found_whichever_is_imported_first(first):
+    printed = python(f"{first}\nimport torch\n{LOOKUP}\nprint(trainer('nnUNetTrainerDropGen_MIND').__module__)")
+    assert "nnunet_dg.trainers.nnUNetTrainerDropGen" in printed
+
+
+def test_callers_that_bound_the_lookup_before_torch_use_ours():
+    printed = python(
+        "import sys; from nnunetv2.utilities.find_class_by_name import recursive_find_python_class\n"
+        "assert 'torch' not in sys.modules\nimport torch, os, nnunetv2\n"
+        "folder = os.path.join(nnunetv2.__path__[0], 'training', 'nnUNetTrainer')\n"
+        "print(recursive_find_python_class(folder, 'nnUNetTrainerDropGen', 'nnunetv2.training.nnUNetTrainer'))"
+    )
+    assert "nnunet_dg.trainers.nnUNetTrainerDropGen.nnUNetTrainerDropGen" in printed
+
+
+def test_found_in_a_spawned_worker(tmp_path):
+    (tmp_path / "worker.py").write_text(
+        LOOKUP + "def work(name):\n    import torch\n    return trainer(name).__name__\n"
+        "if __name__ == '__main__':\n    import multiprocessing as m\n"
+        "    print(m.get_context('spawn').Pool(1).apply(work, ('nnUNetTrainerDropGen',)))\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "worker.py"], capture_output=True, text=True, check=True)
+    assert "nnUNetTrainerDropGen" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("group", "package"),
+    [
+        ("nnunetv2.trainers", "'training', 'nnUNetTrainer'"),
+        ("nnunetv2.planners", "'experiment_planning'"),
+        ("nnunetv2.preprocessors", "'preprocessing'"),
+    ],
+)
+def test_any_package_can_declare_its_classes(group, package, tmp_path):
+    declare(tmp_path, "foreign", "class TheirClass: pass\n", f"[{group}]\nTheirClass = foreign:TheirClass\n")
+    printed = python(f"import torch\n{LOOKUP}\nprint(look_up('TheirClass', {package}))", tmp_path)
+    assert "<class 'foreign.TheirClass'>" in printed
+
+
+def test_declared_classes_are_found_before_the_tree_walk(tmp_path):
+    """A broken module in nnU-Net's tree, met by the walk before anything is found, cannot hide them."""
+    declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
+    code = (
+        f"import torch\n{LOOKUP}\nimport importlib\n"
+        "def broken(*args, **kwargs): raise ImportError('a broken module in the tree')\n"
+        "importlib_import, importlib.import_module = importlib.import_module, broken\n"
+        "import nnunetv2.utilities.find_class_by_name as f\n"
+        "try: trainer('nnUNetTrainer_5epochs')\n"
+        "except ImportError as e: print(e)\n"
+        "f.importlib = type('x', (), {'import_module': broken})\n"
+        "importlib.import_module = importlib_import\n"
+        "print(trainer('TheirClass'))"
+    )
+    printed = python(code, tmp_path)
+    assert "a broken module in the tree" in printed
+    assert "foreign.TheirClass" in printed
+
+
+def test_other_names_are_looked_up_as_before():
+    code = f"import torch\n{LOOKUP}\nprint(trainer('nnUNetTrainer_5epochs'), trainer('nnUNetTrainerNoSuchThing'))"
+    with_plugin = python(code)
+    assert with_plugin == python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert "nnUNetTrainer_5epochs" in with_plugin
+    assert "None" in with_plugin
+
+
+def test_our_names_mean_nothing_elsewhere_in_the_tree():
+    printed = python(f"import torch\n{LOOKUP}\nprint(look_up('nnUNetTrainerDropGen', 'imageio'))")
+    assert printed.strip().endswith("None")
+
+
+def test_a_declaration_that_cannot_be_loaded_names_its_package(tmp_path):
+    declare(tmp_path, "foreign", "import no_such_module\n", "[nnunetv2.trainers]\nBroken = foreign:Broken\n")
+    printed = python(f"import torch\n{LOOKUP}\ntry: trainer('Broken')\nexcept ImportError as e: print(e)", tmp_path)
+    assert "'Broken' is declared by foreign as foreign:Broken, which cannot be loaded: No module named" in printed
+
+
+def test_two_packages_that_claim_one_name_are_both_named(tmp_path):
+    for name in ("one", "two"):
+        declare(tmp_path, name, "class Mine: pass\n", f"[nnunetv2.trainers]\nMine = {name}:Mine\n")
+    printed = python(f"import torch\n{LOOKUP}\ntry: trainer('Mine')\nexcept ImportError as e: print(e)", tmp_path)
+    assert "declared more than once" in printed
+    assert "one (one:Mine)" in printed
+    assert "two (two:Mine)" in printed
+
+
+def test_activating_twice_changes_nothing_more():
+    printed = python(
+        "import torch, nnunet_dg.plugin as p, sys; p.activate(); p.activate()\n"
+        "assert sum(type(f).__module__ == 'nnunet_dg.plugin' for f in sys.meta_path) == 1\n"
+        "import nnunetv2.utilities.find_class_by_name as f; once = f.recursive_find_python_class\n"
+        "p.activate(); p.activate(); assert f.recursive_find_python_class is once\n"
+        "assert not any(type(f).__module__ == 'nnunet_dg.plugin' for f in sys.meta_path); print('fine')"
+    )
+    assert "fine" in printed
+
+
+def test_never_raises_into_import_torch():
+    printed = python(
+        "import sys\nclass Hostile(list):\n    def __iter__(self): raise RuntimeError('hostile')\n"
+        "import nnunet_dg.plugin as p\nreal = sys.meta_path\nsys.meta_path = Hostile(real)\n"
+        "import warnings; warnings.simplefilter('always')\n"
+        "try: p.activate()\nfinally: sys.meta_path = real\nprint('survived')"
+    )
+    assert "survived" in printed
+    assert "nnunet-dg could not register its trainers" in printed
+
+
+def test_imports_nothing_heavy():
+    printed = python(
+        "import sys, importlib.metadata; before = set(sys.modules)\nimport nnunet_dg.plugin as p; p.activate()\n"
+        "print(sorted(m.split('.')[0] for m in set(sys.modules) - before))"
+    )
+    loaded = set(json.loads(printed.replace("'", '"')))
+    assert loaded - set(sys.stdlib_module_names) == {"nnunet_dg"}
+
+
+def test_nothing_in_nnunets_folder_is_ours():
+    folder = Path(importlib.util.find_spec("nnunetv2").origin).parent
+    assert not [path for path in folder.rglob("*") if "DropGen" in path.name or "nnunet_dg" in path.name]
+
+
+@pytest.mark.skipif(not HAS_EXT_TRAINER, reason="nnU-Net 2.7 has no nnUNet_extTrainer")
+def test_without_autoload_nnunet_finds_the_same_classes_through_the_environment(tmp_path):
+    cli = Path(sysconfig.get_path("scripts")) / "nnunet-dg"
+    environment = os.environ | {"nnUNet_extTrainer": "/somewhere/of mine"}
+    line = subprocess.run([cli, "env"], env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    shell = f"{line}; printf %s \"$nnUNet_extTrainer\""
+    value = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert value.startswith("/somewhere/of mine:")
+    code = (
+        "import torch, sys\nfrom nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "found = find('nnUNetTrainerDropGen_MIND')\n"
+        "from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND as ours\n"
+        "assert found is ours\nprint('the same')"
+    )
+    assert "the same" in python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0", nnUNet_extTrainer=value)
+    again = subprocess.run([cli, "env"], env=environment | {"nnUNet_extTrainer": value}, capture_output=True, text=True)
+    assert again.stdout.strip() == line
+
+
+def test_every_entry_point_of_ours_loads_what_it_names():
+    groups = {group: entry_points(group=group) for group in plugin.GROUPS.values()}
+    ours = [e for found in groups.values() for e in found if e.value.startswith("nnunet_dg.")]
+    assert len(ours) >= 6
+    for entry_point in ours:
+        assert entry_point.load().__name__ == entry_point.name
+
+
+@pytest.mark.skipif(version("nnunetv2").startswith("2.7."), reason="nnU-Net 2.7 has no unit tests beside its package")
+def test_nnunets_own_tests_pass_with_the_plugin():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "nnunetv2.tests"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
