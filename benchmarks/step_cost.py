@@ -21,6 +21,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
@@ -30,7 +31,6 @@ from plain_anatomix import PlainAnatomix, random_weights
 from torch import nn
 
 from nnunet_dg.extractors.anatomix import Anatomix
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
 
 TRAINERS = (nnUNetTrainer, nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND)
 CLASSES = 3
@@ -59,7 +59,11 @@ def plans(patch: int) -> PlansManager:
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
-    configuration = {"patch_size": [patch] * 3, "normalization_schemes": ["ZScoreNormalization"], "architecture": architecture}
+    configuration = {
+        "patch_size": [patch] * 3,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "architecture": architecture,
+    }
     return PlansManager({"configurations": {"3d_fullres": configuration}})
 
 
@@ -74,7 +78,9 @@ class Step:
             network.extractor.load_published(random_weights())
         self.device, self.plain = device, network.to(device)
         self.network: nn.Module = torch.compile(self.plain) if compiled else self.plain
-        self.optimizer = torch.optim.SGD(self.network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True
+        )
         stages = len(configuration.pool_op_kernel_sizes) - 1
         weights = np.array([1 / 2**i for i in range(stages)])
         weights[-1] = 0
@@ -168,9 +174,16 @@ def main() -> None:
     both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for name in [arguments.device] if arguments.device else both:
         device = torch.device(name)
-        what = torch.cuda.get_device_name() if name == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+        what = (
+            torch.cuda.get_device_name()
+            if name == "cuda"
+            else f"{platform.machine()}, {torch.get_num_threads()} threads"
+        )
         versions = ", ".join(f"{package} {version(package)}" for package in ("nnunet-dg", "nnunetv2", "torch"))
-        print(f"\n{name}: {what}; {versions}; patch {arguments.patch}^3, batch {arguments.batch}, {arguments.rounds} rounds")
+        print(
+            f"\n{name}: {what}; {versions}; "
+            f"patch {arguments.patch}^3, batch {arguments.batch}, {arguments.rounds} rounds"
+        )
         for compiled in (False, True) if arguments.compile and name == "cuda" else (False,):
             build = (arguments.patch, arguments.batch, device)
             memory = {t.__name__: in_a_fresh_process(t, *build) for t in TRAINERS}

@@ -27,11 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnunet-dg",
-        description="Domain generalization for nnU-Net. Train with: nnUNetv2_train ID CONFIG FOLD -tr nnUNetTrainerDropGen",
+        description="Domain generalization for nnU-Net. "
+        "To train: nnUNetv2_train ID CONFIG FOLD -tr nnUNetTrainerDropGen",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    doctor = commands.add_parser("doctor", help="check that nnU-Net finds our trainers, which weights are here, which device")
+    doctor = commands.add_parser(
+        "doctor", help="check that nnU-Net finds our trainers, which weights are here, which device"
+    )
     doctor.set_defaults(run=_doctor)
 
     env = commands.add_parser(
@@ -60,11 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
-        description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one domain "
-        "for five short epochs each, predicts both domains and prints Dice. Rerun in the same folder to continue.",
+        description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one of "
+        "them for five short epochs each, predicts both domains and prints Dice. Rerun in the same folder to continue.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
-    demo.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="as nnU-Net's (default: %(default)s)")
+    demo.add_argument(
+        "-device", choices=("cpu", "cuda", "mps"), default="cpu", help="as nnU-Net's (default: %(default)s)"
+    )
     demo.set_defaults(run=_demo)
     return parser
 

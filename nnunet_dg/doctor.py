@@ -66,17 +66,17 @@ def weights_table() -> Table:
 
 
 def _look_up(package: str, name: str) -> type | None:
-    """As nnU-Net does it: trainers through the function of its commands where there is one (2.8), else the tree walk."""
+    """As nnU-Net does it: trainers by the function of its commands where there is one (2.8), else the tree walk."""
     if package.endswith("nnUNetTrainer"):
         try:
             find_objects = import_module("nnunetv2.utilities.find_objects")
         except ModuleNotFoundError:
             pass  # nnU-Net 2.7 has the walk alone
         else:
-            return find_objects.recursive_find_trainer_class_by_name(name)  # type: ignore[no-any-return]
+            return find_objects.recursive_find_trainer_class_by_name(name)
     folder = Path(next(iter(import_module("nnunetv2").__path__))).joinpath(*package.split(".")[1:])
     walk = getattr(import_module(LOOKUP_MODULE), LOOKUP_NAME)
-    return walk(str(folder), name, package)  # type: ignore[no-any-return]
+    return walk(str(folder), name, package)
 
 
 def _device() -> str:

@@ -60,13 +60,16 @@ def declared_class(package: str | None, name: str) -> type | None:
         return None
     if len(targets) > 1:
         claims = ", ".join(f"{_distribution(e)} ({e.value})" for e in targets.values())
-        raise ImportError(f"'{name}' is declared more than once in the entry points '{group}': {claims}. Uninstall one.")
+        raise ImportError(
+            f"'{name}' is declared more than once in the entry points '{group}': {claims}. Uninstall one."
+        )
     (entry_point,) = targets.values()
     try:
-        return entry_point.load()  # type: ignore[no-any-return]
+        return entry_point.load()
     except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"'{name}' is declared by {_distribution(entry_point)} as {entry_point.value}, which cannot be loaded: {error}"
+            f"'{name}' is declared by {_distribution(entry_point)} as {entry_point.value}, which cannot be loaded: "
+            f"{error}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""nnU-Net's real commands in fresh processes, on small data in its own folders, with trainers that stop after seconds."""
+"""nnU-Net's real commands in fresh processes, on small data in folders of their own, with trainers that are brief."""
 
 import json
 import os
@@ -40,7 +40,8 @@ def tiny(base):
     return Tiny
 
 
-for base in (nnUNetTrainer, dropgen.nnUNetTrainerDropGen, dropgen.nnUNetTrainerDropGen_MIND, nnUNetTrainerDropGen_Paper):
+own = (dropgen.nnUNetTrainerDropGen, dropgen.nnUNetTrainerDropGen_MIND, nnUNetTrainerDropGen_Paper)
+for base in (nnUNetTrainer, *own):
     globals()[f"Tiny_{base.__name__}"] = tiny(base)
 '''
 TINY_NAMES = [
@@ -79,7 +80,8 @@ class Host:
         """Run a command in a fresh process and return what it printed; its exit status must be ``status``."""
         done = subprocess.run(
             shlex.split(command), env=self.environment | environment, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
+            start_new_session=True,
         )  # fmt: skip
         assert status is None or done.returncode == status, f"{command}\n{done.stdout[-6000:]}"
         return done.stdout

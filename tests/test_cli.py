@@ -21,7 +21,9 @@ def cli(*arguments, status=0, **environment):
 def test_doctor_finds_every_class_and_says_what_is_there(tmp_path):
     printed = cli("doctor", NNUNET_DG_HOME=str(tmp_path))
     for name in ("nnUNetTrainerDropGen", "_p025", "_p075", "_MIND", "_Paper"):
-        assert any(line.split("│")[1].strip().endswith(name) for line in printed.splitlines() if "nnunetv2.trainers" in line)
+        assert any(
+            line.split("│")[1].strip().endswith(name) for line in printed.splitlines() if "nnunetv2.trainers" in line
+        )
     assert printed.count("nnunet_dg.trainers.") >= 6
     assert "NOT FOUND" not in printed
     assert "nnunetv2" in printed
@@ -50,7 +52,9 @@ def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
 
 
 def test_fetching_offline_says_what_to_do(tmp_path):
-    printed = cli("weights", "fetch", "anatomix", status=1, NNUNET_DG_HOME=str(tmp_path), https_proxy=NOWHERE, no_proxy="")
+    printed = cli(
+        "weights", "fetch", "anatomix", status=1, NNUNET_DG_HOME=str(tmp_path), https_proxy=NOWHERE, no_proxy=""
+    )
     assert "nnunet-dg weights install anatomix FILE" in printed
     assert "nnUNetTrainerDropGen_MIND" in printed
     assert "Traceback" not in printed

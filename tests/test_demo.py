@@ -12,7 +12,12 @@ def test_both_domains_show_the_same_anatomies_in_other_contrasts(tmp_path):
     folder = tmp_path / run.DATASET
     phantom.write_dataset(folder, num_training=2, num_test=3)
     dataset = json.loads((folder / "dataset.json").read_text())
-    assert dataset["numTraining"] == len(list((folder / "imagesTr").iterdir())) == len(list((folder / "labelsTr").iterdir())) == 2
+    assert (
+        dataset["numTraining"]
+        == len(list((folder / "imagesTr").iterdir()))
+        == len(list((folder / "labelsTr").iterdir()))
+        == 2
+    )
     read = lambda path: sitk.GetArrayFromImage(sitk.ReadImage(path))  # noqa: E731
     for label in sorted((folder / "test_source" / "labels").iterdir()):
         truth = read(label)

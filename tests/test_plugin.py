@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def python(code, path=None, **environment):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "TORCH_DEVICE", "PYTHONPATH"))}
     environment |= {"PYTHONPATH": str(path)} if path else {}
     command = [sys.executable, "-W", "ignore::FutureWarning", "-c", code]
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)
+    elsewhere = tempfile.gettempdir()  # the current folder comes first on sys.path
+    done = subprocess.run(command, env=kept | environment, cwd=elsewhere, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -171,7 +173,7 @@ def test_without_autoload_nnunet_finds_the_same_classes_through_the_environment(
     cli = Path(sysconfig.get_path("scripts")) / "nnunet-dg"
     environment = os.environ | {"nnUNet_extTrainer": "/somewhere/of mine"}
     line = subprocess.run([cli, "env"], env=environment, capture_output=True, text=True, check=True).stdout.strip()
-    shell = f"{line}; printf %s \"$nnUNet_extTrainer\""
+    shell = f'{line}; printf %s "$nnUNet_extTrainer"'
     value = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
     assert value.startswith("/somewhere/of mine:")
     code = (

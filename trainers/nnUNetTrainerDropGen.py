@@ -19,7 +19,12 @@ class nnUNetTrainerDropGen(nnUNetTrainer):
     dropgen = DropGenSettings()
 
     def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
     ):
         record(plans, "dropgen", resolve(plans, "dropgen", self.dropgen))
         super().__init__(plans, configuration, fold, dataset_json, device)

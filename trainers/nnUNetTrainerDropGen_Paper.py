@@ -4,11 +4,11 @@ import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 
 from nnunet_dg.dropgen import DropGenSettings
 from nnunet_dg.nnunet.paper_augmentation import paper_augmentation
 from nnunet_dg.nnunet.schedules import CosinePerStep
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 
 
 class nnUNetTrainerDropGen_Paper(nnUNetTrainerDropGen):
@@ -21,7 +21,12 @@ class nnUNetTrainerDropGen_Paper(nnUNetTrainerDropGen):
     dropgen = DropGenSettings(image_scaling="minmax")
 
     def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = 2e-4

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
 
 SHAPE = (28, 36, 28)
@@ -85,11 +85,12 @@ def _smooth(rng: np.random.Generator, sigma: float, channels: int = 1) -> NDArra
     return np.stack([(f - f.mean()) / np.abs(f - f.mean()).max() for f in fields])
 
 
-def _ellipsoid(grid: NDArray[np.float64], center: object, radii: object) -> NDArray[np.bool_]:
-    center, radii = (np.reshape(v, (3, 1, 1, 1)) for v in (center, radii))
-    return (((grid - center) / radii) ** 2).sum(0) < 1
+def _ellipsoid(grid: NDArray[np.float64], center: ArrayLike, radii: ArrayLike) -> NDArray[np.bool_]:
+    center, radii = (np.asarray(v).reshape(3, 1, 1, 1) for v in (center, radii))
+    inside: NDArray[np.bool_] = (((grid - center) / radii) ** 2).sum(0) < 1
+    return inside
 
 
 def _write(folder: Path, name: str, array: NDArray[np.generic]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(array), folder / f"{name}.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{name}.nii.gz"))

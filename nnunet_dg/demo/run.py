@@ -63,7 +63,10 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
             what = f"-i {shlex.quote(str(images))} -o {shlex.quote(str(predictions))}"
             how = f"-d 999 -c 3d_fullres -f all -p {PLANS} -tr {trainer} -device {device} -npp 1 -nps 1"
             nnunet(f"predict_{trainer}_{domain}", f"nnUNetv2_predict {what} {how}")
-    scores = {t: {d: mean_dice(folder / "predictions" / t / d, raw / f"test_{d}" / "labels") for d in DOMAINS} for t in TRAINERS}
+    scores = {
+        t: {d: mean_dice(folder / "predictions" / t / d, raw / f"test_{d}" / "labels") for d in DOMAINS}
+        for t in TRAINERS
+    }
     (folder / "dice.json").write_text(json.dumps(scores, indent=1))
     figure(folder, raw).savefig(folder / "demo.png", dpi=150, bbox_inches="tight")
     console.print(table(scores))
@@ -80,7 +83,11 @@ class _NNUNet:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.console = console
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        self.environment = os.environ | {name: str(folder / name) for name in names} | {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+        self.environment = (
+            os.environ
+            | {name: str(folder / name) for name in names}
+            | {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+        )
 
     def __call__(self, step: str, command: str) -> None:
         log, done = self.logs / f"{step}.log", self.logs / f"{step}.done"
@@ -98,7 +105,9 @@ class _NNUNet:
                 status.update(f"{time.monotonic() - start:4.0f} s  {_last_line(log)}")
                 time.sleep(1)
         if process.returncode:
-            raise DemoError(f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}")
+            raise DemoError(
+                f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}"
+            )
         done.touch()
 
 
@@ -120,7 +129,9 @@ def _write_small_plans(preprocessed: Path) -> None:
 def mean_dice(predictions: Path, labels: Path) -> float:
     """Dice in [0, 1] of each foreground label of each case, averaged over all of them."""
     files = sorted(labels.glob("*.nii.gz"))
-    return float(np.mean([_dice(_read(predictions / f.name) == n, _read(f) == n) for f in files for n in LABELS.values() if n]))
+    return float(
+        np.mean([_dice(_read(predictions / f.name) == n, _read(f) == n) for f in files for n in LABELS.values() if n])
+    )
 
 
 def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -156,7 +167,7 @@ def figure(folder: Path, raw: Path) -> Figure:
 
 
 def _read(path: Path) -> NDArray[Any]:
-    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(path)))
+    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
 
 
 if __name__ == "__main__":

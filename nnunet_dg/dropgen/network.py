@@ -93,8 +93,8 @@ class DropGenNetwork(nn.Module):
         elif mine != theirs:
             error_msgs.append(
                 f"This checkpoint was trained with another extractor. The plans say extractor "
-                f"'{self.settings.extractor}', layer '{self.settings.layer}' ({len(mine)} tensors), the checkpoint holds "
-                f"{len(theirs)} tensors of an extractor. Use the plans.json and the trainer it was trained with."
+                f"'{self.settings.extractor}', layer '{self.settings.layer}' ({len(mine)} tensors); the checkpoint "
+                f"holds {len(theirs)} tensors of an extractor. Use the plans.json and the trainer it was trained with."
             )
 
 

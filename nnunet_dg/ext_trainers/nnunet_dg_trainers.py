@@ -5,4 +5,6 @@ nnU-Net imports the files of that folder by their bare names; this one only pass
 
 from importlib.metadata import entry_points
 
-globals().update({e.name: e.load() for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")})
+globals().update(
+    {e.name: e.load() for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")}
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -134,16 +134,16 @@ class Anatomix(FrozenExtractor):
             inputs = [1, w, w] if i == 0 else [w // 2, w]
             self.encoder.append(nn.Sequential(*(Layer(n, w, norm, activation=True) for n in inputs)))
         self.decoder = nn.ModuleList()
-        for w in reversed(widths[:-1]):
-            last = w == width and layer == "penultimate"
-            self.decoder.append(DecoderBlock(self._merge(w, raw=last)))
-            if not last:
-                self.decoder[-1].append(Layer(w, w, norm, activation=True))
-        if layer == "final":
-            self.decoder[-1].append(Layer(width, width))
+        for w in reversed(widths[1:-1]):
+            self.decoder.append(DecoderBlock(self._merge(w), Layer(w, w, norm, activation=True)))
+        if layer == "penultimate":
+            self.decoder.append(DecoderBlock(self._merge(width, raw=True)))
+        else:
+            last = Layer(width, width, norm, activation=True)
+            self.decoder.append(DecoderBlock(self._merge(width), last, Layer(width, width)))
         self.freeze()
 
-    def _merge(self, width: int, raw: bool) -> nn.Module:
+    def _merge(self, width: int, raw: bool = False) -> nn.Module:
         if self.variant.trilinear_upsampling:
             return TrilinearMerge(3 * width, width, instance_norm=not raw, activation=not raw)
         return NearestMerge(skip=width, below=2 * width, width=width, activation=not raw)
@@ -173,15 +173,21 @@ class Anatomix(FrozenExtractor):
             raise ValueError(f"not the published network: {problems}.")
         layers = [module for module in self.modules() if isinstance(module, (Layer, NearestMerge))]
         for layer, (index, *_) in zip(layers, published_convolutions(self.variant), strict=False):
-            published = {key.split(".")[-1]: value for key, value in weights.items() if key.startswith(f"model.{index}.")}
-            norm = {key.split(".")[-1]: value for key, value in weights.items() if key.startswith(f"model.{index + 1}.")}
+            published = {
+                key.split(".")[-1]: value for key, value in weights.items() if key.startswith(f"model.{index}.")
+            }
+            norm = {
+                key.split(".")[-1]: value for key, value in weights.items() if key.startswith(f"model.{index + 1}.")
+            }
             published.setdefault("bias", torch.zeros(published["weight"].shape[0]))
-            layer.take(**(fold(**published, norm=norm) if norm and layer.activation else published))
+            if norm and layer.activation:
+                published = fold(published["weight"], published["bias"], norm)
+            layer.take(published["weight"], published["bias"])
         self.has_weights = True
 
 
 def fold(weight: Tensor, bias: Tensor, norm: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
-    """A convolution ``(O, I, 3, 3, 3)`` and the eval-mode batch norm after it as one convolution, computed in float64."""
+    """A convolution ``(O, I, 3, 3, 3)`` and the batch norm after it (eval mode) as one convolution, in float64."""
     scale = norm["weight"].double() / (norm["running_var"].double() + eps).sqrt()
     shift = norm["bias"].double() + (bias.double() - norm["running_mean"].double()) * scale
     return {"weight": (weight.double() * scale.view(-1, 1, 1, 1, 1)).float(), "bias": shift.float()}
@@ -198,7 +204,7 @@ def published_convolutions(variant: Variant) -> Iterator[tuple[int, int, int, bo
     blocks += [[3 * w, w, w] for w in reversed(widths[:-1])]
     index = 0
     for channels in blocks:
-        for n_in, n_out in zip(channels, channels[1:], strict=False):
+        for n_in, n_out in pairwise(channels):
             yield index, n_in, n_out, True
             index += 3
         index += 1

@@ -87,7 +87,7 @@ class FrozenExtractor(nn.Module):
             )
 
     def _padding(self, spatial: torch.Size) -> tuple[list[int], tuple[slice, ...]]:
-        """What `torch.nn.functional.pad` takes, last axis first, and the crop that undoes it (as pad_nd_image centres)."""
+        """What `torch.nn.functional.pad` takes, last axis first, and the crop that undoes it; centred."""
         missing = [max(2 * self.multiple, -(-size // self.multiple) * self.multiple) - size for size in spatial]
         below = [m // 2 for m in missing]
         padding = [n for m, b in zip(reversed(missing), reversed(below), strict=True) for n in (b, m - b)]

@@ -53,8 +53,9 @@ class MIND(FrozenExtractor):
         padded = F.pad(x, [reach] * (2 * dims), mode="replicate")
         shifted = {}
         for offset in {offset for pair in neighbour_pairs(dims) for offset in pair}:
-            window = (slice(reach * (1 + o), reach * (1 + o) + size) for o, size in zip(offset, x.shape[2:], strict=True))
-            shifted[offset] = padded[(..., *window)]
+            window = [slice(None), slice(None)]
+            window += [slice(reach * (1 + o), reach * (1 + o) + n) for o, n in zip(offset, x.shape[2:], strict=True)]
+            shifted[offset] = padded[tuple(window)]
         difference = torch.cat([shifted[a] - shifted[b] for a, b in neighbour_pairs(dims)], dim=1).square_()
         difference = F.pad(difference, [self.radius] * (2 * dims), mode="replicate")
         for axis in range(dims):  # the mean over a cube, one axis at a time

@@ -59,7 +59,9 @@ def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | No
     elif name in room.PUBLISHED:
         path = room.locate(room.PUBLISHED[name])
     else:
-        raise room.WeightsError(f"The weights of '{name}' are not fetched by this version: give a file (setting weights).")
+        raise room.WeightsError(
+            f"The weights of '{name}' are not fetched by this version: give a file (setting weights)."
+        )
     try:
         extractor.load_published(room.read(path))
     except ValueError as error:

@@ -166,10 +166,10 @@ def verify(path: Path, weights: PublishedWeights, accepted: str | None = None, c
         raise WeightsError(f"{called} is a checkpoint of another network, not {weights.filename}: {problems}.")
     if blob != accepted:
         raise WeightsError(
-            f"{called} has the layout of {weights.filename}, but it is not the published file: its git blob id is {blob}, "
-            f"published is {weights.git_blob}. Either it was changed (delete it, then run: nnunet-dg weights fetch "
-            f"{weights.name}), or it is your own training (then run: nnunet-dg weights install {weights.name} FILE "
-            f"--unpublished)."
+            f"{called} has the layout of {weights.filename}, but it is not the published file: its git blob id is "
+            f"{blob}, published is {weights.git_blob}. Either it was changed (delete it, then: "
+            f"nnunet-dg weights fetch {weights.name}), or it is your own training (then: nnunet-dg weights install "
+            f"{weights.name} FILE --unpublished)."
         )
 
 
@@ -195,7 +195,9 @@ def read(path: Path, called: Path | None = None) -> dict[str, Tensor]:
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{called} holds no state dict (parameter names and tensors), but a {type(content).__name__}.")
+        raise WeightsError(
+            f"{called} holds no state dict (parameter names and tensors), but a {type(content).__name__}."
+        )
     return content
 
 
@@ -221,7 +223,7 @@ def _placing(weights: PublishedWeights) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=final.parent, prefix=final.name, suffix=".partial")
     except OSError as error:
         raise WeightsError(
-            f"{final.parent} cannot be written ({error}). Set NNUNET_DG_HOME to a folder that can, the same on all nodes."
+            f"{final.parent} cannot be written ({error}). Set NNUNET_DG_HOME to a folder that can."
         ) from error
     os.close(handle)
     partial = Path(name)

@@ -80,7 +80,9 @@ class BiasFieldTransform(ImageOnlyTransform):
         coefficients = np.random.uniform(*self.coefficients, size=(self.degree + 1,) * dims)
         coefficients[np.indices(coefficients.shape).sum(0) > self.degree] = 0
         axes = [np.linspace(-1, 1, n) for n in image.shape[1:]]
-        field = (legendre.leggrid2d if dims == 2 else legendre.leggrid3d)(*axes, coefficients)
+        field: np.ndarray = coefficients
+        for axis in axes:  # evaluate the first remaining degree, which appends the axis
+            field = legendre.legval(axis, field)
         return {"field": torch.from_numpy(np.exp(field)).to(image.dtype)}
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:

@@ -60,7 +60,7 @@ class TrainerContract:
         final = self.checkpoint(host)["network_weights"]
         network = [key for key in final if not key.startswith("extractor.")]
         unmoved = [key for key in network if torch.equal(final[key], saved["network_weights"][key])]
-        # nnU-Net weighs the lowest output of deep supervision with zero, and a bias before an instance norm does nothing
+        # nnU-Net weighs the lowest output of deep supervision with zero; a bias before an instance norm does nothing
         assert not [key for key in unmoved if "seg_layers" not in key and not key.endswith("conv.bias")]
 
     def test_settings_are_written_where_inference_reads_them(self, host, trained):
@@ -92,8 +92,8 @@ class TrainerContract:
         (one / "case_0_0000.nii.gz").symlink_to(images / "case_0_0000.nii.gz")
         for out in ("a", "b"):
             host.run(
-                f"nnUNetv2_predict -i {one} -o {tmp_path / out} -d 701 -c 3d_fullres -f 0 -p tinyPlans -tr {self.trainer} "
-                f"-device cpu -npp 1 -nps 1 --save_probabilities",
+                f"nnUNetv2_predict -i {one} -o {tmp_path / out} -d 701 -c 3d_fullres -f 0 -p tinyPlans "
+                f"-tr {self.trainer} -device cpu -npp 1 -nps 1 --save_probabilities",
                 NNUNET_DG_HOME=str(tmp_path / "empty"),
             )
         a, b = (np.load(tmp_path / out / "case_0.npz")["probabilities"] for out in ("a", "b"))
@@ -142,7 +142,12 @@ class TestTwoDimensions:
 
     def test_anatomix_is_refused_before_training_with_what_to_use_instead(self, host):
         printed = host.run(self.command + "Tiny_nnUNetTrainerDropGen", status=1)
-        for part in ("NotImplementedError", "Tiny_nnUNetTrainerDropGen", "'anatomix' is 3-D only", "nnUNetTrainerDropGen_MIND"):
+        for part in (
+            "NotImplementedError",
+            "Tiny_nnUNetTrainerDropGen",
+            "'anatomix' is 3-D only",
+            "nnUNetTrainerDropGen_MIND",
+        ):
             assert part in printed
         assert "Epoch 0" not in printed
 
@@ -154,7 +159,10 @@ def plans(host):
     written: list[Path] = []
 
     def write(settings):
-        content = json.loads((folder / "tinyPlans.json").read_text()) | {"plans_name": "otherPlans", "nnunet_dg": settings}
+        content = json.loads((folder / "tinyPlans.json").read_text()) | {
+            "plans_name": "otherPlans",
+            "nnunet_dg": settings,
+        }
         written.append(folder / "otherPlans.json")
         written[-1].write_text(json.dumps(content))
         return "otherPlans"
@@ -167,7 +175,10 @@ def plans(host):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dropgen": {"dropout": 0.5}}, "Unknown setting in plans[\"nnunet_dg\"][\"dropgen\"]: 'dropout'. Accepted are extractor,"),
+        (
+            {"dropgen": {"dropout": 0.5}},
+            'Unknown setting in plans["nnunet_dg"]["dropgen"]: \'dropout\'. Accepted are extractor,',
+        ),
         ({"dropgen": {"extractor": "dino"}}, "extractor must be one of anatomix, anatomix-dev, mind; got 'dino'"),
         ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 1)"),
         ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen; got 'dropgem'"),
@@ -209,12 +220,12 @@ def test_resuming_with_another_extractor_is_refused(host, plans):
 
 
 def test_pretrained_weights_of_another_dropgen_model_bring_their_extractor(host, tmp_path):
-    TestAnatomix.trainer  # trained by the suite above, or here
     source = host.results(TestAnatomix.trainer) / "checkpoint_final.pth"
     if not source.exists():
         host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {TestAnatomix.trainer} -device cpu")
     printed = host.run(
-        f"nnUNetv2_train 701 3d_fullres 3 -p tinyPlans -tr {TestAnatomix.trainer} -device cpu -pretrained_weights {source}",
+        f"nnUNetv2_train 701 3d_fullres 3 -p tinyPlans -tr {TestAnatomix.trainer} -device cpu "
+        f"-pretrained_weights {source}",
         NNUNET_DG_HOME=str(tmp_path / "empty"),
     )
     assert "Epoch 2" in printed

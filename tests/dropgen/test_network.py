@@ -131,11 +131,11 @@ def test_state_dict_is_complete(anatomix_weights):
 
 def test_checkpoint_of_another_extractor_is_named():
     mind, anatomix = build(MIND), build(DropGenSettings())
-    with pytest.raises(RuntimeError, match="trained with another extractor. The plans say extractor 'anatomix'"):
+    with pytest.raises(RuntimeError, match="trained with another extractor\\. The plans say extractor 'anatomix'"):
         anatomix.load_state_dict(mind.state_dict())
-    with pytest.raises(RuntimeError, match="trained with another extractor. The plans say extractor 'mind'"):
+    with pytest.raises(RuntimeError, match="trained with another extractor\\. The plans say extractor 'mind'"):
         mind.load_state_dict(anatomix.state_dict())
-    with pytest.raises(RuntimeError, match="trained with another extractor.*layer 'final'"):
+    with pytest.raises(RuntimeError, match=r"trained with another extractor.*layer 'final'"):
         build(DropGenSettings(layer="final")).load_state_dict(anatomix.state_dict())
 
 
@@ -159,7 +159,7 @@ def test_compiles_without_graph_breaks_and_agrees():
         ({"extractor": "anatomics"}, "extractor must be one of anatomix, anatomix-dev, mind; got 'anatomics'"),
         ({"layer": 59}, "layer must be one of penultimate, final; got 59"),
         ({"combine": "sum"}, "combine must be one of concat, mean; got 'sum'"),
-        ({"inputs": "both"}, "inputs must be one of image.features, features, image; got 'both'"),
+        ({"inputs": "both"}, r"inputs must be one of image\+features, features, image; got 'both'"),
         ({"masking": "block"}, "masking must be one of channel, structured; got 'block'"),
         ({"image_scaling": "zscore"}, "image_scaling must be one of none, minmax; got 'zscore'"),
         ({"weights": 3}, "weights must be the path of a file, or null; got 3"),

@@ -100,7 +100,12 @@ def test_unreachable_says_where_the_file_belongs_and_what_to_do(how, file, home)
         url = "http://127.0.0.1:9/anatomix.pth" if how == "refused" else server.url
         with pytest.raises(WeightsError) as caught:
             room.locate(published(file, url))
-    for part in (url, str(home / "anatomix.pth"), "nnunet-dg weights install anatomix FILE", "nnUNetTrainerDropGen_MIND"):
+    for part in (
+        url,
+        str(home / "anatomix.pth"),
+        "nnunet-dg weights install anatomix FILE",
+        "nnUNetTrainerDropGen_MIND",
+    ):
         assert part in str(caught.value)
     assert list(home.iterdir()) == []
 
@@ -109,7 +114,9 @@ def test_a_download_that_is_not_the_published_file_is_not_kept(file, home, tmp_p
     torch.save(random_weights(seed=5), tmp_path / "other.pth")
     with (
         Server((tmp_path / "other.pth").read_bytes()) as server,
-        pytest.raises(WeightsError, match=f"not the published file: its git blob id is {room.git_blob_id(tmp_path / 'other.pth')}"),
+        pytest.raises(
+            WeightsError, match=f"not the published file: its git blob id is {room.git_blob_id(tmp_path / 'other.pth')}"
+        ),
     ):
         room.locate(published(file, server.url))
     assert list(home.iterdir()) == []

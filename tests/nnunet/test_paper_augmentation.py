@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 from numpy.polynomial import legendre
 
 from nnunet_dg.nnunet import paper_augmentation as paper
-from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,9 @@ def test_without_allowed_axes_nothing_is_flipped_or_turned():
     flips = {"MirrorTransform", "Rot90Transform", "OneOfTransform"}
     names = {type(getattr(t, "transform", t)).__name__ for t in transforms((16, 16, 16)).transforms}
     assert not names & flips
-    names = {type(getattr(t, "transform", t)).__name__ for t in transforms((16, 16, 16), mirror_axes=(0, 1, 2)).transforms}
+    names = {
+        type(getattr(t, "transform", t)).__name__ for t in transforms((16, 16, 16), mirror_axes=(0, 1, 2)).transforms
+    }
     assert {"OneOfTransform", "Rot90Transform"} <= names
 
 

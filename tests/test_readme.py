@@ -1,0 +1,50 @@
+"""What the README promises exists, and its commands are those that CI runs."""
+
+import re
+import shlex
+from importlib.metadata import entry_points
+
+from helpers import REPOSITORY
+
+from nnunet_dg.cli import _parser
+from nnunet_dg.dropgen import DropGenSettings
+from nnunet_dg.dropgen.settings import CHOICES
+from nnunet_dg.nnunet.settings import resolve
+
+README = (REPOSITORY / "README.md").read_text()
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
+
+
+def test_every_trainer_is_in_the_table_and_every_name_in_it_exists():
+    ours = {e.name for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")}
+    assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", README, re.M)) == ours
+
+
+def test_every_setting_is_in_the_table_with_its_choices_and_default():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.M))
+    for name, default in DropGenSettings().__dict__.items():
+        assert "null" if default is None else str(default) in rows[name]
+        assert all(f"`{choice}`" in rows[name] for choice in CHOICES.get(name, ()))
+
+
+def test_the_example_settings_are_accepted():
+    (example,) = re.findall(r"```json\n(.*?)```", README, re.S)
+    import json
+
+    resolve(json.loads("{" + example + "}"), "dropgen", DropGenSettings())
+
+
+def test_our_own_commands_parse():
+    ours = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("nnunet-dg")]
+    assert len(ours) == 2
+    for arguments in ours:
+        _parser().parse_args(arguments)
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert any(command.endswith("/bin/pytest") for command in COMMANDS)
+    assert "grep -m1 '/bin/pytest$' README.md" in (REPOSITORY / ".ci" / "run").read_text()
