@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 EXT_TRAINERS = Path(__file__).parent / "ext_trainers"
@@ -45,20 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     env.set_defaults(run=_env)
 
-    weights = commands.add_parser("weights", help="list, fetch or install the weights of extractors")
-    actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="which weights are on this machine, and where")
-    listing.set_defaults(run=_weights_list)
-    fetch = actions.add_parser("fetch", help="download and verify (on a machine with internet)")
-    fetch.add_argument("name", help="the extractor, for example anatomix")
-    fetch.set_defaults(run=_weights_fetch)
-    install = actions.add_parser("install", help="put a local file where trainings look for it")
-    install.add_argument("name", help="the extractor, for example anatomix")
-    install.add_argument("file", type=Path, help="the file, as published")
-    install.add_argument(
-        "--unpublished", action="store_true", help="accept a file with the right layout that is not the published one"
-    )
-    install.set_defaults(run=_weights_install)
+    _add_weights(commands)
 
     demo = commands.add_parser(
         "demo",
@@ -74,8 +62,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    weights = commands.add_parser("weights", help="list, fetch or install the weights of extractors")
+    actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="which weights are on this machine, and where")
+    listing.set_defaults(run=_weights_list)
+    fetch = actions.add_parser("fetch", help="download and verify (on a machine with internet)")
+    fetch.add_argument("name", help="the extractor, for example anatomix")
+    fetch.set_defaults(run=_weights_fetch)
+    install = actions.add_parser("install", help="put a local file where trainings look for it")
+    install.add_argument("name", help="the extractor, for example anatomix")
+    install.add_argument("file", type=Path, help="the file, as published")
+    install.add_argument(
+        "--unpublished", action="store_true", help="accept a file with the right layout that is not the published one"
+    )
+    install.set_defaults(run=_weights_install)
+
+
 def _doctor(_: argparse.Namespace) -> int:
-    from nnunet_dg.doctor import report
+    from nnunet_dg.nnunet.doctor import report
 
     return 0 if report() else 1
 
@@ -84,13 +89,15 @@ def _env(_: argparse.Namespace) -> int:
     present = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]  # noqa: SIM112
     paths = present if str(EXT_TRAINERS) in present else [*present, str(EXT_TRAINERS)]
     print(f"export nnUNet_extTrainer={shlex.quote(os.pathsep.join(paths))}")
+    if version("nnunetv2").startswith("2.7."):
+        print("nnunet-dg: nnU-Net 2.7 does not read nnUNet_extTrainer: update nnunetv2 to 2.8.", file=sys.stderr)
     return 0
 
 
 def _weights_list(_: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from nnunet_dg.doctor import weights_table
+    from nnunet_dg.nnunet.doctor import weights_table
 
     Console().print(weights_table())
     return 0

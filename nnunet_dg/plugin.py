@@ -44,7 +44,11 @@ def activate() -> None:
         elif not any(isinstance(finder, _OnLookupImport) for finder in sys.meta_path):
             sys.meta_path.insert(0, _OnLookupImport())
     except Exception as error:  # an exception here would break `import torch` for every program on this machine
-        warnings.warn(f"nnunet-dg could not register its trainers with nnU-Net: {error!r}", stacklevel=2)
+        _warn(error)
+
+
+def _warn(error: Exception) -> None:
+    warnings.warn(f"nnunet-dg could not register its trainers with nnU-Net: {error!r}", stacklevel=2)
 
 
 def declared_class(package: str | None, name: str) -> type | None:
@@ -66,7 +70,7 @@ def declared_class(package: str | None, name: str) -> type | None:
     (entry_point,) = targets.values()
     try:
         return entry_point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever their module raises, users need to know whose it is
         raise ImportError(
             f"'{name}' is declared by {_distribution(entry_point)} as {entry_point.value}, which cannot be loaded: "
             f"{error}"
@@ -98,18 +102,27 @@ def _extend(lookup: ModuleType) -> None:
 class _OnLookupImport(MetaPathFinder):
     """Waits for the import of nnU-Net's lookup module, extends it once it has run, and leaves."""
 
+    searching = False
+
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != LOOKUP_MODULE:
+        if fullname != LOOKUP_MODULE or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.searching = True  # so that the search below asks the other finders
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.searching = False
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            _extend(module)
+            try:
+                _extend(module)
+                sys.meta_path.remove(self)
+            except Exception as error:  # nnU-Net without our trainers is better than no nnU-Net
+                _warn(error)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

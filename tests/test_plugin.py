@@ -154,6 +154,28 @@ def test_never_raises_into_import_torch():
     assert "nnunet-dg could not register its trainers" in printed
 
 
+def test_asking_where_the_lookup_lives_does_not_disarm_the_door():
+    printed = python(
+        "import torch, importlib.util\nimportlib.util.find_spec('nnunetv2.utilities.find_class_by_name')\n"
+        f"{LOOKUP}\nprint(trainer('nnUNetTrainerDropGen').__module__)"
+    )
+    assert "nnunet_dg.trainers" in printed
+
+
+def test_a_host_without_the_lookup_function_still_imports(tmp_path):
+    package = tmp_path / "nnunetv2" / "utilities"
+    package.mkdir(parents=True)
+    (tmp_path / "nnunetv2" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "find_class_by_name.py").write_text("def renamed(): return 'works'\n")
+    printed = python(
+        "import warnings; warnings.simplefilter('always')\nimport nnunet_dg.plugin as p; p.activate()\n"
+        "from nnunetv2.utilities.find_class_by_name import renamed; print(renamed())", tmp_path
+    )  # fmt: skip
+    assert "works" in printed
+    assert "nnunet-dg could not register its trainers" in printed
+
+
 def test_imports_nothing_heavy():
     printed = python(
         "import sys, importlib.metadata; before = set(sys.modules)\nimport nnunet_dg.plugin as p; p.activate()\n"

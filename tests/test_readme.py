@@ -27,7 +27,7 @@ def test_every_trainer_is_in_the_table_and_every_name_in_it_exists():
 def test_every_setting_is_in_the_table_with_its_choices_and_default():
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.M))
     for name, default in DropGenSettings().__dict__.items():
-        assert "null" if default is None else str(default) in rows[name]
+        assert ("null" if default is None else str(default)) in rows[name]
         assert all(f"`{choice}`" in rows[name] for choice in CHOICES.get(name, ()))
 
 

@@ -2,12 +2,11 @@
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_5epochs
 
 from nnunet_dg.dropgen import DropGenSettings, build_dropgen_network
+from nnunet_dg.nnunet.load_extractor import load_extractor
 from nnunet_dg.nnunet.settings import record, resolve
 from nnunet_dg.nnunet.unwrap import unwrap
-from nnunet_dg.nnunet.weights import load_extractor
 
 
 class nnUNetTrainerDropGen(nnUNetTrainer):
@@ -69,7 +68,3 @@ class nnUNetTrainerDropGen_MIND(nnUNetTrainerDropGen):
     """MIND-SSC descriptors instead of anatomix: no weights to fetch, 2-D and 3-D."""
 
     dropgen = DropGenSettings(extractor="mind")
-
-
-class nnUNetTrainerDropGen_MIND_5epochs(nnUNetTrainerDropGen_MIND, nnUNetTrainer_5epochs):
-    """As nnUNetTrainer_5epochs: for trying things out, and what `nnunet-dg demo` trains."""

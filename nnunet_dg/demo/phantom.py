@@ -66,12 +66,12 @@ def segmentation(tissue: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def source_image(tissue: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
     """The scanner that the training cases come from."""
-    return _scan(np.asarray(SOURCE)[tissue], rng, noise=0.04, bias=0.05)
+    return _scan(np.asarray(SOURCE)[tissue], rng, noise=0.025, bias=0.05)
 
 
 def target_image(tissue: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
     """Another contrast, a bias field, more noise."""
-    return _scan(np.asarray(TARGET)[tissue], rng, noise=0.05, bias=0.25)
+    return _scan(np.asarray(TARGET)[tissue], rng, noise=0.04, bias=0.25)
 
 
 def _scan(intensity: NDArray[np.float64], rng: np.random.Generator, noise: float, bias: float) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ import SimpleITK as sitk  # noqa: N813
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nnunet_dg.demo.phantom import LABELS, write_dataset
@@ -50,7 +51,7 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
     console = Console()
     raw = folder / "nnUNet_raw" / DATASET
     if not (raw / "dataset.json").is_file():
-        console.print(f"Writing a two-domain phantom dataset to {raw}")
+        console.print(f"Writing a two-domain phantom dataset to {raw}", markup=False, soft_wrap=True)
         write_dataset(raw)
     nnunet = _NNUNet(folder, console)
     nnunet("plan", "nnUNetv2_plan_and_preprocess -d 999 -c 3d_fullres -np 2 -npfp 2")
@@ -70,7 +71,7 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
     (folder / "dice.json").write_text(json.dumps(scores, indent=1))
     figure(folder, raw).savefig(folder / "demo.png", dpi=150, bbox_inches="tight")
     console.print(table(scores))
-    console.print(f"Cases, truths and predictions: {folder / 'demo.png'}")
+    console.print(f"Cases, truths and predictions: {folder / 'demo.png'}", markup=False, soft_wrap=True)
     console.print(f"Took {(time.monotonic() - start) / 60:.1f} minutes.")
     return scores
 
@@ -86,12 +87,12 @@ class _NNUNet:
         self.environment = (
             os.environ
             | {name: str(folder / name) for name in names}
-            | {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+            | {"PYTHONUNBUFFERED": "1", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
         )
 
     def __call__(self, step: str, command: str) -> None:
         log, done = self.logs / f"{step}.log", self.logs / f"{step}.done"
-        self.console.print(f"[bold]$ {command}[/bold]" + ("  (done before)" if done.exists() else ""), soft_wrap=True)
+        self.console.print(f"$ {command}" + ("  (done before)" if done.exists() else ""), markup=False, soft_wrap=True)
         if done.exists():
             return
         program, *arguments = shlex.split(command)
@@ -101,9 +102,12 @@ class _NNUNet:
                 [str(Path(sysconfig.get_path("scripts")) / program), *arguments],
                 env=self.environment, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
-            while process.poll() is None:
-                status.update(f"{time.monotonic() - start:4.0f} s  {_last_line(log)}")
-                time.sleep(1)
+            try:
+                while process.poll() is None:
+                    status.update(escape(f"{time.monotonic() - start:4.0f} s  {_last_line(log)}"))
+                    time.sleep(1)
+            finally:
+                process.kill()  # on Ctrl-C; nothing to do where it has ended
         if process.returncode:
             raise DemoError(
                 f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}"

@@ -63,7 +63,7 @@ class DropGenNetwork(nn.Module):
     def combine(self, image: Tensor) -> Tensor:
         """The image, its features, or both: ``(B, C, *spatial)`` -> ``(B, num_combined_channels, *spatial)``."""
         parts = []
-        if "image" in self.settings.inputs:
+        if self.settings.sees_image:
             parts.append(minmax(image) if self.settings.image_scaling == "minmax" else image)
         if self.extractor is not None:
             s = self.extractor(image.flatten(0, 1).unsqueeze(1))
@@ -100,7 +100,7 @@ class DropGenNetwork(nn.Module):
 
 def num_combined_channels(settings: DropGenSettings, num_image_channels: int, num_features: int) -> int:
     """Channels after `DropGenNetwork.combine`: C for the image, and C * d (or d for their mean) for the features."""
-    image = num_image_channels if "image" in settings.inputs else 0
+    image = num_image_channels if settings.sees_image else 0
     return image + num_features * (1 if settings.combine == "mean" else num_image_channels)
 
 
@@ -124,10 +124,10 @@ def build_dropgen_network(
         NotImplementedError: the extractor does not exist for ``spatial_dims``.
     """
     extractor = None
-    if "features" in settings.inputs:
+    if settings.sees_features:
         extractor = create_extractor(settings.extractor, layer=settings.layer, spatial_dims=spatial_dims)
     dropout: nn.Module = nn.Identity()
-    if settings.inputs == "image+features":
+    if settings.sees_image and settings.sees_features:
         structured = settings.masking == "structured"
         dropout = StructuredDropout(settings.p, num_image_channels) if structured else ChannelDropout(settings.p)
     combined = num_combined_channels(settings, num_image_channels, extractor.out_channels if extractor else 0)

@@ -49,5 +49,17 @@ class DropGenSettings:
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}.")
-        if self.weights is not None and not isinstance(self.weights, str):
+        if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
             raise ValueError(f"weights must be the path of a file, or null; got {self.weights!r}.")
+        if self.extractor == "mind" and (self.weights is not None or self.layer != "penultimate"):
+            raise ValueError("extractor 'mind' has neither weights nor layers: leave weights and layer unset.")
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether the network sees the image."""
+        return self.inputs in ("image+features", "image")
+
+    @property
+    def sees_features(self) -> bool:
+        """Whether the network sees features."""
+        return self.inputs in ("image+features", "features")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,8 @@ class Anatomix(FrozenExtractor):
         ValueError: unknown variant or layer.
     """
 
+    layer_index: Tensor  # in the state dict, so that a checkpoint for another layer is told apart
+
     def __init__(self, variant: str = "anatomix", layer: str = "penultimate") -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -141,6 +144,7 @@ class Anatomix(FrozenExtractor):
         else:
             last = Layer(width, width, norm, activation=True)
             self.decoder.append(DecoderBlock(self._merge(width), last, Layer(width, width)))
+        self.register_buffer("layer_index", torch.tensor(LAYERS.index(layer)))
         self.freeze()
 
     def _merge(self, width: int, raw: bool = False) -> nn.Module:
@@ -160,6 +164,15 @@ class Anatomix(FrozenExtractor):
             x = block(skips.pop(), x)
         return x
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        mine, theirs = self.layer_index, state_dict.get(f"{prefix}layer_index")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if theirs is not None and int(theirs) != LAYERS.index(self.layer):
+            error_msgs: list[str] = args[-1]
+            error_msgs.append(f"The checkpoint holds anatomix for layer {LAYERS[int(theirs)]!r}, not {self.layer!r}.")
+            mine.fill_(LAYERS.index(self.layer))
+            self.has_weights = False
+
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of the published file and fold its batch norm.
 
@@ -167,10 +180,12 @@ class Anatomix(FrozenExtractor):
             weights: ``{"model.<index>.<name>": tensor}``, every entry of the published file and no other.
 
         Raises:
-            ValueError: an entry is missing, unexpected or of another shape.
+            ValueError: an entry is missing, unexpected, of another shape, or not a finite number.
         """
         if problems := layout_problems(self.variant, weights):
             raise ValueError(f"not the published network: {problems}.")
+        if broken := [key for key, value in weights.items() if not value.isfinite().all()]:
+            raise ValueError(f"{broken[0]} holds values that are not finite.")
         layers = [module for module in self.modules() if isinstance(module, (Layer, NearestMerge))]
         for layer, (index, *_) in zip(layers, published_convolutions(self.variant), strict=False):
             published = {

@@ -21,13 +21,13 @@ class FrozenExtractor(nn.Module):
 
     Attributes:
         out_channels: number of feature channels d.
-        spatial_dims: the numbers of spatial axes it accepts, for example ``(3,)``.
+        accepted_dims: the numbers of spatial axes it accepts, for example ``(3,)``.
         multiple: spatial sizes are padded up to a multiple of this and to at least twice this.
         has_weights: False until weights have been loaded; always True for an extractor without parameters.
     """
 
     out_channels: int
-    spatial_dims: tuple[int, ...] = (3,)
+    accepted_dims: tuple[int, ...] = (3,)
     multiple: int = 1
 
     def __init__(self) -> None:
@@ -57,8 +57,8 @@ class FrozenExtractor(nn.Module):
             x: ``(B, 1, *spatial)``, floating point, any range.
 
         Returns:
-            ``(B, out_channels, *spatial)``, zero mean and unit variance per sample and channel, without gradient, in
-            float32 or in the autocast dtype that `features` computed in.
+            ``(B, out_channels, *spatial)``, zero mean and unit variance per sample and channel (zeros for a constant
+            image), without gradient, in float32 or in the autocast dtype that `features` computed in.
 
         Raises:
             ValueError: wrong number of axes or channels, or an axis with a single voxel.
@@ -69,12 +69,14 @@ class FrozenExtractor(nn.Module):
         x = minmax(x)
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
-        return instance_norm(self.features(x)[crop])
+        s = instance_norm(self.features(x)[crop])
+        # in half precision the features of a constant image differ by rounding, which the norm would blow up
+        return s * (x.amax(tuple(range(1, x.ndim)), keepdim=True) > 0)
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
-        if x.ndim - 2 not in self.spatial_dims or x.shape[1] != 1:
-            axes = " or ".join(f"(B, 1, {', '.join('XYZ'[:n])})" for n in self.spatial_dims)
+        if x.ndim - 2 not in self.accepted_dims or x.shape[1] != 1:
+            axes = " or ".join(f"(B, 1, {', '.join('XYZ'[:n])})" for n in self.accepted_dims)
             raise ValueError(f"{name} takes an input of shape {axes}; got {tuple(x.shape)}.")
         if min(x.shape[2:]) < 2:
             raise ValueError(
@@ -83,7 +85,8 @@ class FrozenExtractor(nn.Module):
             )
         if not self.has_weights:
             raise RuntimeError(
-                f"{name} has no weights yet: build it with nnunet_dg.extractors.build_extractor, or load a checkpoint."
+                f"{name} has no weights yet. nnU-Net's run_training loads them (on_train_start), so does a checkpoint; "
+                f"by itself an extractor comes from nnunet_dg.extractors.build_extractor."
             )
 
     def _padding(self, spatial: torch.Size) -> tuple[list[int], tuple[slice, ...]]:
@@ -96,7 +99,8 @@ class FrozenExtractor(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.has_weights = self.has_weights or all(prefix + key in state_dict for key in self.state_dict())
+        loaded = [state_dict.get(prefix + key) for key in self.state_dict()]
+        self.has_weights = self.has_weights or all(v is not None and bool(v.isfinite().all()) for v in loaded)
 
 
 def minmax(x: Tensor) -> Tensor:

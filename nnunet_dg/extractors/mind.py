@@ -28,12 +28,17 @@ class MIND(FrozenExtractor):
         spatial_dims: 2 or 3; what `out_channels` speaks of. The features follow the input's own number of axes.
         radius: the patch is a cube (square) of ``2 * radius + 1`` voxels.
         dilation: distance of the neighbours in voxels.
+
+    Raises:
+        ValueError: spatial_dims is neither 2 nor 3.
     """
 
-    spatial_dims = (2, 3)
+    accepted_dims = (2, 3)
 
     def __init__(self, spatial_dims: int = 3, radius: int = 1, dilation: int = 2) -> None:
         super().__init__()
+        if spatial_dims not in self.accepted_dims:
+            raise ValueError(f"spatial_dims must be 2 or 3; got {spatial_dims!r}.")
         self.radius, self.dilation = radius, dilation
         self.out_channels = len(neighbour_pairs(spatial_dims))
         self.freeze()

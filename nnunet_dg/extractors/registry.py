@@ -43,13 +43,18 @@ def create_extractor(name: str, *, layer: str = "penultimate", spatial_dims: int
         if layer != "penultimate":
             raise ValueError(f"extractor 'mind' has no layers: leave layer at 'penultimate'; got {layer!r}.")
         return MIND(spatial_dims)
-    if spatial_dims not in Anatomix.spatial_dims:
+    if spatial_dims not in Anatomix.accepted_dims:
         raise NotImplementedError(f"extractor '{name}' is 3-D only, asked for {spatial_dims}-D; 'mind' works in 2-D.")
     return Anatomix(name, layer)
 
 
 def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | None = None) -> Path | None:
-    """Fill an extractor made by `create_extractor`; returns the file used, None for an extractor without weights."""
+    """Fill an extractor made by `create_extractor`; returns the file used, None for an extractor without weights.
+
+    Raises:
+        ValueError: weights given for an extractor that has none.
+        WeightsError: the file is missing, cannot be fetched, or is not what it should be.
+    """
     if not isinstance(extractor, Anatomix):
         if weights is not None:
             raise ValueError(f"extractor '{name}' has no weights: leave weights unset; got {str(weights)!r}.")

@@ -73,12 +73,12 @@ def state(weights: PublishedWeights) -> str:
     path = cached_path(weights)
     if not path.is_file():
         return "not on this machine"
-    accepted = accepted_blob(weights)
     try:
-        verify(path, weights, accepted)
+        verify(path, weights, accepted_blob(weights))
     except WeightsError as error:
         return f"REFUSED: {error}"
-    return "published file" if accepted is None else f"installed as unpublished (git blob {accepted})"
+    blob = git_blob_id(path)
+    return "published file" if blob == weights.git_blob else f"installed as unpublished (git blob {blob})"
 
 
 def cached_path(weights: PublishedWeights) -> Path:
@@ -112,7 +112,6 @@ def fetch(weights: PublishedWeights) -> Path:
         except requests.RequestException as error:
             raise WeightsError(_missing(weights, str(error))) from error
         verify(partial, weights)
-    _note_path(weights).unlink(missing_ok=True)
     return cached_path(weights)
 
 
@@ -133,15 +132,13 @@ def install(weights: PublishedWeights, source: Path, unpublished: bool = False) 
     with _placing(weights) as partial:
         shutil.copyfile(source, partial)
         verify(partial, weights, accepted=blob if unpublished else None, called=source)
-    if blob == weights.git_blob:
-        _note_path(weights).unlink(missing_ok=True)
-    else:
-        _note_path(weights).write_text(blob + "\n")
+        if blob != weights.git_blob:
+            _note_path(weights).write_text(blob + "\n")
     return cached_path(weights)
 
 
 def accepted_blob(weights: PublishedWeights) -> str | None:
-    """The git blob id of the unpublished file that the user installed for ``weights``, if any."""
+    """The git blob id of the last unpublished file that the user installed for ``weights``, if any."""
     note = _note_path(weights)
     return note.read_text().strip() if note.is_file() else None
 
@@ -180,16 +177,16 @@ def read(path: Path, called: Path | None = None) -> dict[str, Tensor]:
         WeightsError: not a complete PyTorch file, or not a state dict.
     """
     called = called or path
+    if not path.is_file():
+        raise WeightsError(f"There is no file {called}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"There is no file {called}.") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{called} is not a file of tensors alone: it is truncated, not from PyTorch, or asks to run code "
             f"(PyTorch says: {str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged archive makes PyTorch raise almost anything
         raise WeightsError(
             f"{called} is truncated or damaged: {path.stat().st_size} bytes that PyTorch cannot read "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
@@ -231,6 +228,8 @@ def _placing(weights: PublishedWeights) -> Iterator[Path]:
         yield partial
         partial.chmod(0o644)
         partial.replace(final)
+    except OSError as error:
+        raise WeightsError(f"{final} could not be written: {error}.") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -41,7 +41,7 @@ def paper_augmentation(
             empty: neither, as the paper does where left and right differ.
         in_plane_only: nnU-Net's dummy 2-D augmentation for anisotropic patches: the affine leaves the first axis alone.
     """
-    spatial: list[BasicTransform] = [AffineCrop(patch_size[in_plane_only:])]
+    spatial: list[BasicTransform] = [AffineCrop(patch_size[1:] if in_plane_only else patch_size)]
     if in_plane_only:
         spatial = [Convert3DTo2DTransform(), *spatial, Convert2DTo3DTransform()]
     if mirror_axes:
@@ -90,7 +90,7 @@ class BiasFieldTransform(ImageOnlyTransform):
 
 
 class GibbsNoiseTransform(ImageOnlyTransform):
-    """Ringing: frequencies farther out than ``1 - alpha`` of the way from zero to the corner of k-space are removed."""
+    """Ringing: frequencies beyond ``(1 - alpha) * sqrt(2) / 2 * longest side`` from zero are removed, as MONAI does."""
 
     def __init__(self, alpha: tuple[float, float]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class GibbsNoiseTransform(ImageOnlyTransform):
 
     def get_parameters(self, image: Tensor, **data: Any) -> dict[str, Any]:
         shape = image.shape[1:]
-        radius = (1 - np.random.uniform(*self.alpha)) * np.linalg.norm(shape) / 2
+        radius = (1 - np.random.uniform(*self.alpha)) * max(shape) * np.sqrt(2) / 2
         distances = torch.meshgrid(*(torch.fft.fftfreq(n) * n for n in shape), indexing="ij")
         return {"keep": torch.stack(distances).square().sum(0) <= radius**2}
 

@@ -27,11 +27,11 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
     if not isinstance(given, dict):
         raise ValueError(f'plans["{KEY}"] must look like {{"{method}": {{setting: value}}}}; got {sections!r}.')
     if unknown := set(sections) - set(METHODS):
-        raise ValueError(f'plans["{KEY}"] knows {", ".join(METHODS)}; got {", ".join(map(repr, sorted(unknown)))}.')
+        raise ValueError(f'plans["{KEY}"] knows {", ".join(METHODS)}; got {", ".join(sorted(map(repr, unknown)))}.')
     accepted = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
     if unknown := set(given) - set(accepted):
         raise ValueError(
-            f'Unknown setting in plans["{KEY}"]["{method}"]: {", ".join(map(repr, sorted(unknown)))}. '
+            f'Unknown setting in plans["{KEY}"]["{method}"]: {", ".join(sorted(map(repr, unknown)))}. '
             f"Accepted are {', '.join(accepted)}."
         )
     try:

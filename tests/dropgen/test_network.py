@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nnunet_dg.dropgen import ChannelDropout, DropGenNetwork, DropGenSettings, build_dropgen_network
-from nnunet_dg.extractors import build_extractor
+from nnunet_dg.extractors import build_extractor, create_extractor
 from nnunet_dg.extractors.base import minmax
 
 MIND = DropGenSettings(extractor="mind")
@@ -79,6 +79,18 @@ def test_previous_stage_is_never_dropped():
     assert (net.network.given[:, :-2].flatten(2).abs().sum(2) == 0).float().mean() > 0.8
 
 
+def test_structured_masking_treats_all_image_channels_as_the_image():
+    torch.manual_seed(0)
+    net = build(DropGenSettings(extractor="mind", masking="structured", p=0.9), image_channels=2).train()
+    net(torch.rand(60, 2, 6, 6, 6) + 1)
+    kept = net.network.given.flatten(2).abs().sum(2) > 0
+    image, features = kept[:, :2], kept[:, 2:]
+    assert torch.equal(image.all(1), image.any(1))
+    assert torch.equal(features.all(1), features.any(1))
+    assert 0 < image.any(1).sum() < 60
+    assert 0 < features.any(1).sum() < 60
+
+
 @pytest.mark.parametrize("inputs", ["image", "features"])
 def test_nothing_is_dropped_from_one_input_alone(inputs):
     net = build(DropGenSettings(extractor="mind", inputs=inputs, p=0.9)).train()
@@ -144,12 +156,19 @@ def test_plain_nnunet_checkpoint_is_named():
         build(MIND).load_state_dict(Recorder(13).state_dict())
 
 
-def test_compiles_without_graph_breaks_and_agrees():
-    net = DropGenNetwork(nn.Conv3d(13, 2, 1), build_extractor("mind"), ChannelDropout(0.5), 1, MIND).eval()
-    x = torch.rand(1, 1, 8, 9, 10)
+@pytest.mark.parametrize("settings", [MIND, DropGenSettings()], ids=["mind", "anatomix"])
+def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
+    extractor = create_extractor(settings.extractor)
+    if settings.extractor == "anatomix":
+        extractor.load_published(anatomix_weights)
+    segment = nn.Conv3d(1 + extractor.out_channels, 2, 1)
+    net = DropGenNetwork(segment, extractor, ChannelDropout(0.5), 1, settings)
+    x = torch.rand(2, 1, 16, 20, 24)
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), net(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled.eval()(x), net.eval()(x), rtol=1e-4, atol=1e-4)
+    compiled.train()(x).sum().backward()  # training, with dropout, is one graph as well
+    assert torch.isfinite(segment.weight.grad).all()
 
 
 @pytest.mark.parametrize(
@@ -163,6 +182,9 @@ def test_compiles_without_graph_breaks_and_agrees():
         ({"masking": "block"}, "masking must be one of channel, structured; got 'block'"),
         ({"image_scaling": "zscore"}, "image_scaling must be one of none, minmax; got 'zscore'"),
         ({"weights": 3}, "weights must be the path of a file, or null; got 3"),
+        ({"weights": ""}, "weights must be the path of a file, or null; got ''"),
+        ({"extractor": "mind", "weights": "a.pth"}, "extractor 'mind' has neither weights nor layers"),
+        ({"extractor": "mind", "layer": "final"}, "extractor 'mind' has neither weights nor layers"),
     ],
 )
 def test_settings_name_what_is_accepted(given, message):

@@ -103,6 +103,13 @@ def test_any_patch_size_is_padded_by_replication_and_cropped_back(size, anatomix
     torch.testing.assert_close(extractor(x), F.instance_norm(cropped), rtol=1e-3, atol=1e-3)
 
 
+def test_a_patch_of_nnunet_that_is_20_slices_thick(anatomix_weights):
+    features = loaded(weights=anatomix_weights)(torch.rand(1, 1, 20, 320, 256))
+    assert features.shape == (1, 16, 20, 320, 256)
+    torch.testing.assert_close(features.mean((2, 3, 4)), torch.zeros(1, 16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(features.var((2, 3, 4)), torch.ones(1, 16), atol=1e-2, rtol=0)
+
+
 def test_range_of_the_image_does_not_matter_and_samples_do_not_mix(anatomix_weights):
     extractor = loaded(weights=anatomix_weights)
     x = torch.rand(2, 1, 32, 32, 32)
@@ -111,11 +118,10 @@ def test_range_of_the_image_does_not_matter_and_samples_do_not_mix(anatomix_weig
     torch.testing.assert_close(torch.cat([extractor(x[:1]), extractor(x[1:])]), both, rtol=1e-3, atol=1e-3)
 
 
-def test_constant_patch_gives_finite_features(anatomix_weights):
+def test_constant_patch_gives_zeros(anatomix_weights):
     for value in (0.0, 7.0, -1e6):
         features = loaded(weights=anatomix_weights)(torch.full((1, 1, 20, 24, 32), value))
-        assert torch.isfinite(features).all()
-        assert features.abs().max() < 1  # no contrast in, none out: only rounding
+        assert torch.equal(features, torch.zeros(1, 16, 20, 24, 32))
 
 
 @pytest.mark.parametrize(("dtype", "agreement"), [(torch.bfloat16, 0.95), (torch.float16, 0.999)])
@@ -124,7 +130,7 @@ def test_autocast_stays_finite_and_close(dtype, agreement, anatomix_weights):
     x = torch.rand(1, 1, 32, 32, 32)
     with torch.autocast("cpu", dtype=dtype):
         half = extractor(x)
-        assert torch.isfinite(extractor(torch.zeros(1, 1, 32, 32, 32))).all()
+        assert extractor(torch.full((1, 1, 32, 32, 32), 3.0)).abs().max() == 0
     assert torch.isfinite(half).all()
     assert F.cosine_similarity(half.float().flatten(2), extractor(x).flatten(2), dim=2).min() > agreement
 
@@ -148,6 +154,38 @@ def test_no_weights_is_an_error_and_a_state_dict_cures_it(anatomix_weights):
         empty(torch.rand(1, 1, 32, 32, 32))
     nn.Sequential(empty).load_state_dict(nn.Sequential(loaded(weights=anatomix_weights)).state_dict())
     assert torch.isfinite(empty(torch.rand(1, 1, 32, 32, 32))).all()
+
+
+def test_computes_without_gradient(anatomix_weights):
+    x = torch.rand(1, 1, 32, 32, 32, requires_grad=True)
+    assert not loaded(weights=anatomix_weights)(x).requires_grad
+
+
+def test_part_of_a_state_dict_does_not_count_as_weights(anatomix_weights):
+    whole = loaded(weights=anatomix_weights).state_dict()
+    empty = Anatomix()
+    assert all(parameter.isnan().all() for parameter in empty.parameters())
+    empty.load_state_dict(dict(list(whole.items())[:-1]), strict=False)
+    assert not empty.has_weights
+    unloaded = Anatomix().state_dict()
+    empty.load_state_dict(unloaded)
+    assert not empty.has_weights, "NaN is no weight"
+
+
+def test_weights_folded_for_another_layer_are_told_apart(anatomix_weights):
+    """Names and shapes fit where nnU-Net's -pretrained_weights picks them, but one of them is folded."""
+    final = loaded(layer="final", weights=anatomix_weights).state_dict()
+    penultimate = Anatomix()
+    picked = {key: final[key] for key in penultimate.state_dict()}
+    with pytest.raises(RuntimeError, match="anatomix for layer 'final', not 'penultimate'"):
+        penultimate.load_state_dict(picked)
+    assert not penultimate.has_weights
+
+
+def test_weights_that_are_not_finite_are_refused(anatomix_weights):
+    broken = anatomix_weights | {"model.4.running_var": torch.full((16,), float("nan"))}
+    with pytest.raises(ValueError, match=r"model\.4\.running_var holds values that are not finite"):
+        Anatomix().load_published(broken)
 
 
 def test_refuses_what_it_cannot_take(anatomix_weights):

@@ -162,6 +162,35 @@ def test_an_unpublished_file_that_was_changed_is_refused_too(file, home):
         build_extractor("anatomix")
 
 
+def test_the_published_file_replaces_an_unpublished_one(file, home, tmp_path):
+    torch.save(random_weights(seed=3), tmp_path / "mine.pth")
+    with Server(file.read_bytes()) as server:
+        weights = published(file, server.url)
+        room.install(weights, tmp_path / "mine.pth", unpublished=True)
+        assert room.state(weights).startswith("installed as unpublished")
+        room.fetch(weights)
+    assert room.state(weights) == "published file"
+    assert room.locate(weights).read_bytes() == file.read_bytes()
+
+
+def test_damaged_bytes_anywhere_are_one_clear_error(file, tmp_path):
+    content = file.read_bytes()
+    for position in range(0, len(content), len(content) // 60):
+        damaged = bytearray(content)
+        damaged[position : position + 64] = bytes(255 - b for b in damaged[position : position + 64])
+        (tmp_path / "damaged.pth").write_bytes(damaged)
+        with pytest.raises(WeightsError, match=r"damaged\.pth"):
+            room.install(room.PUBLISHED["anatomix"], tmp_path / "damaged.pth")
+
+
+def test_a_folder_is_no_file(home, tmp_path):
+    (home / "anatomix.pth").mkdir(parents=True)
+    with pytest.raises(WeightsError, match="There is no file"):
+        build_extractor("anatomix", weights=tmp_path)
+    with Server(b"x") as server, pytest.raises(WeightsError):
+        room.locate(replace(room.PUBLISHED["anatomix"], url=server.url))
+
+
 @pytest.mark.parametrize("unpublished", [False, True])
 def test_truncated_foreign_and_dangerous_files_are_refused_by_name(unpublished, file, home, tmp_path, anatomix_weights):
     def refused(name, content, match):

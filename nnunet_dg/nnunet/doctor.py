@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+import nnunetv2
 import torch
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from rich.console import Console
 from rich.table import Table
 
 from nnunet_dg.extractors import weights as room
-from nnunet_dg.plugin import GROUPS, LOOKUP_MODULE, LOOKUP_NAME
+from nnunet_dg.plugin import GROUPS
 
 
 def report() -> bool:
@@ -69,14 +70,13 @@ def _look_up(package: str, name: str) -> type | None:
     """As nnU-Net does it: trainers by the function of its commands where there is one (2.8), else the tree walk."""
     if package.endswith("nnUNetTrainer"):
         try:
-            find_objects = import_module("nnunetv2.utilities.find_objects")
+            from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
         except ModuleNotFoundError:
             pass  # nnU-Net 2.7 has the walk alone
         else:
-            return find_objects.recursive_find_trainer_class_by_name(name)
-    folder = Path(next(iter(import_module("nnunetv2").__path__))).joinpath(*package.split(".")[1:])
-    walk = getattr(import_module(LOOKUP_MODULE), LOOKUP_NAME)
-    return walk(str(folder), name, package)
+            return recursive_find_trainer_class_by_name(name)
+    folder = Path(next(iter(nnunetv2.__path__))).joinpath(*package.split(".")[1:])
+    return recursive_find_python_class(str(folder), name, package)
 
 
 def _device() -> str:

@@ -1,0 +1,52 @@
+"""The trainers' classes in this process: their settings, and the networks nnU-Net gets from them."""
+
+import pytest
+from nnunet_dg.trainers.nnUNetTrainerDropGen import (
+    nnUNetTrainerDropGen,
+    nnUNetTrainerDropGen_MIND,
+    nnUNetTrainerDropGen_p025,
+    nnUNetTrainerDropGen_p075,
+)
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Xepochs import nnUNetTrainerDropGen_MIND_5epochs
+from step_cost import plans
+
+from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings"),
+    [
+        (nnUNetTrainerDropGen, DropGenSettings(extractor="anatomix", layer="penultimate", p=0.5)),
+        (nnUNetTrainerDropGen_p025, DropGenSettings(extractor="anatomix", p=0.25)),
+        (nnUNetTrainerDropGen_p075, DropGenSettings(extractor="anatomix", p=0.75)),
+        (nnUNetTrainerDropGen_MIND, DropGenSettings(extractor="mind", p=0.5)),
+        (nnUNetTrainerDropGen_MIND_5epochs, DropGenSettings(extractor="mind", p=0.5)),
+        (nnUNetTrainerDropGen_Paper, DropGenSettings(extractor="anatomix", p=0.5, image_scaling="minmax")),
+    ],
+)
+def test_a_released_name_keeps_its_meaning(trainer, settings):
+    assert trainer.dropgen == settings
+
+
+@pytest.mark.parametrize(("image_channels", "previous_stage"), [(1, 0), (4, 0), (1, 2), (2, 3)])
+def test_previous_stage_channels_of_a_cascade_are_not_image_channels(image_channels, previous_stage):
+    manager = plans(16)
+    configuration = manager.get_configuration("3d_fullres")
+    configuration.configuration["normalization_schemes"] = ["ZScoreNormalization"] * image_channels
+    network = nnUNetTrainerDropGen_MIND.build_network_architecture(
+        manager, configuration, image_channels + previous_stage, 3, True
+    )
+    assert network.num_image_channels == image_channels
+    first = next(network.network.parameters())
+    assert first.shape[1] == image_channels * (1 + 12) + previous_stage
+    assert isinstance(network.dropout, ChannelDropout)
+    assert network.dropout.p == 0.5
+
+
+def test_the_paper_min_maxes_the_image_in_training_and_at_inference():
+    manager = plans(16)
+    network = nnUNetTrainerDropGen_Paper.build_network_architecture(
+        manager, manager.get_configuration("3d_fullres"), 1, 3, False
+    )
+    assert network.settings.image_scaling == "minmax"
