@@ -72,6 +72,7 @@ class Host:
         folders = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "NNUNET_DG", "TORCH_DEVICE"))}
         own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
+        own["PYTHONUNBUFFERED"] = "1"  # a killed process has printed what it printed
         offline = {"https_proxy": NOWHERE, "http_proxy": NOWHERE, "no_proxy": ""}
         scripts = sysconfig.get_path("scripts")
         self.environment = kept | folders | own | offline | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
