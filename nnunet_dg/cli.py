@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Domain generalization for nnU-Net. "
         "To train: nnUNetv2_train ID CONFIG FOLD -tr nnUNetTrainerDropGen",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('nnunet-dg')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     doctor = commands.add_parser(
@@ -52,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
         description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one of "
-        "them for five short epochs each, predicts both domains and prints Dice. Rerun in the same folder to continue.",
+        "them for five short epochs each, predicts both domains and prints Dice. "
+        "Rerun in the same folder to continue after the last finished step.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
     demo.add_argument(
@@ -106,7 +108,11 @@ def _weights_list(_: argparse.Namespace) -> int:
 def _weights_fetch(arguments: argparse.Namespace) -> int:
     from nnunet_dg.extractors import weights
 
-    print(f"Installed: {weights.fetch(weights.published(arguments.name))}")
+    published = weights.published(arguments.name)
+    if weights.state(published) == "published file":
+        print(f"Already here: {weights.cached_path(published)}")
+    else:
+        print(f"Installed: {weights.fetch(published)}")
     return 0
 
 

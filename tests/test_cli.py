@@ -22,7 +22,7 @@ def test_doctor_finds_every_class_and_says_what_is_there(tmp_path):
     printed = cli("doctor", NNUNET_DG_HOME=str(tmp_path))
     for name in ("nnUNetTrainerDropGen", "_p025", "_p075", "_MIND", "_Paper"):
         assert any(
-            line.split("│")[1].strip().endswith(name) for line in printed.splitlines() if "nnunetv2.trainers" in line
+            line.split("│")[1].strip().endswith(name) for line in printed.splitlines() if "nnunet_dg.trainers" in line
         )
     assert printed.count("nnunet_dg.trainers.") >= 6
     assert "NOT FOUND" not in printed

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +102,15 @@ class _NNUNet:
         with log.open("w") as output, self.console.status("") as status:
             process = subprocess.Popen(  # noqa: S603
                 [str(Path(sysconfig.get_path("scripts")) / program), *arguments],
-                env=self.environment, stdout=output, stderr=subprocess.STDOUT,
+                env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:
                 while process.poll() is None:
                     status.update(escape(f"{time.monotonic() - start:4.0f} s  {_last_line(log)}"))
                     time.sleep(1)
             finally:
-                process.kill()  # on Ctrl-C; nothing to do where it has ended
+                with suppress(ProcessLookupError):  # on Ctrl-C, with nnU-Net's own workers; mostly it has ended
+                    os.killpg(process.pid, signal.SIGKILL)
         if process.returncode:
             raise DemoError(
                 f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}"

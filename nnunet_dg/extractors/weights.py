@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -64,7 +63,10 @@ def published(name: str) -> PublishedWeights:
         WeightsError: nothing is published under that name.
     """
     if name not in PUBLISHED:
-        raise WeightsError(f"Weights are published for {', '.join(PUBLISHED)}; got {name!r}.")
+        raise WeightsError(
+            f"Weights are published for {', '.join(PUBLISHED)}; got {name!r}. 'mind' needs none; for "
+            "another extractor, set weights to your file in the plans."
+        )
     return PUBLISHED[name]
 
 
@@ -181,16 +183,8 @@ def read(path: Path, called: Path | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"There is no file {called}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{called} is not a file of tensors alone: it is truncated, not from PyTorch, or asks to run code "
-            f"(PyTorch says: {str(error).splitlines()[0]})"
-        ) from error
     except Exception as error:  # a damaged archive makes PyTorch raise almost anything
-        raise WeightsError(
-            f"{called} is truncated or damaged: {path.stat().st_size} bytes that PyTorch cannot read "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from error
+        raise WeightsError(f"{called} {_not_a_state_dict(path)}. Get the file again.") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(
             f"{called} holds no state dict (parameter names and tensors), but a {type(content).__name__}."
@@ -198,12 +192,28 @@ def read(path: Path, called: Path | None = None) -> dict[str, Tensor]:
     return content
 
 
+def _not_a_state_dict(path: Path) -> str:
+    """In words, why PyTorch could not read a file as tensors alone."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"<"):
+        return "is a web page, not a weights file: a proxy or a login answered the download"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-LFS pointer, not the file itself"
+    if start.startswith(b"PK") or not start:
+        return f"is truncated or damaged: PyTorch cannot read its {path.stat().st_size} bytes"
+    return "is not a PyTorch file of tensors alone: it is truncated, foreign, or asks to run code, which is refused"
+
+
 def git_blob_id(path: Path) -> str:
     """What git calls this content: the SHA-1 of ``blob <size>\\0`` and the bytes."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+    try:
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from error
     return digest.hexdigest()
 
 
@@ -236,7 +246,7 @@ def _placing(weights: PublishedWeights) -> Iterator[Path]:
 
 def _missing(weights: PublishedWeights, reason: str) -> str:
     return (
-        f"The weights of '{weights.name}' are not on this machine and could not be fetched ({reason}).\n"
+        f"The published weights of '{weights.name}' could not be fetched ({reason}).\n"
         f"  The file belongs at:  {cached_path(weights)}\n"
         f"  Where there is internet, download {weights.url}\n"
         f"  and install it here:  nnunet-dg weights install {weights.name} FILE\n"

@@ -44,7 +44,9 @@ def versions_table() -> Table:
 
 def classes_table() -> tuple[Table, bool]:
     """One row per registered class: found by nnU-Net, or why not; and whether all were."""
-    table = Table("class", "group", "found", title="what nnU-Net finds")
+    table = Table(title="what nnU-Net finds")
+    table.add_column("class", overflow="fold")
+    table.add_column("found", overflow="fold")
     all_found = True
     for package, group in GROUPS.items():
         for name in sorted({entry_point.name for entry_point in entry_points(group=group)}):
@@ -54,13 +56,15 @@ def classes_table() -> tuple[Table, bool]:
             except Exception as error:  # whatever a package's import raises is what the user needs to see
                 found, text = None, f"FAILED: {error}"
             all_found &= found is not None
-            table.add_row(name, group, text)
+            table.add_row(name, text)
     return table, all_found
 
 
 def weights_table() -> Table:
     """One row per published weights file."""
-    table = Table("weights", "state", "where", title="weights of extractors")
+    table = Table("weights", title="weights of extractors")
+    table.add_column("state", overflow="fold")
+    table.add_column("where", overflow="fold")
     for weights in room.PUBLISHED.values():
         table.add_row(weights.name, room.state(weights), str(room.cached_path(weights)))
     return table

@@ -204,7 +204,7 @@ def test_missing_weights_stop_the_training_before_it_starts(host, tmp_path):
         "nnUNetv2_train 701 3d_fullres 1 -p tinyPlans -tr Tiny_nnUNetTrainerDropGen -device cpu", status=1,
         NNUNET_DG_HOME=str(tmp_path / "empty"),
     )  # fmt: skip
-    assert "The weights of 'anatomix' are not on this machine and could not be fetched" in printed
+    assert "The published weights of 'anatomix' could not be fetched" in printed
     assert str(tmp_path / "empty" / "anatomix.pth") in printed
     assert "nnUNetTrainerDropGen_MIND" in printed
     assert "Epoch 0" not in printed

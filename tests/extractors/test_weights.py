@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 import subprocess
 import threading
@@ -123,7 +124,7 @@ def test_a_download_that_is_not_the_published_file_is_not_kept(file, home, tmp_p
 
 
 def test_a_login_page_instead_of_the_file_is_refused(file, home):
-    with Server(b"<html>Please log in</html>") as server, pytest.raises(WeightsError, match="not from PyTorch"):
+    with Server(b"<html>Please log in</html>") as server, pytest.raises(WeightsError, match="is a web page"):
         room.locate(published(file, server.url))
     assert list(home.iterdir()) == []
 
@@ -183,6 +184,13 @@ def test_damaged_bytes_anywhere_are_one_clear_error(file, tmp_path):
             room.install(room.PUBLISHED["anatomix"], tmp_path / "damaged.pth")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_cannot_be_read_says_so(file):
+    file.chmod(0)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        room.install(room.PUBLISHED["anatomix"], file)
+
+
 def test_a_folder_is_no_file(home, tmp_path):
     (home / "anatomix.pth").mkdir(parents=True)
     with pytest.raises(WeightsError, match="There is no file"):
@@ -206,6 +214,7 @@ def test_truncated_foreign_and_dangerous_files_are_refused_by_name(unpublished, 
     refused("nnunet.pth", {"network_weights": {}, "trainer_name": "nnUNetTrainer"}, "holds no state dict")
     refused("list.pth", [torch.zeros(1)], "holds no state dict .* but a list")
     refused("code.pth", pickle.dumps(_Dangerous()), "asks to run code")
+    refused("pointer.pth", b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer")
     assert not _Dangerous.ran
     with pytest.raises(WeightsError, match="There is no file"):
         room.install(room.PUBLISHED["anatomix"], tmp_path / "absent.pth", unpublished=unpublished)
