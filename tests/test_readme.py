@@ -35,7 +35,8 @@ def test_the_example_settings_are_accepted():
     (example,) = re.findall(r"```json\n(.*?)```", README, re.S)
     import json
 
-    resolve(json.loads("{" + example + "}"), "dropgen", DropGenSettings())
+    settings = resolve(json.loads("{" + example + "}"), "dropgen", DropGenSettings())
+    assert (settings.p, settings.combine) == (0.25, "mean")
 
 
 def test_our_own_commands_parse():
