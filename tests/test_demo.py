@@ -63,6 +63,6 @@ def test_the_demo_as_a_user_runs_it(tmp_path):
     dice = json.loads((tmp_path / "dice.json").read_text())
     plain, dropgen = (dice[trainer] for trainer in run.TRAINERS)
     assert dropgen["target"] - plain["target"] >= 0.20
-    assert plain["source"] - dropgen["source"] <= 0.08  # nothing is seeded; the README says what was measured
+    assert plain["source"] - dropgen["source"] <= 0.05
     assert plain["source"] >= 0.90  # the baseline is a good one
     assert (tmp_path / "demo.png").stat().st_size > 10_000

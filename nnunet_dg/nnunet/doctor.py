@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import nnunetv2
@@ -72,13 +73,10 @@ def weights_table() -> Table:
 
 def _look_up(package: str, name: str) -> type | None:
     """As nnU-Net does it: trainers by the function of its commands where there is one (2.8), else the tree walk."""
-    if package.endswith("nnUNetTrainer"):
-        try:
-            from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-        except ModuleNotFoundError:
-            pass  # nnU-Net 2.7 has the walk alone
-        else:
-            return recursive_find_trainer_class_by_name(name)
+    if package.endswith("nnUNetTrainer") and find_spec("nnunetv2.utilities.find_objects"):
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        return recursive_find_trainer_class_by_name(name)
     folder = Path(next(iter(nnunetv2.__path__))).joinpath(*package.split(".")[1:])
     return recursive_find_python_class(str(folder), name, package)
 
