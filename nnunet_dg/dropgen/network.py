@@ -46,11 +46,6 @@ class DropGenNetwork(nn.Module):
         self.settings = settings
 
     @property
-    def encoder(self) -> nn.Module:
-        """The segmentation network's encoder, where nnU-Net expects it."""
-        return self.network.encoder  # type: ignore[return-value]
-
-    @property
     def decoder(self) -> nn.Module:
         """The segmentation network's decoder, on which nnU-Net switches deep supervision."""
         return self.network.decoder  # type: ignore[return-value]
