@@ -19,12 +19,14 @@ def test_both_domains_show_the_same_anatomies_in_other_contrasts(tmp_path):
         == 2
     )
     read = lambda path: sitk.GetArrayFromImage(sitk.ReadImage(path))  # noqa: E731
-    for label in sorted((folder / "test_source" / "labels").iterdir()):
+    labels = sorted((folder / "labelsTs").glob("source_*"))
+    assert len(labels) == 3
+    for label in labels:
         truth = read(label)
-        assert np.array_equal(truth, read(folder / "test_target" / "labels" / label.name))
+        assert np.array_equal(truth, read(folder / "labelsTs" / label.name.replace("source", "target")))
         assert np.unique(truth).tolist() == [0, 1, 2]
         image = label.name.replace(".nii.gz", "_0000.nii.gz")
-        source, target = (read(folder / f"test_{domain}" / "images" / image) for domain in ("source", "target"))
+        source, target = (read(folder / "imagesTs" / image.replace("source", d)) for d in ("source", "target"))
         organ, around = truth == 1, (truth == 0) & (source > 200)
         assert source[organ].mean() > source[around].mean()  # brighter than what is around it
         assert target[organ].mean() < target[around].mean()  # darker
@@ -44,8 +46,9 @@ def test_mean_dice_by_hand(tmp_path):
     prediction[0, 0, :3], prediction[0, 1, :1] = 1, 2  # Dice 2*3/7 and 2*1/3
     for name, array in (("truth", truth), ("prediction", prediction)):
         (tmp_path / name).mkdir()
-        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / name / "case.nii.gz")
-    assert run.mean_dice(tmp_path / "prediction", tmp_path / "truth") == pytest.approx((6 / 7 + 2 / 3) / 2)
+        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / name / "source_0.nii.gz")
+        sitk.WriteImage(sitk.GetImageFromArray(0 * array), tmp_path / name / "target_0.nii.gz")
+    assert run.mean_dice(tmp_path / "prediction", tmp_path / "truth", "source") == pytest.approx((6 / 7 + 2 / 3) / 2)
 
 
 def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
@@ -75,7 +78,6 @@ def test_the_demo_gains_on_the_unseen_domain(demo):
 
 
 @pytest.mark.demo
-@pytest.mark.xfail(reason="two unseeded runs lost 4.0 and 8.4 points: five short epochs are too few", strict=False)
 def test_the_demo_loses_at_most_five_points_in_domain(demo):
     _, plain, dropgen = demo
     assert plain["source"] - dropgen["source"] <= 0.05

@@ -22,25 +22,25 @@ SOURCE = (0.0, 0.35, 0.65, 0.95, 0.95)
 TARGET = (0.0, 0.6, 0.35, 0.8, 0.45)
 
 
-def write_dataset(folder: Path, num_training: int = 16, num_test: int = 8, seed: int = 2604) -> None:
-    """Write ``imagesTr``, ``labelsTr``, ``dataset.json`` and, per domain, ``test_<domain>/{images,labels}``.
+def write_dataset(folder: Path, num_training: int = 20, num_test: int = 8, seed: int = 2604) -> None:
+    """Write ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs`` and ``dataset.json``.
 
     Args:
         folder: the dataset folder, named as nnU-Net wants it (``Dataset999_...``).
-        num_training: training cases, all of the source domain.
-        num_test: test cases of each domain; the two domains show the same anatomies.
+        num_training: training cases, all of the source domain, ``source_000`` and on.
+        num_test: test cases of each domain, ``source_...`` and ``target_...``; the two show the same anatomies.
         seed: of everything random.
     """
     rng = np.random.default_rng(seed)
     for i in range(num_training):
         tissue = anatomy(rng)
-        _write(folder / "imagesTr", f"phantom_{i:03d}_0000", source_image(tissue, rng))
-        _write(folder / "labelsTr", f"phantom_{i:03d}", segmentation(tissue))
-    for i in range(num_test):
+        _write(folder / "imagesTr", f"source_{i:03d}_0000", source_image(tissue, rng))
+        _write(folder / "labelsTr", f"source_{i:03d}", segmentation(tissue))
+    for i in range(num_training, num_training + num_test):
         tissue = anatomy(rng)
         for domain, image in (("source", source_image(tissue, rng)), ("target", target_image(tissue, rng))):
-            _write(folder / f"test_{domain}" / "images", f"phantom_{num_training + i:03d}_0000", image)
-            _write(folder / f"test_{domain}" / "labels", f"phantom_{num_training + i:03d}", segmentation(tissue))
+            _write(folder / "imagesTs", f"{domain}_{i:03d}_0000", image)
+            _write(folder / "labelsTs", f"{domain}_{i:03d}", segmentation(tissue))
     dataset = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": num_training, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(dataset, indent=1))
 
@@ -75,7 +75,7 @@ def target_image(tissue: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
 
 
 def _scan(intensity: NDArray[np.float64], rng: np.random.Generator, noise: float, bias: float) -> NDArray[np.float32]:
-    image = gaussian_filter(intensity, 0.6) * np.exp(bias * _smooth(rng, 9.0)[0])
+    image = gaussian_filter(intensity, 0.4) * np.exp(bias * _smooth(rng, 9.0)[0])
     return (1000 * (image + noise * rng.standard_normal(SHAPE))).astype(np.float32)
 
 

@@ -99,6 +99,23 @@ def num_combined_channels(settings: DropGenSettings, num_image_channels: int, nu
     return image + num_features * (1 if settings.combine == "mean" else num_image_channels)
 
 
+def extractor_of(settings: DropGenSettings, spatial_dims: int) -> FrozenExtractor | None:
+    """The extractor that ``settings`` name, still without weights; None where the network sees no features.
+
+    Raises:
+        NotImplementedError: it does not exist for ``spatial_dims``.
+    """
+    if not settings.sees_features:
+        return None
+    return create_extractor(
+        settings.extractor,
+        layer=settings.layer,
+        scaling=settings.extractor_scaling,
+        spatial_dims=spatial_dims,
+        architecture=settings.architecture,
+    )
+
+
 def build_dropgen_network(
     settings: DropGenSettings,
     build_network: Callable[[int], nn.Module],
@@ -118,9 +135,7 @@ def build_dropgen_network(
     Raises:
         NotImplementedError: the extractor does not exist for ``spatial_dims``.
     """
-    extractor = None
-    if settings.sees_features:
-        extractor = create_extractor(settings.extractor, layer=settings.layer, spatial_dims=spatial_dims)
+    extractor = extractor_of(settings, spatial_dims)
     dropout: nn.Module = nn.Identity()
     if settings.sees_image and settings.sees_features:
         structured = settings.masking == "structured"

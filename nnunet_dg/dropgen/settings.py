@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from nnunet_dg.dropgen.dropout import check_probability
-from nnunet_dg.extractors import EXTRACTORS
+from nnunet_dg.extractors import EXTRACTORS, architecture_of
+from nnunet_dg.extractors.base import SCALINGS
 
 CHOICES = {
     "extractor": EXTRACTORS,
     "layer": ("penultimate", "final"),
+    "extractor_scaling": tuple(SCALINGS),
     "combine": ("concat", "mean"),
     "inputs": ("image+features", "features", "image"),
     "masking": ("channel", "structured"),
@@ -24,7 +28,11 @@ class DropGenSettings:
     Attributes:
         extractor: the frozen feature extractor, by name.
         layer: which features of anatomix.
-        weights: a checkpoint file for the extractor; None: the published one. Read at the start of a training only.
+        weights: a checkpoint file for the extractor, or for `nnunet` the folder of a trained model; None: the published
+            file. Read at the start of a training only.
+        extractor_scaling: what the extractor gets, per patch: ``"minmax"`` (the paper's) or ``"zscore"``, as most
+            nnU-Nets are trained.
+        architecture: of the network in the model folder of `nnunet`; `completed` reads it.
         combine: with several image channels, their features are concatenated or averaged.
         inputs: what the network sees. With one of the two alone there is nothing to balance, and nothing is dropped.
         masking: drop channels one by one, or the image or all features at once (an ablation of the paper).
@@ -38,6 +46,8 @@ class DropGenSettings:
     extractor: str = "anatomix"
     layer: str = "penultimate"
     weights: str | None = None
+    extractor_scaling: str = "minmax"
+    architecture: dict[str, Any] | None = None
     combine: str = "concat"
     inputs: str = "image+features"
     masking: str = "channel"
@@ -50,9 +60,32 @@ class DropGenSettings:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}.")
         if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
-            raise ValueError(f"weights must be the path of a file, or null; got {self.weights!r}.")
+            raise ValueError(
+                f"weights must be the path of a file, or for extractor 'nnunet' of a model folder, or null; "
+                f"got {self.weights!r}."
+            )
+        if self.architecture is not None and not isinstance(self.architecture, dict):
+            raise ValueError(f"architecture is read from the model folder: leave it unset; got {self.architecture!r}.")
         if self.extractor == "mind" and (self.weights is not None or self.layer != "penultimate"):
             raise ValueError("extractor 'mind' has neither weights nor layers: leave weights and layer unset.")
+        if self.extractor == "nnunet" and self.layer != "penultimate":
+            raise ValueError("extractor 'nnunet' has no layers: leave layer unset.")
+
+    def completed(self, earlier: DropGenSettings | None = None) -> DropGenSettings:
+        """With the architecture of a model folder beside its path, so that only a new training needs the folder.
+
+        Args:
+            earlier: completed settings of the same training; theirs is taken where the folder is gone.
+
+        Raises:
+            WeightsError: extractor `nnunet` without the folder of a trained model in ``weights``.
+        """
+        if self.architecture is not None or self.extractor != "nnunet" or not self.sees_features:
+            return self
+        gone = self.weights is not None and not Path(self.weights).expanduser().exists()
+        if gone and earlier is not None and earlier.weights == self.weights:
+            return replace(self, architecture=earlier.architecture)
+        return replace(self, architecture=architecture_of(self.extractor, self.weights))
 
     @property
     def sees_image(self) -> bool:

@@ -1,6 +1,12 @@
 """Frozen dense feature extractors: an image of any contrast in, features that hold still out."""
 
 from nnunet_dg.extractors.base import FrozenExtractor
-from nnunet_dg.extractors.registry import EXTRACTORS, build_extractor, create_extractor, load_weights
+from nnunet_dg.extractors.registry import (
+    EXTRACTORS,
+    architecture_of,
+    build_extractor,
+    create_extractor,
+    load_weights,
+)
 
-__all__ = ["EXTRACTORS", "FrozenExtractor", "build_extractor", "create_extractor", "load_weights"]
+__all__ = ["EXTRACTORS", "FrozenExtractor", "architecture_of", "build_extractor", "create_extractor", "load_weights"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 class FrozenExtractor(nn.Module):
     """Base of all extractors: ``(B, 1, *spatial)``, any range -> ``(B, out_channels, *spatial)``.
 
-    The input is min-maxed per sample, padded by replication to what `features` accepts, and the features are cropped
+    The input is scaled per sample, padded by replication to what `features` accepts, and the features are cropped
     back and instance-normalised (DropGen, arXiv 2604.02564, section 3: ``s = InstanceNorm(f(minmax(x)))``).
 
     Frozen means: computed without gradient, always in eval mode whatever ``.train()`` is called on a parent, and no
@@ -22,20 +22,23 @@ class FrozenExtractor(nn.Module):
     Attributes:
         out_channels: number of feature channels d.
         accepted_dims: the numbers of spatial axes it accepts, for example ``(3,)``.
-        multiple: spatial sizes are padded up to a multiple of this and to at least twice this.
+        multiple: spatial sizes are padded up to a multiple of this and to at least twice this; one number, or one
+            per axis.
+        scaling: one of `SCALINGS`, what `features` gets: the paper's min-max, or zero mean and unit variance.
         has_weights: False until weights have been loaded; always True for an extractor without parameters.
     """
 
     out_channels: int
     accepted_dims: tuple[int, ...] = (3,)
-    multiple: int = 1
+    multiple: int | tuple[int, ...] = 1
+    scaling: str = "minmax"
 
     def __init__(self) -> None:
         super().__init__()
         self.has_weights = True
 
     def features(self, x: Tensor) -> Tensor:
-        """Raw features ``(B, d, *spatial)`` of an image ``(B, 1, *spatial)`` in [0, 1], sizes already padded."""
+        """Raw features ``(B, d, *spatial)`` of a scaled image ``(B, 1, *spatial)``, sizes already padded."""
         raise NotImplementedError
 
     def freeze(self) -> None:
@@ -66,12 +69,13 @@ class FrozenExtractor(nn.Module):
         """
         self._check(x)
         padding, crop = self._padding(x.shape[2:])
-        x = minmax(x)
+        x = SCALINGS[self.scaling](x)
         if any(padding):
             x = F.pad(x, padding, mode="replicate")
         s = instance_norm(self.features(x)[crop])
         # in half precision the features of a constant image differ by rounding, which the norm would blow up
-        return s * (x.amax(tuple(range(1, x.ndim)), keepdim=True) > 0)
+        axes = tuple(range(1, x.ndim))
+        return s * (x.amax(axes, keepdim=True) > x.amin(axes, keepdim=True))
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
@@ -91,7 +95,8 @@ class FrozenExtractor(nn.Module):
 
     def _padding(self, spatial: torch.Size) -> tuple[list[int], tuple[slice, ...]]:
         """What `torch.nn.functional.pad` takes, last axis first, and the crop that undoes it; centred."""
-        missing = [max(2 * self.multiple, -(-size // self.multiple) * self.multiple) - size for size in spatial]
+        multiples = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * len(spatial)
+        missing = [max(2 * m, -(-size // m) * m) - size for size, m in zip(spatial, multiples, strict=True)]
         below = [m // 2 for m in missing]
         padding = [n for m, b in zip(reversed(missing), reversed(below), strict=True) for n in (b, m - b)]
         crop = (slice(None), slice(None), *(slice(b, b + size) for b, size in zip(below, spatial, strict=True)))
@@ -112,6 +117,17 @@ def minmax(x: Tensor) -> Tensor:
     return (x - low) / torch.where(span > 0, span, 1)
 
 
+def zscore(x: Tensor) -> Tensor:
+    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, in float32, as nnU-Net does."""
+    x = x.float()
+    axes = tuple(range(2, x.ndim))
+    deviation = x.std(axes, correction=0, keepdim=True)
+    return (x - x.mean(axes, keepdim=True)) / torch.where(deviation > 0, deviation, 1)
+
+
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in float32."""
     return F.instance_norm(x.float(), eps=eps).to(x.dtype)
+
+
+SCALINGS = {"minmax": minmax, "zscore": zscore}

@@ -3,49 +3,106 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nnunet_dg.extractors import weights as room
 from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix
-from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.extractors.base import SCALINGS, FrozenExtractor
 from nnunet_dg.extractors.mind import MIND
+from nnunet_dg.extractors.nnunet_folder import NNUNetFeatures, read_architecture
 
-EXTRACTORS = (*VARIANTS, "mind")
+EXTRACTORS = (*VARIANTS, "mind", "nnunet")
+NEEDS = {
+    "anatomix-dev": "set weights to the file",
+    "nnunet": "set weights to the folder of a trained model, which holds plans.json and fold_X/checkpoint_final.pth",
+}
 
 
 def build_extractor(
-    name: str, *, weights: str | Path | None = None, layer: str = "penultimate", spatial_dims: int = 3
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    layer: str = "penultimate",
+    scaling: str = "minmax",
+    spatial_dims: int | None = None,
 ) -> FrozenExtractor:
     """A frozen extractor, ready to compute: ``(B, 1, *spatial)``, any range -> ``(B, d, *spatial)``.
 
     Args:
         name: one of `EXTRACTORS`.
-        weights: a checkpoint file in the published layout; None: the cached or fetched one.
+        weights: a checkpoint file in the published layout, or for `nnunet` a trained model folder; None: the cached or
+            fetched file.
         layer: ``"penultimate"`` or ``"final"``; extractors without layers take the default only.
-        spatial_dims: 2 or 3. MIND works in both, anatomix in 3-D only.
+        scaling: what the extractor's network gets: the sample ``"minmax"``-ed (DropGen's choice), or its ``"zscore"``,
+            as most nnU-Nets are trained.
+        spatial_dims: 2 or 3; None: 3, or what the model folder has. MIND works in both, anatomix in 3-D only.
 
     Raises:
-        ValueError: unknown name or layer.
+        ValueError: unknown name, layer or scaling.
         NotImplementedError: the extractor does not exist for ``spatial_dims``.
         WeightsError: the weights are missing, cannot be fetched, or are not what they should be.
     """
-    extractor = create_extractor(name, layer=layer, spatial_dims=spatial_dims)
+    architecture = architecture_of(name, weights)
+    extractor = create_extractor(
+        name, layer=layer, scaling=scaling, spatial_dims=spatial_dims, architecture=architecture
+    )
     load_weights(extractor, name, weights)
     return extractor
 
 
-def create_extractor(name: str, *, layer: str = "penultimate", spatial_dims: int = 3) -> FrozenExtractor:
-    """The extractor without its weights, to be filled by `load_weights` or from a checkpoint. Raises as above."""
+def architecture_of(name: str, weights: str | Path | None) -> dict[str, Any] | None:
+    """What has to be known of the model folder ``weights`` to build it elsewhere; None if ``name`` is not `nnunet`.
+
+    Raises:
+        WeightsError: there is no folder, or it is not a trained model of nnU-Net.
+    """
+    if name != "nnunet":
+        return None
+    if weights is None:
+        raise room.WeightsError(f"extractor 'nnunet' comes without weights: {NEEDS[name]}.")
+    try:
+        return read_architecture(Path(weights).expanduser())
+    except ValueError as error:
+        raise room.WeightsError(str(error)) from error
+
+
+def create_extractor(
+    name: str,
+    *,
+    layer: str = "penultimate",
+    scaling: str = "minmax",
+    spatial_dims: int | None = None,
+    architecture: dict[str, Any] | None = None,
+) -> FrozenExtractor:
+    """The extractor without its weights, to be filled by `load_weights` or from a checkpoint. Raises as above.
+
+    Args as above, and ``architecture``: for `nnunet`, see `architecture_of`.
+    """
     if name not in EXTRACTORS:
         raise ValueError(f"extractor must be one of {', '.join(EXTRACTORS)}; got {name!r}.")
     if layer not in LAYERS:
         raise ValueError(f"layer must be one of {', '.join(LAYERS)}; got {layer!r}.")
+    if scaling not in SCALINGS:
+        raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}; got {scaling!r}.")
+    if name not in VARIANTS and layer != "penultimate":
+        raise ValueError(f"extractor '{name}' has no layers: leave layer at 'penultimate'; got {layer!r}.")
+    extractor: FrozenExtractor
     if name == "mind":
-        if layer != "penultimate":
-            raise ValueError(f"extractor 'mind' has no layers: leave layer at 'penultimate'; got {layer!r}.")
-        return MIND(spatial_dims)
-    if spatial_dims not in Anatomix.accepted_dims:
-        raise NotImplementedError(f"extractor '{name}' is 3-D only, asked for {spatial_dims}-D; 'mind' works in 2-D.")
-    return Anatomix(name, layer)
+        extractor = MIND(3 if spatial_dims is None else spatial_dims)
+    elif name == "nnunet":
+        if architecture is None:
+            raise ValueError(f"extractor 'nnunet' has no architecture yet: {NEEDS[name]}.")
+        extractor = NNUNetFeatures(architecture)
+    else:
+        extractor = Anatomix(name, layer)
+    if spatial_dims not in (None, *extractor.accepted_dims):
+        only = " and ".join(f"{n}-D" for n in extractor.accepted_dims)
+        raise NotImplementedError(
+            f"extractor '{name}' is {only} only, asked for {spatial_dims}-D; 'mind' works in 2-D and 3-D, "
+            f"'nnunet' with the folder of a {spatial_dims}-D model."
+        )
+    extractor.scaling = scaling
+    return extractor
 
 
 def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | None = None) -> Path | None:
@@ -55,7 +112,7 @@ def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | No
         ValueError: weights given for an extractor that has none.
         WeightsError: the file is missing, cannot be fetched, or is not what it should be.
     """
-    if not isinstance(extractor, Anatomix):
+    if not isinstance(extractor, (Anatomix, NNUNetFeatures)):
         if weights is not None:
             raise ValueError(f"extractor '{name}' has no weights: leave weights unset; got {str(weights)!r}.")
         return None
@@ -64,10 +121,10 @@ def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | No
     elif name in room.PUBLISHED:
         path = room.locate(room.PUBLISHED[name])
     else:
-        raise room.WeightsError(
-            f"The weights of '{name}' are not fetched by this version: give a file (setting weights)."
-        )
+        raise room.WeightsError(f"The weights of '{name}' are not fetched by this version: {NEEDS[name]}.")
     try:
+        if isinstance(extractor, NNUNetFeatures):
+            return extractor.load_folder(path)
         extractor.load_published(room.read(path))
     except ValueError as error:
         raise room.WeightsError(f"{path} does not fit extractor '{name}': {error}") from error

@@ -98,7 +98,7 @@ def test_refuses_what_it_does_not_have():
         build_extractor("mind", layer="final")
     with pytest.raises(ValueError, match="'mind' has no weights: leave weights unset"):
         build_extractor("mind", weights="some.pth")
-    with pytest.raises(ValueError, match="extractor must be one of anatomix, anatomix-dev, mind; got 'mindd'"):
+    with pytest.raises(ValueError, match="extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'mindd'"):
         build_extractor("mindd")
     with pytest.raises(NotImplementedError, match="'anatomix' is 3-D only, asked for 2-D; 'mind' works in 2-D"):
         build_extractor("anatomix", spatial_dims=2)

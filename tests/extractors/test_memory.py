@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from nnunet_dg.extractors import build_extractor, create_extractor
+from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.extractors.memory import peak_numbers
+
+
+class Wide(FrozenExtractor):
+    out_channels = 1
+
+    def features(self, x):
+        wide = x.repeat(1, 20, 1, 1, 1)  # 20 numbers a voxel, beside x
+        return wide.sum(1, keepdim=True)
+
+
+def test_by_hand():
+    voxels = 2 * 8**3
+    # the scaled image and twenty copies, and for a moment the sum
+    assert 22 * voxels <= peak_numbers(Wide(), (2, 1, 8, 8, 8)) <= 24 * voxels
+
+
+def test_is_linear_in_the_batch_and_leaves_the_extractor_alone():
+    mind = build_extractor("mind")
+    assert peak_numbers(mind, (4, 1, 16, 16, 16)) == pytest.approx(4 * peak_numbers(mind, (1, 1, 16, 16, 16)), rel=0.01)
+    anatomix = create_extractor("anatomix")
+    peak_numbers(anatomix, (1, 1, 32, 32, 32))
+    assert not anatomix.has_weights  # still refuses to compute
+
+
+def test_agrees_with_what_pytorch_allocates():
+    mind, x = build_extractor("mind"), torch.rand(1, 1, 32, 32, 32)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        mind(x)
+    now = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    assert peak_numbers(mind, (1, 1, 32, 32, 32)) * 4 == pytest.approx(peak, rel=0.15)
