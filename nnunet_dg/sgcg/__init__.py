@@ -1,0 +1,21 @@
+"""SgCG: class-distribution contrast on amplitude-mixed images."""
+
+from nnunet_dg.sgcg.class_contrast import ClassContrast, choose_voxels
+from nnunet_dg.sgcg.contrast import contrastive_upper_bound
+from nnunet_dg.sgcg.mixup import Partners, random_amplitude_mixup, random_ratio
+from nnunet_dg.sgcg.restoration import RestorationDecoder, restoration_loss
+from nnunet_dg.sgcg.settings import SgCGSettings
+from nnunet_dg.sgcg.statistics import ClassStatistics
+
+__all__ = [
+    "ClassContrast",
+    "ClassStatistics",
+    "Partners",
+    "RestorationDecoder",
+    "SgCGSettings",
+    "choose_voxels",
+    "contrastive_upper_bound",
+    "random_amplitude_mixup",
+    "random_ratio",
+    "restoration_loss",
+]

@@ -1,0 +1,73 @@
+"""The class-distribution contrastive loss: infinitely many pairs per voxel, bounded in closed form (SgCG)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+
+def contrastive_upper_bound(
+    features: Tensor,
+    labels: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    temperature: float,
+    candidates: Tensor | None = None,
+) -> Tensor:
+    """Eq. 11: an upper bound of the contrastive loss with infinitely many positives and negatives (eq. 4).
+
+    With ``logits_k = q.mu_k / tau + q^T Sigma_k q / (2 tau^2)`` it is the cross entropy of the logits plus
+    ``q^T Sigma_y q / (2 tau^2)``, averaged over the voxels that have a label. Memory is linear in N. In float32 (or
+    float64, if given) also under autocast.
+
+    Args:
+        features: q, ``(N, A)``, as they are: normalising is the caller's. They get the gradient.
+        labels: y, ``(N,)``, integers; a voxel with a label outside 0 ... K-1 is left out.
+        mean: ``(K, A)``, detached.
+        covariance: ``(K, A, A)``, detached.
+        temperature: tau, positive.
+        candidates: ``(K,)`` bool, the classes that take part. The others are nobody's negatives, and their own voxels
+            add exactly zero. None: all.
+
+    Returns:
+        A scalar; zero, with a zero gradient, where no voxel takes part.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive; got {temperature!r}.")
+    with torch.autocast(features.device.type, enabled=False):
+        q = features.to(torch.promote_types(features.dtype, torch.float32))
+        mean, covariance = mean.detach().to(q.dtype), covariance.detach().to(q.dtype)
+        labelled = (labels >= 0) & (labels < len(mean))
+        y = torch.where(labelled, labels, 0)
+        spread: Tensor = _QuadraticForms.apply(q, covariance) / (2 * temperature**2)
+        logits = q @ mean.T / temperature + spread
+        takes_part = labelled
+        if candidates is not None:
+            takes_part = labelled & candidates[y]
+            # where its own class does not take part, a voxel's logits do not matter, but they have to be finite
+            logits = logits.masked_fill(~candidates & takes_part[:, None], float("-inf"))
+        bound = F.cross_entropy(logits, y, reduction="none") + spread.gather(1, y[:, None]).squeeze(1)
+        return torch.where(takes_part, bound, 0).sum() / labelled.sum().clamp(min=1)
+
+
+class _QuadraticForms(torch.autograd.Function):
+    """``q^T Sigma_k q`` for all k: ``(N, A), (K, A, A) -> (N, K)``, keeping nothing but its inputs for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, covariance: Tensor) -> Tensor:
+        ctx.save_for_backward(q, covariance)
+        return torch.stack([((q @ sigma) * q).sum(1) for sigma in covariance], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        q, covariance = ctx.saved_tensors
+        result = torch.zeros_like(q)
+        for gradient, sigma in zip(gradients[0].unbind(1), covariance, strict=True):
+            result += gradient[:, None] * (q @ (sigma + sigma.T))
+        return result, None

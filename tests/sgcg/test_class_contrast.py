@@ -1,0 +1,147 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nnunet_dg.sgcg import ClassContrast, Partners, SgCGSettings, contrastive_upper_bound, random_ratio
+from nnunet_dg.sgcg.class_contrast import choose_voxels
+
+K, A = 3, 4
+
+
+def step(spatial=(5, 6, 7), maps=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features = [torch.randn(2, A, *spatial, generator=generator).requires_grad_() for _ in range(maps)]
+    return features, torch.randint(-1, K, (2, *spatial), generator=generator)
+
+
+def reference(features, classes):
+    """Voxel by voxel, of all voxels of all maps."""
+    q, y = [], []
+    for one in features:
+        for b in range(len(classes)):
+            for place in classes[b].ge(0).nonzero().tolist():
+                q.append(F.normalize(one[(b, slice(None), *place)], dim=0))
+                y.append(classes[(b, *place)])
+    q, y = torch.stack(q), torch.stack(y)
+    members = [q[y == k].detach() for k in range(K)]
+    mean = torch.stack([m.mean(0) for m in members])
+    covariance = torch.stack([torch.cov(m.T, correction=0) for m in members])
+    return contrastive_upper_bound(q, y, mean, covariance, 0.1)
+
+
+@pytest.mark.parametrize("spatial", [(6, 7), (5, 6, 7)])
+@pytest.mark.parametrize("maps", [1, 2])
+def test_equals_a_voxel_by_voxel_reference_in_value_and_gradient(spatial, maps):
+    features, classes = step(spatial, maps)
+    loss = ClassContrast(K, A, 0.1, voxels_per_class=10_000)(features, classes)
+    expected = reference(features, classes)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(torch.autograd.grad(loss, features), torch.autograd.grad(expected, features), strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_statistics_are_of_normalised_features_and_carry_no_gradient():
+    features, classes = step(maps=1)
+    contrast = ClassContrast(K, A)
+    contrast([100 * features[0]], classes)
+    assert contrast.statistics.mean.norm(dim=1).max() <= 1
+    assert not any(buffer.requires_grad for buffer in contrast.statistics.buffers())
+    assert contrast.statistics.count.tolist() == [(classes == k).sum() for k in range(K)]
+
+
+def test_all_voxels_enter_the_statistics_and_some_the_loss():
+    features, classes = step()
+    contrast = ClassContrast(K, A, voxels_per_class=10)
+    contrast(features, classes).backward()
+    assert contrast.statistics.count.sum() == 2 * (classes >= 0).sum()
+    touched = [(one.grad.abs().sum(1) > 0) for one in features]
+    for mask in touched:
+        assert [int((mask & (classes == k)).sum()) for k in (-1, *range(K))] == [0, 5, 5, 5]
+    assert not torch.equal(*touched)  # each map has voxels of its own
+
+
+def test_a_class_that_is_rare_is_all_there():
+    classes = torch.tensor([0] * 50 + [1] * 3 + [-1] * 5)
+    chosen = choose_voxels(classes, 3, 10)
+    assert classes[chosen].bincount().tolist() == [10, 3]
+    assert len(chosen.unique()) == 13
+
+
+def test_in_single_precision_under_autocast():
+    features, classes = step()
+    expected = ClassContrast(K, A, voxels_per_class=10_000)(features, classes)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ClassContrast(K, A, voxels_per_class=10_000)(features, classes)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    assert torch.isfinite(ClassContrast(K, A)([f.half() for f in features], classes))
+
+
+def test_constant_features_and_absent_classes_give_finite_gradients():
+    contrast = ClassContrast(K, A)
+    contrast([torch.randn(1, A, 4, 4)], torch.zeros(1, 4, 4, dtype=torch.long))
+    for dtype in (torch.float32, torch.float16):
+        features = torch.zeros(1, A, 4, 4, dtype=dtype, requires_grad=True)
+        loss = contrast([features], torch.zeros(1, 4, 4, dtype=torch.long))
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert features.grad.abs().max() < 1e4
+    features = torch.zeros(1, A, 4, 4, requires_grad=True)
+    nothing = ClassContrast(K, A)([features], torch.full((1, 4, 4), -1))
+    assert nothing == 0
+
+
+def numbered(*numbers):
+    """Samples that are told apart by their value."""
+    return torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1)
+
+
+def test_partners_are_of_another_domain_where_there_is_one():
+    domains = torch.tensor([0, 0, 1, 2])
+    seen = {i: set() for i in range(4)}
+    for _ in range(200):
+        for i, j in enumerate(Partners().of(numbered(0, 1, 2, 3), domains).flatten().tolist()):
+            seen[i].add(int(j))
+    assert seen == {0: {2, 3}, 1: {2, 3}, 2: {0, 1, 3}, 3: {0, 1, 2}}
+
+
+def test_partners_are_any_other_sample_within_one_domain():
+    seen = {
+        tuple(Partners().of(numbered(0, 1, 2), torch.zeros(3, dtype=torch.long)).flatten().tolist()) for _ in range(200)
+    }
+    assert all(j != i for partners in seen for i, j in enumerate(partners))
+    assert len(seen) == 8
+
+
+def test_a_domain_that_is_not_in_the_batch_is_remembered():
+    partners = Partners()
+    assert partners.of(numbered(7), torch.tensor([1])).item() == 7  # nothing else has been seen
+    assert partners.of(numbered(8), torch.tensor([1])).item() == 7
+    assert set(partners.of(numbered(1, 2), torch.tensor([0, 0])).flatten().tolist()) == {8}
+    assert partners.of(numbered(9), torch.tensor([1])).item() == 2  # the last of domain 0
+
+
+def test_ratios_are_tenths():
+    ratios = random_ratio(2000, torch.device("cpu"))
+    assert {round(r, 4) for r in ratios.tolist()} == {i / 10 for i in range(1, 11)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("contrast", -1, "at least 0"),
+        ("contrast", "much", "a number"),
+        ("temperature", 0, "at least 0.001"),
+        ("half_width", 0.6, r"in \[0, 0.5\]"),
+        ("voxels_per_class", 1.5, "a whole number"),
+        ("start_epoch", -1, "at least 0"),
+        ("max_count", 1, "at least 2"),
+        ("amplitude_mixup", 1, "true or false"),
+        ("restoration", True, "a number"),
+        ("consistency", float("nan"), "a number"),
+    ],
+)
+def test_settings_name_what_they_accept(name, value, accepted):
+    with pytest.raises(ValueError, match=f"{name} must be .*{accepted}.*; got {value!r}"):
+        SgCGSettings(**{name: value})

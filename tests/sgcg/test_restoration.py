@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from nnunet_dg.sgcg.restoration import DomainBatchNorm, RestorationDecoder, restoration_loss
+
+
+def test_each_domain_is_normalised_by_itself():
+    torch.manual_seed(0)
+    norm = DomainBatchNorm(3, num_domains=2)
+    x = torch.randn(4, 3, 5, 6)
+    x[2:] = 10 + 7 * x[2:]
+    y = norm(x, torch.tensor([0, 0, 1, 1]))
+    for group in (y[:2], y[2:]):
+        torch.testing.assert_close(group.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(group.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_each_domain_has_an_affine_map_of_its_own_and_none_is_without_a_gradient():
+    norm = DomainBatchNorm(2, num_domains=3)
+    with torch.no_grad():
+        norm.bias[1] = 5
+    x = torch.randn(2, 2, 4, 4)
+    assert norm(x, torch.tensor([1, 1])).mean().item() == pytest.approx(5, abs=1e-4)
+    norm(x, torch.tensor([0, 0])).square().sum().backward()
+    assert norm.weight.grad is not None  # of all domains: DDP waits for every parameter
+    assert (norm.weight.grad[1:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("strides", "spatial"),
+    [
+        ([(1, 1), (2, 2), (2, 2)], (16, 12)),
+        ([(1, 1, 1), (1, 2, 2), (2, 2, 2)], (4, 16, 8)),
+        ([(2, 2, 2), (2, 2, 2)], (8, 8, 8)),
+    ],
+)
+def test_restores_the_shape_of_the_image_in_the_range_of_tanh(strides, spatial):
+    features = [4, 6, 8][: len(strides)]
+    decoder = RestorationDecoder(features, strides, image_channels=2, num_domains=2)
+    size = [n // torch.tensor(strides).prod(0)[i].item() for i, n in enumerate(spatial)]
+    restored = decoder(torch.randn(3, features[-1], *size), torch.tensor([0, 1, 0]))
+    assert restored.shape == (3, 2, *spatial)
+    assert restored.abs().max() <= 1
+
+
+def test_every_parameter_gets_a_gradient_and_the_loss_falls():
+    torch.manual_seed(0)
+    decoder = RestorationDecoder([4, 8], [(1, 1), (2, 2)], image_channels=1, num_domains=1)
+    bottleneck = torch.randn(2, 8, 4, 4)
+    image = torch.nn.functional.interpolate(bottleneck[:, :1], scale_factor=2)
+    optimizer = torch.optim.Adam(decoder.parameters(), 1e-2)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = restoration_loss(decoder(bottleneck, torch.zeros(2, dtype=torch.long)), image)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+    assert losses[-1] < losses[0] / 3
+
+
+def test_loss_by_hand():
+    image = torch.tensor([[[[10.0, 20.0], [15.0, 20.0]]]])  # -1, 1, 0, 1
+    restored = torch.tensor([[[[-1.0, 0.0], [0.0, 1.0]]]])
+    assert restoration_loss(restored, image).item() == pytest.approx(1 / 4)

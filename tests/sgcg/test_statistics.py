@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from nnunet_dg.sgcg import ClassStatistics
+
+K, A = 5, 6
+
+
+def voxels(n=400, seed=0):
+    """Features with a spread and a place of their own per class; class 3 has one voxel, class 4 none."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    labels[n // 2] = 3
+    mixing = rng.standard_normal((K, A, A))
+    features = np.einsum("nab,nb->na", mixing[labels], rng.standard_normal((n, A))) + labels[:, None]
+    return features, labels
+
+
+def expected(features, labels):
+    """numpy, all voxels at once, in double precision."""
+    mean, covariance = np.zeros((K, A)), np.zeros((K, A, A))
+    for k in set(labels) & set(range(K)):
+        mean[k] = features[labels == k].mean(0)
+        covariance[k] = np.cov(features[labels == k].T, bias=True)
+    return mean, covariance
+
+
+def assert_equal(statistics, features, labels):
+    mean, covariance = expected(features, labels)
+    np.testing.assert_array_equal(statistics.count, [(labels == k).sum() for k in range(K)])
+    np.testing.assert_allclose(statistics.mean, mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(statistics.covariance, covariance, rtol=1e-5, atol=1e-5)
+
+
+def test_by_hand():
+    statistics = ClassStatistics(2, 1)
+    statistics.update(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
+    statistics.update(torch.tensor([[5.0], [7.0]]), torch.tensor([0, 1]))
+    assert statistics.count.tolist() == [3, 1]
+    assert statistics.mean.flatten().tolist() == [3, 7]
+    assert statistics.covariance.flatten().tolist() == pytest.approx([8 / 3, 0])  # (4 + 0 + 4) / 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chunks_of_any_size_equal_all_at_once(seed):
+    features, labels = voxels(seed=seed)
+    cuts = np.sort(np.random.default_rng(seed).integers(0, len(labels), 7))  # some of them empty
+    statistics = ClassStatistics(K, A)
+    for chunk in np.split(np.arange(len(labels)), cuts):
+        statistics.update(torch.tensor(features[chunk], dtype=torch.float32), torch.tensor(labels[chunk]))
+    assert_equal(statistics, features, labels)
+
+
+def test_labels_that_are_no_class_are_left_out():
+    features, labels = voxels()
+    labels[:100] = -1
+    labels[100:150] = K
+    statistics = ClassStatistics(K, A)
+    statistics.update(torch.tensor(features, dtype=torch.float32), torch.tensor(labels))
+    assert_equal(statistics, features, labels)
+
+
+def test_a_cap_makes_it_forget():
+    capped = ClassStatistics(1, 1, max_count=10)
+    for value in (0.0, 1.0):
+        for _ in range(50):
+            capped.update(torch.full((10, 1), value), torch.zeros(10, dtype=torch.long))
+    assert capped.mean.item() == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="max_count must be at least 1"):
+        ClassStatistics(1, 1, max_count=0)
+
+
+def test_carries_no_gradient_and_keeps_float32():
+    statistics = ClassStatistics(2, 3)
+    features = torch.rand(8, 3, dtype=torch.float16).requires_grad_()
+    statistics.update(features, torch.arange(8) % 2)
+    for name in ("count", "mean", "covariance"):
+        assert getattr(statistics, name).dtype == torch.float32
+        assert not getattr(statistics, name).requires_grad
+
+
+def test_candidates_have_two_voxels():
+    statistics = ClassStatistics(3, 2)
+    statistics.update(torch.rand(3, 2), torch.tensor([0, 0, 1]))
+    assert statistics.candidates.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_left_out_with_its_class(value):
+    features, labels = voxels()
+    features, labels = torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
+    statistics, clean = ClassStatistics(K, A), ClassStatistics(K, A)
+    for one in (statistics, clean):
+        one.update(features, labels)
+    broken = features.clone()
+    broken[(labels == 1).nonzero()[0, 0], 0] = value
+    statistics.update(broken, labels)
+    clean.update(features[labels != 1], labels[labels != 1])
+    for name, buffer in statistics.named_buffers():
+        torch.testing.assert_close(buffer, clean.get_buffer(name))
+
+
+def test_in_single_precision_under_autocast():
+    features, labels = voxels()
+    statistics = ClassStatistics(K, A)
+    with torch.autocast("cpu", torch.bfloat16):
+        statistics.update(torch.tensor(features, dtype=torch.float32), torch.tensor(labels))
+    assert_equal(statistics, features, labels)
+
+
+def one_rank(rank, folder):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    features, labels = voxels()
+    statistics = ClassStatistics(K, A)
+    for chunk in np.array_split(np.arange(len(labels)), 6)[rank::2]:  # each rank sees its own
+        statistics.update(torch.tensor(features[chunk], dtype=torch.float32), torch.tensor(labels[chunk]))
+    torch.save(statistics.state_dict(), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_share_what_they_see(tmp_path):
+    multiprocessing.spawn(one_rank, (tmp_path,), nprocs=2)
+    features, labels = voxels()
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    statistics = ClassStatistics(K, A)
+    statistics.load_state_dict(states[0])
+    assert_equal(statistics, features, labels)

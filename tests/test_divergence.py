@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+
+from nnunet_dg.divergence import symmetric_kl
+
+
+def test_by_hand():
+    a, b = torch.tensor([[0.0, 0.0]]).reshape(1, 2, 1), torch.tensor([[math.log(3), 0.0]]).reshape(1, 2, 1)
+    # p = (1/2, 1/2), q = (3/4, 1/4): sum of (p - q) (log p - log q)
+    assert symmetric_kl(a, b).item() == pytest.approx(-0.25 * math.log(2 / 3) + 0.25 * math.log(2))
+
+
+@pytest.mark.parametrize("spatial", [(3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("regions", [False, True])
+def test_equals_a_loop_over_voxels(spatial, regions):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, *spatial), torch.randn(2, 3, *spatial)
+    voxels = zip(a.movedim(1, -1).reshape(-1, 3), b.movedim(1, -1).reshape(-1, 3), strict=True)
+    total = 0.0
+    for u, v in voxels:
+        if regions:
+            pairs = [([p, 1 - p], [q, 1 - q]) for p, q in zip(u.sigmoid().tolist(), v.sigmoid().tolist(), strict=True)]
+        else:
+            pairs = [(u.softmax(0).tolist(), v.softmax(0).tolist())]
+        for p, q in pairs:
+            total += sum(x * math.log(x / y) + y * math.log(y / x) for x, y in zip(p, q, strict=True))
+    assert symmetric_kl(a, b, regions).item() == pytest.approx(total / (a.numel() / 3), rel=1e-5)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_is_symmetric_and_zero_for_equal_predictions_alone(regions):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    assert symmetric_kl(a, a, regions) == 0
+    torch.testing.assert_close(symmetric_kl(a, b, regions), symmetric_kl(b, a, regions))
+    assert symmetric_kl(a, b, regions) > 0
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_gradient_flows_both_ways_and_stays_finite_for_certain_predictions(regions):
+    a, b = (torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda a, b: symmetric_kl(a, b, regions), (a, b))
+    certain = torch.tensor([[[100.0], [-100.0]]], requires_grad=True)
+    symmetric_kl(certain, -certain.detach(), regions).backward()
+    assert certain.grad.isfinite().all()
+
+
+def test_is_computed_in_float32_under_autocast():
+    a, b = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = symmetric_kl(a, b)
+    torch.testing.assert_close(inside, symmetric_kl(a, b))
