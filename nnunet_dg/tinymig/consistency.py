@@ -1,0 +1,56 @@
+"""CDC: the prediction stays what it was when the features' distribution is another (TinyMIG, eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nnunet_dg.divergence import symmetric_kl
+
+
+def cross_distribution_consistency(
+    logits_a: Tensor, logits_b: Tensor, regions: bool = False, divergence: str = "kl"
+) -> Tensor:
+    """``KL(a || b) + KL(b || a)``, summed over classes, averaged over voxels. The gradient flows both ways.
+
+    Args:
+        logits_a: of the student, ``(B, K, *spatial)``.
+        logits_b: of its styled pass, the same shape.
+        regions: the channels are regions that may overlap, so each is a Bernoulli variable of its own.
+        divergence: one of `DIVERGENCES`; others than ``"kl"`` are the paper's table 8.
+
+    Raises:
+        ValueError: an unknown divergence.
+    """
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}.")
+    return DIVERGENCES[divergence](logits_a, logits_b, regions)
+
+
+def _probabilities(logits: Tensor, regions: bool) -> Tensor:
+    return logits.float().sigmoid() if regions else logits.float().softmax(1)
+
+
+def _mean_squared(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:
+    return (_probabilities(logits_a, regions) - _probabilities(logits_b, regions)).square().sum(1).mean()
+
+
+def _jensen_shannon(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:
+    """``(KL(a || m) + KL(b || m)) / 2`` with m the mean of the two."""
+    a, b = (_probabilities(logits, regions) for logits in (logits_a, logits_b))
+    total = _to_the_mean(a, b)
+    return (total + _to_the_mean(1 - a, 1 - b) if regions else total).sum(1).mean()
+
+
+def _to_the_mean(a: Tensor, b: Tensor) -> Tensor:
+    mean = (a + b) / 2
+    return sum((torch.xlogy(p, p.clamp(min=1e-12)) - torch.xlogy(p, mean.clamp(min=1e-12)) for p in (a, b)), a * 0) / 2
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
+    "kl": symmetric_kl,
+    "mse": _mean_squared,
+    "js": _jensen_shannon,
+}

@@ -1,0 +1,52 @@
+"""FRM: residual blocks that give a teacher's feature the student's width and grid (TinyMIG, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+MODES = {2: "bilinear", 3: "trilinear"}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with instance norm around a skip, which changes width where it has to."""
+
+    def __init__(self, dims: int, n_in: int, n_out: int) -> None:
+        super().__init__()
+        convolution, norm = CONVOLUTIONS[dims], NORMS[dims]
+        self.body = nn.Sequential(
+            convolution(n_in, n_out, 3, padding=1), norm(n_out, affine=True), nn.LeakyReLU(0.01),
+            convolution(n_out, n_out, 3, padding=1), norm(n_out, affine=True),
+        )  # fmt: skip
+        self.skip = nn.Identity() if n_in == n_out else convolution(n_in, n_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.body(x) + self.skip(x), 0.01)
+
+
+class FeatureReprogramming(nn.Module):
+    """``(B, n_in, *any)`` -> ``(B, n_out, *spatial)``.
+
+    Args:
+        n_in: the teacher's channels.
+        n_out: the student's.
+        spatial: the student's grid, two or three sizes.
+        blocks: how many residual blocks.
+    """
+
+    def __init__(self, n_in: int, n_out: int, spatial: Sequence[int], blocks: int = 2) -> None:
+        super().__init__()
+        self.spatial = tuple(spatial)
+        widths = [n_in, *[n_out] * blocks]
+        self.blocks = nn.Sequential(*(ResidualBlock(len(self.spatial), a, b) for a, b in pairwise(widths)))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        if tuple(feature.shape[2:]) != self.spatial:
+            feature = F.interpolate(feature, self.spatial, mode=MODES[len(self.spatial)])
+        result: Tensor = self.blocks(feature)
+        return result
