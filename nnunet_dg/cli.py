@@ -48,12 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     env.set_defaults(run=_env)
 
     _add_weights(commands)
+    _add_export(commands)
 
     demo = commands.add_parser(
         "demo",
         help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
         description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one of "
-        "them for five short epochs each, predicts both domains and prints Dice. "
+        "them for ten short epochs each, predicts both domains and prints Dice. "
         "Rerun in the same folder to continue after the last finished step.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
@@ -79,6 +80,34 @@ def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--unpublished", action="store_true", help="accept a file with the right layout that is not the published one"
     )
     install.set_defaults(run=_weights_install)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="a model for people who have nnU-Net alone",
+        description="Writes the model of a trainer whose network is nnU-Net's own (nnUNetTrainerSgCG) as one of plain "
+        "nnUNetTrainer, after checking that both give the same logits. Options are those of "
+        "nnUNetv2_export_model_to_zip.",
+    )
+    export.add_argument("-d", metavar="ID", required=True, help="dataset name or number")
+    export.add_argument("-c", metavar="CONFIG", required=True, help="configuration, for example 3d_fullres")
+    export.add_argument("-tr", metavar="TRAINER", required=True, help="the trainer that trained the model")
+    export.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: %(default)s)")
+    export.add_argument("-f", metavar="FOLD", nargs="+", default=range(5), type=_fold, help="default: 0 1 2 3 4")
+    export.add_argument("-chk", metavar="FILE", default="checkpoint_final.pth", help="default: %(default)s")
+    export.add_argument(
+        "-o", metavar="OUT", type=Path, required=True,
+        help="a folder, for nnUNetv2_predict_from_modelfolder -m, or a file .zip, for "
+        "nnUNetv2_install_pretrained_model_from_zip (which writes over a nnUNetTrainer model of the same plans)",
+    )  # fmt: skip
+    export.set_defaults(run=_export)
+
+
+def _fold(text: str) -> int | str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a fold is a number or all; got {text!r}")
+    return text if text == "all" else int(text)
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -121,6 +150,14 @@ def _weights_install(arguments: argparse.Namespace) -> int:
 
     installed = weights.install(weights.published(arguments.name), arguments.file, unpublished=arguments.unpublished)
     print(f"Installed: {installed}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.export import export
+
+    a = arguments
+    print(f"Exported: {export(a.d, a.c, a.tr, a.o, a.p, tuple(a.f), a.chk)}")
     return 0
 
 

@@ -1,32 +1,19 @@
 """DropGen in nnU-Net: frozen stable features beside the image, and channel dropout over both (arXiv 2604.02564)."""
 
-import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
 from nnunet_dg.dropgen import DropGenSettings, build_dropgen_network
 from nnunet_dg.nnunet.load_extractor import load_extractor
-from nnunet_dg.nnunet.settings import record, resolve
+from nnunet_dg.nnunet.method_trainer import MethodTrainer
+from nnunet_dg.nnunet.settings import resolve
 from nnunet_dg.nnunet.unwrap import unwrap
 
 
-class nnUNetTrainerDropGen(nnUNetTrainer):
+class nnUNetTrainerDropGen(MethodTrainer):
     """nnU-Net's own recipe on the planned network, which sees the image and 16 anatomix features, dropped at p = 0.5.
 
     A variant is a subclass with other `dropgen` settings; ``plans["nnunet_dg"]["dropgen"]`` comes before both.
     """
 
     dropgen = DropGenSettings()
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),
-    ):
-        record(plans, "dropgen", resolve(plans, "dropgen", self.dropgen))
-        super().__init__(plans, configuration, fold, dataset_json, device)
 
     @classmethod
     def build_network_architecture(
@@ -43,7 +30,9 @@ class nnUNetTrainerDropGen(nnUNetTrainer):
         try:
             return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, spatial_dims)
         except NotImplementedError as error:
-            raise NotImplementedError(f"{cls.__name__}: {error} Use -tr nnUNetTrainerDropGen_MIND.") from error
+            by_plans = settings.extractor != cls.dropgen.extractor
+            advice = 'Change extractor in plans["nnunet_dg"].' if by_plans else "Use -tr nnUNetTrainerDropGen_MIND."
+            raise NotImplementedError(f"{cls.__name__}: {error} {advice}") from error
 
     def on_train_start(self):
         if not self.was_initialized:

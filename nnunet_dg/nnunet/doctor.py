@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import entry_points, version
-from importlib.util import find_spec
-from pathlib import Path
 
-import nnunetv2
 import torch
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from rich.console import Console
 from rich.table import Table
 
 from nnunet_dg.extractors import weights as room
+from nnunet_dg.nnunet.look_up import look_up
 from nnunet_dg.plugin import GROUPS
 
 
@@ -52,7 +49,7 @@ def classes_table() -> tuple[Table, bool]:
     for package, group in GROUPS.items():
         for name in sorted({entry_point.name for entry_point in entry_points(group=group)}):
             try:
-                found = _look_up(package, name)
+                found = look_up(package, name)
                 text = f"{found.__module__}" if found is not None else "NOT FOUND"
             except Exception as error:  # whatever a package's import raises is what the user needs to see
                 found, text = None, f"FAILED: {error}"
@@ -69,16 +66,6 @@ def weights_table() -> Table:
     for weights in room.PUBLISHED.values():
         table.add_row(weights.name, room.state(weights), str(room.cached_path(weights)))
     return table
-
-
-def _look_up(package: str, name: str) -> type | None:
-    """As nnU-Net does it: trainers by the function of its commands where there is one (2.8), else the tree walk."""
-    if package.endswith("nnUNetTrainer") and find_spec("nnunetv2.utilities.find_objects"):
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-        return recursive_find_trainer_class_by_name(name)
-    folder = Path(next(iter(nnunetv2.__path__))).joinpath(*package.split(".")[1:])
-    return recursive_find_python_class(str(folder), name, package)
 
 
 def _device() -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 KEY = "nnunet_dg"
-METHODS = ("dropgen",)
+METHODS = ("dropgen", "sgcg")
+PLANNED_FOR = "planned_for"  # what a planner counted; no setting
 
 T = TypeVar("T")
 
@@ -26,7 +29,7 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
     given = sections.get(method, {}) if isinstance(sections, dict) else None
     if not isinstance(given, dict):
         raise ValueError(f'plans["{KEY}"] must look like {{"{method}": {{setting: value}}}}; got {sections!r}.')
-    if unknown := set(sections) - set(METHODS):
+    if unknown := set(sections) - {*METHODS, PLANNED_FOR}:
         raise ValueError(f'plans["{KEY}"] knows {", ".join(METHODS)}; got {", ".join(sorted(map(repr, unknown)))}.')
     accepted = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
     if unknown := set(given) - set(accepted):
@@ -38,6 +41,48 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
         return replace(defaults, **given)  # type: ignore[type-var]
     except ValueError as error:
         raise ValueError(f'plans["{KEY}"]["{method}"]: {error}') from error
+
+
+def recorded(results: str | Path, method: str, defaults: T) -> T | None:
+    """The settings that an earlier start of a training wrote into the ``plans.json`` of its results folder, if any.
+
+    Args:
+        results: the folder ``TRAINER__PLANS__CONFIGURATION``.
+        method: for example ``"dropgen"``.
+        defaults: the trainer class's settings.
+    """
+    path = Path(results) / "plans.json"
+    if not path.is_file():
+        return None
+    try:
+        plans = json.loads(path.read_text())
+    except ValueError:  # another fold is writing it, or was killed while it did
+        return None
+    return resolve(plans, method, defaults) if method in plans.get(KEY, {}) else None
+
+
+def complete(settings: T, earlier: T | None) -> T:
+    """With what only the start of a training can find out, for settings that have such a thing."""
+    return settings.completed(earlier) if hasattr(settings, "completed") else settings
+
+
+def refuse_other_settings(now: T, earlier: T) -> None:
+    """A checkpoint means what it meant when it was written: stop where a setting that decides this has changed since.
+
+    Raises:
+        ValueError: by name of the settings. Where the weights came from may change.
+    """
+    changed = {
+        field.name: (getattr(earlier, field.name), getattr(now, field.name))
+        for field in fields(now)  # type: ignore[arg-type]
+        if field.name != "weights" and getattr(earlier, field.name) != getattr(now, field.name)
+    }
+    if changed:
+        what = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())
+        raise ValueError(
+            f"This checkpoint was trained with other settings: {what}. Put them back in "
+            f'plans["{KEY}"], or train under another plans_name.'
+        )
 
 
 def record(plans: dict[str, Any], method: str, settings: Any) -> None:

@@ -1,10 +1,12 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+from nnunet_model import write_model
 
 from nnunet_dg.dropgen import DropGenSettings
-from nnunet_dg.nnunet.settings import record, resolve
+from nnunet_dg.extractors.weights import WeightsError
+from nnunet_dg.nnunet.settings import record, recorded, refuse_other_settings, resolve
 
 
 def test_the_plans_come_before_the_class_and_the_rest_stays():
@@ -33,7 +35,7 @@ def test_recording_keeps_what_else_is_in_the_plans():
     [
         ({"dropgen": {"prob": 1}}, "Unknown setting .*'prob'. Accepted are extractor, layer"),
         ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 1\).*got 2'),
-        ({"p": 0.5}, r'plans\["nnunet_dg"\] knows dropgen; got \'p\''),
+        ({"p": 0.5}, r'plans\["nnunet_dg"\] knows dropgen, sgcg; got \'p\''),
         ({"dropgen": 0.5}, r'must look like \{"dropgen": \{setting: value\}\}'),
         ([], r'must look like \{"dropgen": \{setting: value\}\}; got \[\]'),
     ],
@@ -41,3 +43,34 @@ def test_recording_keeps_what_else_is_in_the_plans():
 def test_mistakes_are_named(section, message):
     with pytest.raises(ValueError, match=message):
         resolve({"nnunet_dg": section}, "dropgen", DropGenSettings())
+
+
+def test_settings_of_an_earlier_start_are_read_from_the_results(tmp_path):
+    assert recorded(tmp_path, "dropgen", DropGenSettings()) is None
+    plans = {}
+    record(plans, "dropgen", DropGenSettings(p=0.25))
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    assert recorded(tmp_path, "dropgen", DropGenSettings()) == DropGenSettings(p=0.25)
+    (tmp_path / "plans.json").write_text('{"nnunet_dg": {"dropg')  # while another fold writes it
+    assert recorded(tmp_path, "dropgen", DropGenSettings()) is None
+
+
+def test_a_checkpoint_is_not_continued_with_other_settings():
+    refuse_other_settings(DropGenSettings(), DropGenSettings())
+    refuse_other_settings(DropGenSettings(weights="here"), DropGenSettings(weights="there"))
+    with pytest.raises(ValueError, match=r"masking was 'channel' and is 'structured', p was 0\.5 and is 0\.25"):
+        refuse_other_settings(DropGenSettings(p=0.25, masking="structured"), DropGenSettings())
+
+
+def test_a_model_folder_is_needed_by_a_new_training_alone(tmp_path):
+    write_model(tmp_path / "model")
+    given = DropGenSettings(extractor="nnunet", weights=str(tmp_path / "model"))
+    completed = given.completed()
+    assert completed.architecture["input_channels"] == 1
+    assert resolve({"nnunet_dg": {"dropgen": json.loads(json.dumps(asdict(completed)))}}, "dropgen", given) == completed
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    assert completed.completed() == completed
+    assert given.completed(completed) == completed
+    with pytest.raises(WeightsError, match="is no trained model of nnU-Net"):
+        given.completed()
+    assert DropGenSettings(extractor="mind").completed() == DropGenSettings(extractor="mind")

@@ -8,10 +8,13 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen_p075,
 )
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
-from nnunet_dg.trainers.nnUNetTrainerDropGen_Xepochs import nnUNetTrainerDropGen_MIND_5epochs
-from step_cost import plans
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Xepochs import nnUNetTrainerDropGen_MIND_10epochs
+from nnunet_dg.trainers.nnUNetTrainerDropGenSgCG import nnUNetTrainerDropGenSgCG
+from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
+from on_noise import plans
 
 from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
+from nnunet_dg.sgcg import SgCGSettings
 
 
 @pytest.mark.parametrize(
@@ -21,12 +24,21 @@ from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
         (nnUNetTrainerDropGen_p025, DropGenSettings(extractor="anatomix", p=0.25)),
         (nnUNetTrainerDropGen_p075, DropGenSettings(extractor="anatomix", p=0.75)),
         (nnUNetTrainerDropGen_MIND, DropGenSettings(extractor="mind", p=0.5)),
-        (nnUNetTrainerDropGen_MIND_5epochs, DropGenSettings(extractor="mind", p=0.5)),
+        (nnUNetTrainerDropGen_MIND_10epochs, DropGenSettings(extractor="mind", p=0.5)),
         (nnUNetTrainerDropGen_Paper, DropGenSettings(extractor="anatomix", p=0.5, image_scaling="minmax")),
     ],
 )
 def test_a_released_name_keeps_its_meaning(trainer, settings):
     assert trainer.dropgen == settings
+
+
+@pytest.mark.parametrize("trainer", [nnUNetTrainerSgCG, nnUNetTrainerDropGenSgCG])
+def test_a_released_name_of_sgcg_keeps_its_meaning(trainer):
+    assert trainer.sgcg == SgCGSettings(
+        contrast=0.1, temperature=0.1, voxels_per_class=4096, start_epoch=1, max_count=None,
+        amplitude_mixup=True, half_width=0.1, consistency=0.5, restoration=0.1,
+    )  # fmt: skip
+    assert getattr(trainer, "dropgen", None) == (DropGenSettings() if trainer is nnUNetTrainerDropGenSgCG else None)
 
 
 @pytest.mark.parametrize(("image_channels", "previous_stage"), [(1, 0), (4, 0), (1, 2), (2, 3)])

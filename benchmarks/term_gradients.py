@@ -1,0 +1,62 @@
+"""How much each loss term of SgCG pulls at the penultimate features, on the batches of a training.
+
+    nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerSgCG
+    python benchmarks/term_gradients.py $nnUNet_results/DATASET/nnUNetTrainerSgCG__nnUNetPlans__3d_fullres/fold_0
+
+Loads the checkpoint as ``--c`` does, takes batches as the training does, and prints for every term its value and the
+norm of its gradient with respect to the features of the image and of its amplitude-mixed twin, without its weight. In
+single precision. (nnU-Net's trainer leaves an empty training log in the fold's folder.)
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fold", type=Path, help="fold folder of a training with a trainer of SgCG")
+    parser.add_argument("-chk", default="checkpoint_final.pth")
+    parser.add_argument("-device", default="cpu")
+    parser.add_argument("--batches", type=int, default=10)
+    arguments = parser.parse_args()
+    name, plans, configuration = arguments.fold.resolve().parent.name.split("__")
+    fold = arguments.fold.resolve().name.removeprefix("fold_")
+    dataset = arguments.fold.resolve().parents[1].name
+    device = torch.device(arguments.device)
+    trainer = get_trainer_from_args(
+        dataset, configuration, fold if fold == "all" else int(fold), name, plans, device=device
+    )
+    trainer.load_checkpoint(str(arguments.fold / arguments.chk))
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    taken: list[torch.Tensor] = []
+    take = trainer.penultimate.take
+
+    def remembered() -> torch.Tensor:
+        taken.append(take())
+        return taken[-1]
+
+    trainer.penultimate.take = remembered
+    trainer.network.train()
+    norms, values = defaultdict(list), defaultdict(list)
+    for _ in range(arguments.batches):
+        taken.clear()
+        batch = next(trainer.dataloader_train)
+        target = [t.to(device) for t in batch["target"]]
+        terms = trainer.loss_terms(batch["data"].to(device), target, list(batch["keys"]))
+        for term, value in terms.items():
+            gradients = torch.autograd.grad(value, taken, retain_graph=True, allow_unused=True)
+            norms[term].append(sum(g.norm() ** 2 for g in gradients if g is not None) ** 0.5)
+            values[term].append(float(value))
+    print("\n| term | value | gradient with respect to the features, norm |\n| --- | --- | --- |")
+    for term in norms:
+        print(f"| {term} | {mean(values[term]):.4f} | {mean(map(float, norms[term])):.2e} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The class of each voxel, whatever kind of labels a dataset has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Classes:
+    """Numbers 0 ... K-1 for what a voxel can be: its label, or with regions its combination of regions.
+
+    Args:
+        label_manager: nnU-Net's.
+
+    Attributes:
+        num: K, the background among them, the ignore label not.
+    """
+
+    def __init__(self, label_manager: Any) -> None:
+        self.ignore = label_manager.ignore_label
+        self.combinations: list[int] | None = None
+        self.num = len(label_manager.all_labels)
+        if label_manager.has_regions:
+            # 'all_labels' are those that regions name: the background need not be one of them, but it is a class
+            members = [set(r) if isinstance(r, (tuple, list)) else {r} for r in label_manager.foreground_regions]
+            codes = {
+                sum((label in region) << i for i, region in enumerate(members)) for label in label_manager.all_labels
+            }
+            self.combinations = sorted(codes | {0})
+            self.num = len(self.combinations)
+
+    def of_target(self, target: Tensor | list[Tensor]) -> Tensor:
+        """``(B, *spatial)``, int64, from nnU-Net's target (at full resolution, if it is a list); ignored voxels: -1."""
+        if isinstance(target, list):
+            target = target[0]
+        if self.combinations is None:
+            labels = target[:, 0].long()
+            return labels if self.ignore is None else labels.masked_fill(labels == self.ignore, -1)
+        regions = target if self.ignore is None else target[:, :-1]
+        bits = 2 ** torch.arange(regions.shape[1], device=target.device)
+        codes = (regions.long() * bits.reshape(-1, *[1] * (target.ndim - 2))).sum(1)
+        known = torch.tensor(self.combinations, device=target.device)
+        classes = torch.searchsorted(known, codes).clamp(max=self.num - 1)
+        classes = torch.where(known[classes] == codes, classes, -1)
+        return classes if self.ignore is None else classes.masked_fill(target[:, -1] > 0, -1)
