@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ import torch
 TINY_TRAINERS = '''
 """Any trainer for three epochs of two iterations, declared by entry points as another package would declare its own."""
 import os
+import random
 import signal
+from functools import partial
+from importlib.metadata import entry_points
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunet_dg.trainers import nnUNetTrainerDropGen as dropgen
-from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 
 
 def tiny(base):
@@ -30,6 +33,23 @@ def tiny(base):
             super().__init__(plans, configuration, fold, dataset_json, device)
             self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 2, 1
             self.save_every = 1
+            self.seed(99)
+
+        def _do_i_compile(self):
+            """nnU-Net compiles on CUDA alone; with this the same code runs here."""
+            if "TINY_COMPILED" in os.environ:
+                torch.compile = partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
+            return "TINY_COMPILED" in os.environ
+
+        def seed(self, number):
+            """The same random state in every run, for one epoch; with nnUNet_n_proc_DA=0 that is all there is."""
+            if "TINY_SEEDED" in os.environ:
+                for seed in (random.seed, np.random.seed, torch.manual_seed):
+                    seed(number)
+
+        def on_train_epoch_start(self):
+            super().on_train_epoch_start()
+            self.seed(self.current_epoch)
 
         def on_epoch_end(self):
             super().on_epoch_end()
@@ -40,14 +60,33 @@ def tiny(base):
     return Tiny
 
 
-own = (dropgen.nnUNetTrainerDropGen, dropgen.nnUNetTrainerDropGen_MIND, nnUNetTrainerDropGen_Paper)
+class Doubled(torch.nn.Module):
+    """The planned network's state dict, another forward pass."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.encoder, self.decoder = network.encoder, network.decoder
+
+    def forward(self, x):
+        return 2 * self.decoder(self.encoder(x))
+
+
+class nnUNetTrainerOtherForward(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(
+        plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
+    ):
+        return Doubled(nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        ))
+
+
+own = [e.load() for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
 for base in (nnUNetTrainer, *own):
     globals()[f"Tiny_{base.__name__}"] = tiny(base)
 '''
-TINY_NAMES = [
-    f"Tiny_{name}"
-    for name in ("nnUNetTrainer", "nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerDropGen_Paper")
-]
+OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
+TINY_NAMES = [f"Tiny_{name}" for name in ("nnUNetTrainer", *OURS)]
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection: a compute node without internet
 
 
@@ -73,6 +112,7 @@ class Host:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "NNUNET_DG", "TORCH_DEVICE"))}
         own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
         own["PYTHONUNBUFFERED"] = "1"  # a killed process has printed what it printed
+        own["OMP_NUM_THREADS"] = "1"  # tiny networks are no faster with more, and sums are always in one order
         offline = {"https_proxy": NOWHERE, "http_proxy": NOWHERE, "no_proxy": ""}
         scripts = sysconfig.get_path("scripts")
         self.environment = kept | folders | own | offline | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
@@ -114,22 +154,26 @@ def write_case(folder: Path, name: str, rng: np.random.Generator, shape=(20, 24,
     sitk.WriteImage(sitk.GetImageFromArray(segmentation), folder / "labelsTr" / f"{name}.nii.gz")
 
 
-def shrink_plans(preprocessed: Path, features: int = 4) -> None:
-    """nnU-Net's plans as ``tinyPlans``: few features, batches of two."""
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-    for configuration in plans["configurations"].values():
+def shrink_plans(preprocessed: Path, features: int = 4, plans: str = "nnUNetPlans", name: str = "tinyPlans") -> None:
+    """nnU-Net's plans as ``name``: few features, batches of two, and a lower resolution with its cascade."""
+    content = json.loads((preprocessed / f"{plans}.json").read_text())
+    configurations = content["configurations"]
+    for configuration in configurations.values():
         if "architecture" in configuration:
             network = configuration["architecture"]["arch_kwargs"]
             network["features_per_stage"] = [features * 2**i for i in range(network["n_stages"])]
             configuration["batch_size"] = 2
-    (preprocessed / "tinyPlans.json").write_text(json.dumps(plans | {"plans_name": "tinyPlans"}))
+    lowres = {"inherits_from": "3d_fullres", "spacing": [2.0, 2.0, 2.0], "next_stage": "3d_cascade_fullres"}
+    configurations["3d_lowres"] = lowres | {"data_identifier": f"{name}_3d_lowres"}
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    (preprocessed / f"{name}.json").write_text(json.dumps(content | {"plans_name": name}))
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, anatomix_weights) -> Host:
     """A planned and preprocessed dataset of five cases, 2-D and 3-D, and random anatomix weights installed by hand."""
     host = Host(tmp_path_factory.mktemp("nnunet"))
-    names = "\n".join(f"{name} = tiny_trainers:{name}" for name in TINY_NAMES)
+    names = "\n".join(f"{name} = tiny_trainers:{name}" for name in (*TINY_NAMES, "nnUNetTrainerOtherForward"))
     declare(host.folder / "packages", "tiny-trainers", TINY_TRAINERS, f"[nnunetv2.trainers]\n{names}\n")
     host.environment["PYTHONPATH"] = str(host.folder / "packages")
     raw = host.folder / "nnUNet_raw" / DATASET
@@ -141,6 +185,7 @@ def host(tmp_path_factory, anatomix_weights) -> Host:
     (raw / "dataset.json").write_text(json.dumps(dataset))
     host.run("nnUNetv2_plan_and_preprocess -d 701 -c 2d 3d_fullres -np 1 -npfp 1")
     shrink_plans(host.folder / "nnUNet_preprocessed" / DATASET)
+    host.run("nnUNetv2_preprocess -d 701 -plans_name tinyPlans -c 3d_lowres -np 1")
     torch.save(anatomix_weights, host.folder / "random.pth")
     host.run(f"nnunet-dg weights install anatomix {host.folder / 'random.pth'} --unpublished")
     return host

@@ -7,14 +7,17 @@ import pytest
 from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
-METHODS = {"dropgen"}
+METHODS = {"dropgen", "sgcg", "tinymig"}
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),
     "extractors": ({"extractors"}, False),
     "dropgen": ({"dropgen", "extractors"}, False),
-    "nnunet": ({"nnunet", "extractors", "plugin", *METHODS}, True),
+    "sgcg": ({"sgcg", "extractors", "divergence"}, False),
+    "tinymig": ({"tinymig", "extractors", "divergence"}, False),
+    "divergence": (set(), False),
+    "nnunet": ({"nnunet", "divergence", "extractors", "plugin", *METHODS}, True),
     "demo": ({"demo"}, False),
-    "trainers": ({"trainers", "nnunet", *METHODS}, True),
+    "trainers": ({"trainers", "nnunet", "divergence", *METHODS}, True),
     "planners": ({"planners", "nnunet", *METHODS}, True),
     "cli": ({"extractors", "nnunet", "demo"}, False),
     "ext_trainers": (set(), False),

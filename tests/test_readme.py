@@ -1,7 +1,9 @@
 """What the README promises exists, and its commands are those that CI runs."""
 
+import json
 import re
 import shlex
+from dataclasses import asdict
 from importlib.metadata import entry_points
 
 from helpers import REPOSITORY
@@ -10,6 +12,7 @@ from nnunet_dg.cli import _parser
 from nnunet_dg.dropgen import DropGenSettings
 from nnunet_dg.dropgen.settings import CHOICES
 from nnunet_dg.nnunet.settings import resolve
+from nnunet_dg.sgcg import SgCGSettings
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -26,22 +29,20 @@ def test_every_trainer_is_in_the_table_and_every_name_in_it_exists():
 
 def test_every_setting_is_in_the_table_with_its_choices_and_default():
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.M))
-    for name, default in DropGenSettings().__dict__.items():
-        assert ("null" if default is None else str(default)) in rows[name]
+    for name, default in {**asdict(DropGenSettings()), **asdict(SgCGSettings())}.items():
+        assert (default if isinstance(default, str) else json.dumps(default)) in rows[name].split("|")[-1]
         assert all(f"`{choice}`" in rows[name] for choice in CHOICES.get(name, ()))
 
 
 def test_the_example_settings_are_accepted():
-    (example,) = re.findall(r"```json\n(.*?)```", README, re.S)
-    import json
-
+    (example,) = (block for block in re.findall(r"```json\n(.*?)```", README, re.S) if "nnunet_dg" in block)
     settings = resolve(json.loads("{" + example + "}"), "dropgen", DropGenSettings())
     assert (settings.p, settings.combine) == (0.25, "mean")
 
 
 def test_our_own_commands_parse():
     ours = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("nnunet-dg")]
-    assert len(ours) == 2
+    assert len(ours) == 3
     for arguments in ours:
         _parser().parse_args(arguments)
 
@@ -49,3 +50,9 @@ def test_our_own_commands_parse():
 def test_ci_runs_the_readmes_test_command():
     assert any(command.endswith("/bin/pytest") for command in COMMANDS)
     assert "grep -m1 '/bin/pytest$' README.md" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert len(links) >= 3
+    assert all((REPOSITORY / link).exists() for link in links)

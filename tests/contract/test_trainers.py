@@ -1,12 +1,21 @@
 """One suite per trainer, by nnU-Net's own commands: train, be killed, resume, validate, predict, without network."""
 
+import hashlib
 import json
+import re
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunet_host import DATASET
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from PIL import Image
 
 from nnunet_dg.extractors import build_extractor
 
@@ -32,10 +41,12 @@ class TrainerContract:
 
     trainer: str
     uses_weights = False
+    settings = ("dropgen", "extractor", "mind")  # one of those it must write down
 
     @pytest.fixture(scope="class")
     def trained(self, host):
         """Killed after the first of three epochs, then continued to the end; what was printed."""
+        shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # of another test's training
         command = f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {self.trainer} -device cpu"
         first = host.run(command, status=-9, TINY_STOP_AFTER="1")
         saved = torch.load(host.results(self.trainer) / "checkpoint_latest.pth", weights_only=False)
@@ -66,7 +77,8 @@ class TrainerContract:
     def test_settings_are_written_where_inference_reads_them(self, host, trained):
         plans = json.loads((host.results(self.trainer).parent / "plans.json").read_text())
         assert plans["nnunet_dg"] == self.checkpoint(host)["init_args"]["plans"]["nnunet_dg"]
-        assert plans["nnunet_dg"]["dropgen"]["extractor"] == ("anatomix" if self.uses_weights else "mind")
+        method, name, value = self.settings
+        assert plans["nnunet_dg"][method][name] == value
 
     def test_extractor_is_bit_identical_after_training(self, host, trained):
         final = self.checkpoint(host)["network_weights"]
@@ -107,6 +119,113 @@ class TrainerContract:
         assert "PARAMETERS" in host.python(LOGITS.format(folder=folder), NNUNET_DG_HOME=str(tmp_path / "empty"))
 
 
+WITHOUT_THIS_PACKAGE = """
+import os, sys
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+sys.modules["nnunet_dg"] = None  # any import of it fails
+from nnunetv2.{module} import {function} as command
+command()
+"""
+
+
+def plain(host, module, function, options, **environment):
+    """A command of nnU-Net's where nnunet-dg is not installed."""
+    code = WITHOUT_THIS_PACKAGE.format(module=module, function=function)
+    return host.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {options}", **environment)
+
+
+class ExportContract:
+    """What a trainer has to do besides whose network is nnU-Net's own: be of use without this package."""
+
+    trainer: str
+    options = "-f 0 -device cpu -npp 1 -nps 1 --disable_tta"
+
+    def export(self, host, out, change="", status=0):
+        model = f"-d 701 -c 3d_fullres -tr {self.trainer} -p tinyPlans -f 0"
+        return host.run(f"nnunet-dg export {model} -o {out} {change}", status)
+
+    @pytest.fixture(scope="class")
+    def ours(self, host, trained, tmp_path_factory):
+        """Images, and what our trainer predicts for them."""
+        out = tmp_path_factory.mktemp("ours")
+        images = host.folder / "nnUNet_raw" / DATASET / "imagesTr"
+        model = f"-d 701 -c 3d_fullres -p tinyPlans -tr {self.trainer}"
+        host.run(f"nnUNetv2_predict -i {images} -o {out} {model} {self.options}")
+        return images, out
+
+    def assert_same(self, out, other):
+        files = sorted(path.name for path in out.glob("*.nii.gz"))
+        assert len(files) == 5
+        for name in files:
+            assert np.array_equal(*(sitk.GetArrayFromImage(sitk.ReadImage(f / name)) for f in (out, other))), name
+
+    def test_a_model_folder_predicts_the_same_without_this_package(self, host, ours, tmp_path):
+        images, expected = ours
+        self.export(host, tmp_path / "model")
+        options = f"-i {images} -o {tmp_path / 'out'} -m {tmp_path / 'model'} {self.options}"
+        plain(host, "inference.predict_from_raw_data", "predict_entry_point_modelfolder", options)
+        self.assert_same(tmp_path / "out", expected)
+
+    def test_a_zip_is_installed_and_predicts_and_validates_without_this_package(self, host, ours, tmp_path):
+        images, expected = ours
+        self.export(host, tmp_path / "model.zip")
+        there = {"nnUNet_results": str(tmp_path / "results")}
+        (tmp_path / "results").mkdir()
+        plain(host, "model_sharing.entry_points", "install_from_zip_entry_point", tmp_path / "model.zip", **there)
+        model = "-d 701 -c 3d_fullres -p tinyPlans -tr nnUNetTrainer"
+        options = f"-i {images} -o {tmp_path / 'out'} {model} {self.options}"
+        plain(host, "inference.predict_from_raw_data", "predict_entry_point", options, **there)
+        self.assert_same(tmp_path / "out", expected)
+        options = "701 3d_fullres 0 -p tinyPlans -device cpu --val"
+        plain(host, "run.run_training", "run_training_entry", options, **there)
+        validated = tmp_path / "results" / DATASET / "nnUNetTrainer__tinyPlans__3d_fullres" / "fold_0" / "validation"
+        before = json.loads((host.results(self.trainer) / "validation" / "summary.json").read_text())
+        assert json.loads((validated / "summary.json").read_text())["mean"] == before["mean"]
+
+    def test_says_where_the_model_came_from_and_holds_nothing_of_ours(self, host, trained, tmp_path):
+        self.export(host, tmp_path / "model")
+        record = json.loads((tmp_path / "model" / "exported_by_nnunet-dg.json").read_text())
+        assert record["trainer"] == self.trainer
+        original = host.results(self.trainer) / "checkpoint_final.pth"
+        digest = hashlib.sha256(original.read_bytes()).hexdigest()
+        assert record["checkpoints"]["fold_0/checkpoint_final.pth"]["sha256_of_the_original"] == digest
+        method, name, value = self.settings
+        assert record["settings"][method][name] == value
+        checkpoint = torch.load(tmp_path / "model" / "fold_0" / "checkpoint_final.pth", weights_only=False)
+        plans = json.loads((tmp_path / "model" / "plans.json").read_text())
+        assert "nnunet_dg" not in plans
+        assert "nnunet_dg" not in checkpoint["init_args"]["plans"]
+        assert checkpoint["optimizer_state"].keys() == {"state", "param_groups"}
+        assert not any(name.startswith("loss_") for name in checkpoint["logging"])
+
+    def test_refuses_a_model_whose_logits_are_others_in_plain_nnunet(self, host, trained, tmp_path):
+        source = host.results(self.trainer).parent
+        other = source.with_name(source.name.replace(self.trainer, "nnUNetTrainerOtherForward"))
+        shutil.copytree(source, other)
+        path = other / "fold_0" / "checkpoint_final.pth"
+        checkpoint = torch.load(path, weights_only=False)
+        torch.save(checkpoint | {"trainer_name": "nnUNetTrainerOtherForward"}, path)
+        printed = self.export(host, tmp_path / "model", "-tr nnUNetTrainerOtherForward", status=1)
+        assert "gives other logits than nnUNetTrainerOtherForward" in printed
+        assert not (tmp_path / "model").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("-tr Tiny_nnUNetTrainerDropGen_MIND", "runs a frozen feature extractor at inference.*nnUNetv2_export_mod"),
+            ("-f 3", r"lacks fold_3/checkpoint_final.pth. There: .*fold_0/checkpoint_final.pth"),
+            ("-tr nnUNetTrainerDoesNotExist", "trainer nnUNetTrainerDoesNotExist"),
+            ("-f x", "a fold is a number or all; got 'x'"),
+            ("-o .", "exists already"),
+        ],
+    )
+    def test_refuses_with_the_reason(self, host, trained, tmp_path, change, message):
+        printed = self.export(host, tmp_path / "model", change, status=None)
+        assert re.search(message, printed.replace("\n", " ")), printed
+        assert "Traceback" not in printed
+        assert not (tmp_path / "model").exists()
+
+
 class TestMIND(TrainerContract):
     trainer = "Tiny_nnUNetTrainerDropGen_MIND"
 
@@ -114,6 +233,7 @@ class TestMIND(TrainerContract):
 class TestAnatomix(TrainerContract):
     trainer = "Tiny_nnUNetTrainerDropGen"
     uses_weights = True
+    settings = ("dropgen", "extractor", "anatomix")
 
     def test_says_which_weights_it_took(self, host, trained):
         assert "Extractor anatomix: weights from" in trained[0]
@@ -124,12 +244,50 @@ class TestAnatomix(TrainerContract):
 class TestPaper(TrainerContract):
     trainer = "Tiny_nnUNetTrainerDropGen_Paper"
     uses_weights = True
+    settings = ("dropgen", "image_scaling", "minmax")
 
     def test_learning_rate_falls_along_a_cosine_per_step(self, host, trained):
         rates = self.checkpoint(host)["logging"]["lrs"]
         # three epochs of two steps: 2e-4 * (1 + cos(pi * step / 6)) / 2 at steps 0, 2, 4
         assert rates == pytest.approx([2e-4, 1.5e-4, 0.5e-4])
         assert self.checkpoint(host)["optimizer_state"]["param_groups"][0]["weight_decay"] == 1e-4
+
+
+class TestSgCG(TrainerContract, ExportContract):
+    trainer = "Tiny_nnUNetTrainerSgCG"
+    settings = ("sgcg", "temperature", 0.1)
+    terms = ("segmentation", "segmentation_mixed", "consistency", "restoration", "contrast")
+
+    def test_the_network_is_nnunets_own(self, host, trained):
+        plans = json.loads((host.results(self.trainer).parent / "plans.json").read_text())
+        manager = PlansManager(plans)
+        planned = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, True)
+        weights = self.checkpoint(host)["network_weights"]
+        assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in planned.state_dict().items()}
+
+    def test_every_term_is_logged_in_every_epoch(self, host, trained):
+        first, _, second = trained
+        logging = self.checkpoint(host)["logging"]
+        for term in self.terms:
+            assert np.isfinite(logging[f"loss_{term}"]).all()
+            assert len(logging[f"loss_{term}"]) == 3
+            assert (first + second).count(f": loss_{term} ") == 3
+        total = sum(w * np.array(logging[f"loss_{t}"]) for t, w in zip(self.terms, (1, 1, 0.5, 0.1, 0.1), strict=True))
+        assert logging["train_losses"][1:] == pytest.approx(total[1:], rel=1e-4)
+        # the first epoch makes statistics alone
+        assert logging["train_losses"][0] == pytest.approx((total - 0.1 * np.array(logging["loss_contrast"]))[0], 1e-4)
+
+    def test_the_terms_are_in_the_progress_picture(self, host, trained):
+        with Image.open(host.results(self.trainer) / "progress.png") as ours:
+            assert ours.height > 1.9 * ours.width  # nnU-Net's three panels are 1.8 times as high as wide
+
+    def test_what_only_the_training_needs_goes_on_where_it_was(self, host, trained):
+        _, saved, _ = trained
+        before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
+        seen = before["contrast"]["statistics.count"]
+        torch.testing.assert_close(after["contrast"]["statistics.count"].sum(), 3 * seen.sum())
+        assert all(not torch.equal(value, after["restoration"][key]) for key, value in before["restoration"].items()
+                   if not key.endswith("bias"))  # fmt: skip
 
 
 class TestTwoDimensions:
@@ -179,9 +337,12 @@ def plans(host):
             {"dropgen": {"dropout": 0.5}},
             'Unknown setting in plans["nnunet_dg"]["dropgen"]: \'dropout\'. Accepted are extractor,',
         ),
-        ({"dropgen": {"extractor": "dino"}}, "extractor must be one of anatomix, anatomix-dev, mind; got 'dino'"),
+        (
+            {"dropgen": {"extractor": "dino"}},
+            "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'dino'",
+        ),
         ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 1)"),
-        ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen; got 'dropgem'"),
+        ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen, sgcg; got 'dropgem'"),
     ],
 )
 def test_bad_settings_in_the_plans_are_refused_by_name(host, plans, settings, message):
@@ -216,7 +377,9 @@ def test_resuming_with_another_extractor_is_refused(host, plans):
     plans({"dropgen": {"extractor": "mind"}})
     host.run(train, status=-9, TINY_STOP_AFTER="1")
     plans({"dropgen": {"extractor": "anatomix"}})
-    assert "trained with another extractor" in host.run(f"{train} --c", status=1)
+    printed = host.run(f"{train} --c", status=1)
+    assert "This checkpoint was trained with other settings" in printed
+    assert "extractor was 'mind' and is 'anatomix'" in printed
 
 
 def test_pretrained_weights_of_another_dropgen_model_bring_their_extractor(host, tmp_path):

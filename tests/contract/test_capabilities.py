@@ -1,0 +1,392 @@
+"""What nnU-Net can do, per trainer, by its own commands: the matrix of docs/capabilities.md. Minutes; -m matrix."""
+
+import json
+import shutil
+from importlib.metadata import entry_points
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunet_host import DATASET, Host, shrink_plans
+
+pytestmark = pytest.mark.matrix
+LABELS = {
+    "regions": (711, {"background": 0, "whole": [1, 2], "core": 2}, [1, 2]),
+    "ignore label": (712, {"background": 0, "box": 1, "core": 2, "ignore": 3}, None),
+    "regions and ignore label": (713, {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, [1, 2]),
+}
+SAME_RANDOM_STATE = {"TINY_SEEDED": "1"}
+
+
+@pytest.fixture(scope="session")
+def label_kinds(host):
+    """The host's dataset with other labels, derived as nnU-Net's own integration tests derive them."""
+    rng = np.random.default_rng(0)
+    for number, labels, order in LABELS.values():
+        name = f"Dataset{number}_Labels"
+        raw = host.folder / "nnUNet_raw" / name
+        shutil.copytree(host.folder / "nnUNet_raw" / DATASET, raw)
+        description = json.loads((raw / "dataset.json").read_text()) | {"labels": labels}
+        (raw / "dataset.json").write_text(json.dumps(description | ({"regions_class_order": order} if order else {})))
+        for path in (raw / "labelsTr").iterdir() if "ignore" in labels else ():
+            truth = sitk.GetArrayFromImage(sitk.ReadImage(path))
+            sparse = np.full_like(truth, labels["ignore"])
+            for axis, size in enumerate(truth.shape):  # annotated slices along every axis
+                for index in rng.choice(size, max(1, size // 5), replace=False):
+                    where = (slice(None),) * axis + (index,)
+                    sparse[where] = truth[where]
+            sitk.WriteImage(sitk.GetImageFromArray(sparse), path)
+        host.run(f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres -np 1 -npfp 1")
+        shrink_plans(host.folder / "nnUNet_preprocessed" / name)
+
+
+@pytest.fixture(scope="session")
+def one_image(host):
+    folder = host.folder / "one_image"
+    folder.mkdir()
+    image = "case_0_0000.nii.gz"
+    (folder / image).symlink_to(host.folder / "nnUNet_raw" / DATASET / "imagesTr" / image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain(host, one_image):
+    """nnU-Net's own trainer, trained and validated beside ours, and a folder with its prediction."""
+    trainer = "Tiny_nnUNetTrainer"
+    host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu --npz", nnUNet_n_proc_DA="0")
+    out = host.folder / "predicted_by_plain"
+    host.run(
+        f"nnUNetv2_predict -i {one_image} -o {out} -d 701 -c 3d_fullres -f 0 -p tinyPlans -tr {trainer} -device cpu "
+        f"-npp 1 -nps 1 --disable_tta --save_probabilities"
+    )
+    return trainer, out
+
+
+def segmentation_in(folder):
+    return sitk.GetArrayFromImage(sitk.ReadImage(folder / "case_0.nii.gz"))
+
+
+class Capabilities:
+    """One trainer. A subclass names it, and says of 2-D whether it refuses."""
+
+    trainer: str
+    refuses_2d = False
+
+    @pytest.fixture(autouse=True)
+    def _noted_for_the_table(self, request, record_property):
+        record_property("trainer", self.trainer.removeprefix("Tiny_"))
+
+    def train(self, host, fold="0", options="", configuration="3d_fullres", dataset=701, status=0, **environment):
+        command = f"nnUNetv2_train {dataset} {configuration} {fold} -p tinyPlans -tr {self.trainer} -device cpu"
+        return host.run(f"{command} {options}", status, **{"nnUNet_n_proc_DA": "0"} | environment)
+
+    def predict(self, host, images, out, options="", configuration="3d_fullres", fold="0", dataset=701, **environment):
+        host.run(
+            f"nnUNetv2_predict -i {images} -o {out} -d {dataset} -c {configuration} -f {fold} -p tinyPlans "
+            f"-tr {self.trainer} -device cpu -npp 1 -nps 1 --disable_tta {options}",
+            **environment,
+        )
+        return segmentation_in(out)
+
+    @pytest.fixture(scope="class")
+    def model(self, host):
+        """Trained without interruption, from a known random state."""
+        shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # of another test's training
+        self.train(host, options="--npz", **SAME_RANDOM_STATE)
+        return host.results(self.trainer)
+
+    @pytest.fixture(scope="class")
+    def predicted(self, host, model, one_image, tmp_path_factory):
+        """A folder with the segmentation and the probabilities that nnU-Net's command gives."""
+        out = tmp_path_factory.mktemp("predicted")
+        self.predict(host, one_image, out, "--save_probabilities")
+        return out
+
+    @pytest.mark.capability("3d_fullres")
+    def test_trains_and_validates(self, model):
+        assert np.isfinite(json.loads((model / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"])
+
+    @pytest.mark.capability("2d")
+    def test_two_dimensions(self, host, record_property):
+        if not self.refuses_2d:
+            self.train(host, configuration="2d")
+            assert (host.results(self.trainer, configuration="2d") / "validation" / "summary.json").is_file()
+            return
+        printed = self.train(host, configuration="2d", status=1)
+        record_property("refusal", next(line for line in printed.splitlines() if "NotImplementedError:" in line))
+        assert "-tr nnUNetTrainerDropGen_MIND" in printed
+        assert "Epoch 0" not in printed
+
+    @pytest.mark.capability("3d_lowres to 3d_cascade_fullres")
+    def test_cascade(self, host, one_image, tmp_path):
+        self.train(host, fold="all", configuration="3d_lowres")
+        self.train(host, configuration="3d_cascade_fullres")
+        stage = self.predict(host, one_image, tmp_path / "lowres", configuration="3d_lowres", fold="all")
+        previous = f"-prev_stage_predictions {tmp_path / 'lowres'}"
+        final = self.predict(host, one_image, tmp_path / "final", previous, configuration="3d_cascade_fullres")
+        assert stage.shape == final.shape == (20, 24, 20)
+        checkpoints = [
+            torch.load(host.results(self.trainer, fold, configuration) / "checkpoint_final.pth", weights_only=False)
+            for fold, configuration in (("all", "3d_lowres"), ("0", "3d_cascade_fullres"))
+        ]
+        first = "encoder.stages.0.0.convs.0.conv.weight"
+        lowres, cascade = (
+            next(w for key, w in checkpoint["network_weights"].items() if key.endswith(first)).shape[1]
+            for checkpoint in checkpoints
+        )
+        assert cascade == lowres + 2  # two labels one-hot, and no features of them
+
+    @pytest.mark.parametrize(
+        "kind", [pytest.param(kind, marks=pytest.mark.capability(kind)) for kind in LABELS], ids=lambda k: k.split()[-1]
+    )
+    def test_label_kinds(self, host, label_kinds, one_image, tmp_path, kind):
+        number, _, order = LABELS[kind]
+        self.train(host, dataset=number)
+        results = host.results(self.trainer, dataset=f"Dataset{number}_Labels")
+        summary = json.loads((results / "validation" / "summary.json").read_text())
+        assert set(summary["mean"]) == ({"(1, 2)", "2"} if order else {"1", "2"})
+        segmentation = self.predict(host, one_image, tmp_path, dataset=number)
+        assert set(np.unique(segmentation)) <= {0, 1, 2}
+
+    @pytest.mark.capability("--c")
+    def test_a_resumed_training_equals_the_uninterrupted_one(self, host, model):
+        """All but `_best_ema`, which nnU-Net updates after it has written checkpoint_latest, with any trainer.
+
+        Up to rounding, which two processes with the same random state do not share, and which was seen to grow to a
+        hundredth of the way that weights and momentum have gone since the training was resumed. A tenth is allowed;
+        without its momentum a training goes another way altogether.
+        """
+        whole = torch.load(model / "checkpoint_final.pth", weights_only=False)
+        resumed = model.with_name("fold_0_resumed")
+        model.rename(model.with_name("fold_0_whole"))
+        try:
+            self.train(host, status=-9, TINY_STOP_AFTER="1", **SAME_RANDOM_STATE)
+            killed = torch.load(model / "checkpoint_latest.pth", weights_only=False)
+            self.train(host, options="--c", **SAME_RANDOM_STATE)
+            other = torch.load(model / "checkpoint_final.pth", weights_only=False)
+            model.rename(resumed)
+        finally:
+            model.with_name("fold_0_whole").rename(model)
+        for part in ("weights", "momentum", "auxiliary"):
+            a, b, start = (self.learnt(checkpoint)[part] for checkpoint in (whole, other, killed))
+            assert a.keys() == b.keys() == start.keys()
+            assert self.distance(a, b) <= 0.1 * self.distance(a, start), part
+        assert whole["optimizer_state"]["param_groups"] == other["optimizer_state"]["param_groups"]
+        assert whole["grad_scaler_state"] == other["grad_scaler_state"]
+        assert whole["init_args"]["plans"] == other["init_args"]["plans"]
+        assert whole["logging"].keys() == other["logging"].keys()
+        for name, values in whole["logging"].items():
+            if "timestamps" not in name:
+                np.testing.assert_allclose(other["logging"][name], values, rtol=0.01, atol=0.01, err_msg=name)
+
+    @staticmethod
+    def learnt(checkpoint):
+        """``{part: {name: tensor}}`` of all that a training changes."""
+        optimizer = checkpoint["optimizer_state"]
+        auxiliary = optimizer.get("nnunet_dg_auxiliary", {}).get("modules", {})
+        momentum = {(i, k): v for i, state in optimizer["state"].items() for k, v in state.items()}
+        return {
+            "weights": checkpoint["network_weights"],
+            "momentum": {name: value for name, value in momentum.items() if isinstance(value, torch.Tensor)},
+            "auxiliary": {(name, k): v for name, state in auxiliary.items() for k, v in state.items()},
+        }
+
+    @staticmethod
+    def distance(a, b):
+        return sum(float((a[name].double() - b[name].double()).square().sum()) for name in a) ** 0.5
+
+    @pytest.mark.capability("--val")
+    def test_validates_again(self, host, model):
+        summary = model / "validation" / "summary.json"
+        before = summary.read_text()
+        summary.unlink()
+        self.train(host, options="--val")
+        assert json.loads(summary.read_text())["mean"] == json.loads(before)["mean"]
+
+    @pytest.mark.capability("--val_best")
+    def test_validates_with_the_best_checkpoint(self, host, model):
+        (model / "validation" / "summary.json").unlink()
+        self.train(host, options="--val --val_best --npz")
+        assert (model / "validation" / "summary.json").is_file()
+
+    @pytest.mark.capability("--npz")
+    def test_saves_probabilities(self, model):
+        probabilities = [np.load(path)["probabilities"] for path in (model / "validation").glob("*.npz")]
+        assert probabilities
+        for p in probabilities:
+            np.testing.assert_allclose(p.sum(0), 1, atol=1e-2)
+
+    @pytest.mark.capability("-pretrained_weights")
+    @pytest.mark.capability("--disable_checkpointing")
+    def test_starts_from_another_checkpoint_and_writes_none(self, host, model, tmp_path):
+        """Without any extractor weights at hand: the checkpoint brings them."""
+        source = model / "checkpoint_final.pth"
+        options = f"-pretrained_weights {source} --disable_checkpointing"
+        printed = self.train(host, "1", options, NNUNET_DG_HOME=str(tmp_path / "empty"))
+        assert "Loading pretrained weights from file" in printed
+        assert not (tmp_path / "empty").exists()
+        assert not list(host.results(self.trainer, "1").glob("*.pth"))
+
+    @pytest.mark.capability("nnUNet_compile")
+    @pytest.mark.capability("fold all")
+    def test_a_compiled_training_of_fold_all_saves_what_an_uncompiled_one_does(self, host, model):
+        printed = self.train(host, "all", TINY_COMPILED="1")
+        assert "Using torch.compile" in printed
+        compiled, plain = (
+            torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
+            for folder in (host.results(self.trainer, "all"), model)
+        )
+        assert compiled.keys() == plain.keys()
+        cases = json.loads((host.results(self.trainer, "all") / "validation" / "summary.json").read_text())
+        assert len(cases["metric_per_case"]) == 5
+
+    @pytest.mark.capability("nnUNetv2_find_best_configuration")
+    def test_find_best_configuration(self, host, model, plain):
+        other, _ = plain
+        host.run(
+            f"nnUNetv2_find_best_configuration 701 -tr {self.trainer} {other} -p tinyPlans -c 3d_fullres -f 0 -np 1"
+        )
+        found = json.loads((model.parents[1] / "inference_information.json").read_text())
+        assert any(self.trainer in name and other in name for name in found["all_results"])
+
+    @pytest.mark.capability("nnUNetv2_ensemble")
+    def test_ensembles_with_a_plain_model(self, host, predicted, plain, tmp_path):
+        _, other = plain
+        host.run(f"nnUNetv2_ensemble -i {predicted} {other} -o {tmp_path} -np 1 --save_npz")
+        a, b, both = (np.load(out / "case_0.npz")["probabilities"] for out in (predicted, other, tmp_path))
+        np.testing.assert_allclose(both, (a.astype(np.float32) + b) / 2, atol=1e-3)
+
+    @pytest.mark.capability("export to zip and install")
+    def test_shares_by_zip_with_a_machine_that_has_neither_weights_nor_network(
+        self, host, predicted, one_image, tmp_path
+    ):
+        zipped = tmp_path / "model.zip"
+        host.run(f"nnUNetv2_export_model_to_zip -d 701 -o {zipped} -c 3d_fullres -f 0 -tr {self.trainer} -p tinyPlans")
+        elsewhere = Host(tmp_path / "elsewhere")
+        elsewhere.environment["PYTHONPATH"] = host.environment["PYTHONPATH"]
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            (elsewhere.folder / name).mkdir(parents=True)
+        elsewhere.run(f"nnUNetv2_install_pretrained_model_from_zip {zipped}")
+        there = self.predict(elsewhere, one_image, tmp_path / "there")
+        assert np.array_equal(there, segmentation_in(predicted))
+        assert not (elsewhere.folder / "weights").exists()
+
+    @pytest.mark.capability("nnUNetv2_predict_from_modelfolder")
+    def test_predicts_from_a_model_folder(self, host, model, predicted, one_image, tmp_path):
+        host.run(
+            f"nnUNetv2_predict_from_modelfolder -i {one_image} -o {tmp_path} -m {model.parent} -f 0 "
+            f"-device cpu -npp 1 -nps 1 --disable_tta"
+        )
+        assert np.array_equal(segmentation_in(tmp_path), segmentation_in(predicted))
+
+    @pytest.mark.capability("nnUNetPredictor")
+    def test_python_api_gives_the_commands_probabilities(self, host, model, predicted, one_image, tmp_path):
+        image = str(one_image / "case_0_0000.nii.gz")
+        code = f"""
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
+predictor.initialize_from_trained_model_folder({str(model.parent)!r}, (0,))
+predictor.predict_from_files_sequential([[{image!r}]], [{str(tmp_path / "api")!r}], True)
+"""
+        host.python(code)
+        with np.load(tmp_path / "api.npz") as api, np.load(predicted / "case_0.npz") as command:
+            np.testing.assert_allclose(api["probabilities"], command["probabilities"], atol=1e-3)
+
+    @pytest.mark.capability("nnUNetPlannerDropGen")
+    def test_trains_with_our_planner(self, host):
+        plans, results = self.planned(host, "nnUNetPlannerDropGen", "nnUNetDropGenPlans")
+        assert plans["experiment_planner_used"] == "nnUNetPlannerDropGen"
+        assert (results / "validation" / "summary.json").is_file()
+
+    @pytest.mark.capability("nnUNetPlannerDropGenResEncM")
+    def test_trains_with_our_residual_encoder_planner(self, host):
+        plans, results = self.planned(host, "nnUNetPlannerDropGenResEncM", "nnUNetDropGenResEncUNetMPlans")
+        assert plans["experiment_planner_used"] == "nnUNetPlannerDropGenResEncM"
+        assert (results / "validation" / "summary.json").is_file()
+
+    def planned(self, host, planner, plans):
+        """Plan, shrink, train: the plans that the training recorded, and its fold's folder."""
+        host.run(f"nnUNetv2_plan_experiment -d 701 -pl {planner}")
+        shrink_plans(host.folder / "nnUNet_preprocessed" / DATASET, plans=plans, name=plans)
+        train = f"nnUNetv2_train 701 3d_fullres 0 -p {plans} -tr {self.trainer} -device cpu"
+        host.run(train, nnUNet_n_proc_DA="0")
+        results = host.folder / "nnUNet_results" / DATASET / f"{self.trainer}__{plans}__3d_fullres"
+        return json.loads((results / "plans.json").read_text()), results / "fold_0"
+
+
+class TestDropGen(Capabilities):
+    trainer = "Tiny_nnUNetTrainerDropGen"
+    refuses_2d = True
+
+
+class TestMIND(Capabilities):
+    trainer = "Tiny_nnUNetTrainerDropGen_MIND"
+
+
+class TestPaper(Capabilities):
+    trainer = "Tiny_nnUNetTrainerDropGen_Paper"
+    refuses_2d = True
+
+
+class TestSgCG(Capabilities):
+    trainer = "Tiny_nnUNetTrainerSgCG"
+
+
+class TestDropGenSgCG(Capabilities):
+    trainer = "Tiny_nnUNetTrainerDropGenSgCG"
+    refuses_2d = True
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_a_trained_nnunet_is_an_extractor_and_predicting_does_not_need_its_folder(
+    host, one_image, tmp_path, configuration
+):
+    host.run(f"nnUNetv2_train 701 {configuration} all -p tinyPlans -tr Tiny_nnUNetTrainer -device cpu")
+    folder = host.results("Tiny_nnUNetTrainer", "all", configuration).parent
+    teacher = tmp_path / "published model"
+    shutil.copytree(folder, teacher)
+    preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
+    plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": "nnunetPlans"}
+    plans["nnunet_dg"] = {"dropgen": {"extractor": "nnunet", "weights": str(teacher)}}
+    (preprocessed / "nnunetPlans.json").write_text(json.dumps(plans))
+    run = "-p nnunetPlans -tr Tiny_nnUNetTrainerDropGen -device cpu"
+    printed = host.run(f"nnUNetv2_train 701 {configuration} 0 {run}")
+    assert f"Extractor nnunet: weights from {teacher}" in printed
+    shutil.rmtree(teacher)
+    host.run(f"nnUNetv2_train 701 {configuration} 0 {run} --val")
+    host.run(
+        f"nnUNetv2_predict -i {one_image} -o {tmp_path / 'out'} -d 701 -c {configuration} -f 0 {run} -npp 1 -nps 1"
+    )
+    assert (tmp_path / "out" / "case_0.nii.gz").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus(host):
+    host.run("nnUNetv2_train 701 3d_fullres 1 -p tinyPlans -tr Tiny_nnUNetTrainerDropGen -num_gpus 2")
+    checkpoint = torch.load(host.results("Tiny_nnUNetTrainerDropGen", "1") / "checkpoint_final.pth", weights_only=False)
+    assert np.isfinite(checkpoint["logging"]["train_losses"]).all()
+    assert not any(key.startswith("module.") for key in checkpoint["network_weights"])
+
+
+FAMILIES = {
+    "nnUNetTrainerDropGen_p025": "nnUNetTrainerDropGen",
+    "nnUNetTrainerDropGen_p075": "nnUNetTrainerDropGen",
+    "nnUNetTrainerDropGen_MIND_10epochs": "nnUNetTrainerDropGen_MIND",
+}
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_differs_from_its_family_in_values_alone(variant, record_property):
+    declared = {e.name: e.load() for e in entry_points(group="nnunetv2.trainers")}
+    record_property("trainer", variant)
+    record_property("same_as", FAMILIES[variant])
+    assert issubclass(declared[variant], declared[FAMILIES[variant]])
+    own = set(vars(declared[variant])) - {"dropgen"}
+    assert all(name.startswith("__") and name != "__init__" for name in own), own
+
+
+def test_every_registered_trainer_is_in_the_table():
+    tested = {c.trainer.removeprefix("Tiny_") for c in Capabilities.__subclasses__()} | set(FAMILIES)
+    assert tested == {e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"}

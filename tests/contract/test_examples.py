@@ -1,0 +1,97 @@
+"""The examples run as they stand."""
+
+import re
+import runpy
+import shlex
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from helpers import REPOSITORY
+from nnunet_host import DATASET, NOWHERE
+from PIL import Image
+
+EXAMPLES = REPOSITORY / "examples"
+TRAINER = "Tiny_nnUNetTrainerDropGen_MIND"
+
+
+def test_a_job_of_the_array_trains_its_fold_and_a_requeued_one_goes_on(host):
+    job = f"{EXAMPLES}/slurm/five_folds.sbatch 701 3d_fullres -tr {TRAINER} -p tinyPlans -device cpu"
+    first = host.run(job, status=-9, SLURM_ARRAY_TASK_ID="4", TINY_STOP_AFTER="1", WAIT_FOR_SPLITS="0")
+    assert "Starting a new training" in first
+    assert "Epoch 1\n" in host.run(job, SLURM_ARRAY_TASK_ID="4")
+    assert list((host.results(TRAINER, "4") / "validation").glob("*.npz"))
+
+
+def test_several_gpus_are_given_to_nnunet(host, tmp_path):
+    command = tmp_path / "nnUNetv2_train"
+    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.chmod(0o755)
+    printed = host.run(
+        f"{EXAMPLES}/slurm/several_gpus.sbatch 501 3d_fullres 0 -tr nnUNetTrainerDropGen",
+        SLURM_GPUS_ON_NODE="2", PATH=f"{tmp_path}:{host.environment['PATH']}",
+    )  # fmt: skip
+    assert printed.strip() == "501 3d_fullres 0 -num_gpus 2 --npz --c -tr nnUNetTrainerDropGen"
+    assert "--c" not in host.run(
+        f"{EXAMPLES}/slurm/several_gpus.sbatch 501 3d_fullres 0 --val",
+        SLURM_GPUS_ON_NODE="2", PATH=f"{tmp_path}:{host.environment['PATH']}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("script", ["five_folds.sbatch 501 3d_fullres", "several_gpus.sbatch 501 3d_fullres 0"])
+def test_a_script_that_slurm_did_not_start_says_so(host, script):
+    assert "submit this with sbatch" in host.run(f"{EXAMPLES}/slurm/{script}", status=1)
+
+
+def test_a_submission_predicts_with_five_folds_offline(host, tmp_path):
+    trainer = "Tiny_nnUNetTrainerDropGen"
+    if not (host.results(trainer) / "checkpoint_final.pth").exists():
+        host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu")
+    results = host.results(trainer).parent
+    five = tmp_path / "results" / DATASET / results.name
+    for fold in range(5):
+        shutil.copytree(results / "fold_0", five / f"fold_{fold}")
+    for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+        shutil.copy(results / name, five)
+    zipped = tmp_path / "model.zip"
+    host.run(
+        f"nnUNetv2_export_model_to_zip -d 701 -o {zipped} -c 3d_fullres -tr {trainer} -p tinyPlans",
+        nnUNet_results=str(tmp_path / "results"),
+    )
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "case_0_0000.nii.gz").symlink_to(host.folder / "nnUNet_raw" / DATASET / "imagesTr" / "case_0_0000.nii.gz")
+    printed = host.run(
+        f"{EXAMPLES}/challenge/predict.sh {zipped} {images} {tmp_path / 'out'} -device cpu -npp 1 -nps 1 --disable_tta",
+        NNUNET_DG_HOME=str(tmp_path / "empty"), https_proxy=NOWHERE, TMPDIR=str(tmp_path),
+        nnUNet_raw="", nnUNet_preprocessed="", nnUNet_results="",
+    )  # fmt: skip
+    assert "predicting case_0" in printed.lower()
+    segmentation = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "out" / "case_0.nii.gz"))
+    assert set(np.unique(segmentation)) <= {0, 1, 2}
+    assert not (tmp_path / "empty").exists()
+    assert not list(tmp_path.glob("tmp.*"))
+
+
+def test_embeddings_are_read_and_drawn(host, tmp_path):
+    trainers = ("Tiny_nnUNetTrainer", "Tiny_nnUNetTrainerDropGen_MIND")
+    for trainer in trainers:
+        if not (host.results(trainer) / "checkpoint_final.pth").exists():
+            host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu")
+    folders = " ".join(str(host.results(trainer).parent) for trainer in trainers)
+    example = f"{shlex.quote(sys.executable)} {EXAMPLES}/sgcg/embeddings.py"
+    printed = host.run(f"{example} {folders} -o {tmp_path / 'picture.png'} --voxels 20")
+    ratios = re.findall(r"scatter (\d+\.\d+), (\d+) voxels", printed)
+    assert len(ratios) == 2
+    assert [int(n) for _, n in ratios] == [60, 60]  # one validation case, three classes
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width > 1.5 * picture.height
+
+
+def test_the_scatter_ratio_by_hand():
+    example = runpy.run_path(str(EXAMPLES / "sgcg" / "embeddings.py"))
+    features = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1]])  # means (0, 0) and (4, 0); each voxel 1 from its own
+    assert example["scatter_ratio"](features, np.array([0, 0, 1, 1])) == 4
+    assert example["scatter_ratio"](features, np.array([0, 1, 0, 1])) == pytest.approx(1 / 4)

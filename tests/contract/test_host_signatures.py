@@ -1,0 +1,82 @@
+"""The signatures of nnU-Net that we call or override. A release that changes one says so here, by name."""
+
+import inspect
+from importlib.metadata import entry_points
+
+import pytest
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners as resenc
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+PLANNER = (
+    "dataset_name_or_id", "gpu_memory_target_in_gb", "preprocessor_name", "plans_name", "overwrite_target_spacing",
+    "suppress_transpose",
+)  # fmt: skip
+TRAINER = ("plans", "configuration", "fold", "dataset_json", "device")
+FROZEN = {
+    nnUNetTrainer: TRAINER,
+    nnUNetTrainer.build_network_architecture: (
+        "plans_manager", "configuration_manager", "num_input_channels", "num_output_channels",
+        "enable_deep_supervision",
+    ),
+    nnUNetTrainer.on_train_start: ("self",),
+    nnUNetTrainer.configure_optimizers: ("self",),
+    nnUNetTrainer.initialize: ("self",),
+    nnUNetTrainer.train_step: ("self", "batch"),
+    nnUNetTrainer.on_train_epoch_start: ("self",),
+    nnUNetTrainer.on_train_epoch_end: ("self", "train_outputs"),
+    nnUNetTrainer.on_epoch_end: ("self",),
+    nnUNetTrainer.load_checkpoint: ("self", "filename_or_checkpoint"),
+    nnUNetTrainer.get_training_transforms: (
+        "patch_size", "rotation_for_DA", "deep_supervision_scales", "mirror_axes", "do_dummy_2d_data_aug",
+        "use_mask_for_norm", "is_cascaded", "foreground_labels", "regions", "ignore_label",
+    ),
+    ExperimentPlanner: PLANNER,
+    resenc.nnUNetPlannerResEncM: PLANNER,
+    resenc.nnUNetPlannerResEncL: PLANNER,
+    resenc.nnUNetPlannerResEncXL: PLANNER,
+    ExperimentPlanner.static_estimate_VRAM_usage: (
+        "patch_size", "input_channels", "output_channels", "arch_class_name", "arch_kwargs", "arch_kwargs_req_import",
+    ),
+    ExperimentPlanner.get_plans_for_configuration: (
+        "self", "spacing", "median_shape", "data_identifier", "approximate_n_voxels_dataset", "_cache",
+    ),
+    ExperimentPlanner.generate_data_identifier: ("self", "configuration_name"),
+    ExperimentPlanner.save_plans: ("self", "plans"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("host", FROZEN, ids=lambda host: host.__qualname__)
+def test_signature(host):
+    assert tuple(inspect.signature(host).parameters) == FROZEN[host]
+
+
+def test_the_class_lookup_takes_a_folder_a_name_and_a_module():
+    assert list(inspect.signature(recursive_find_python_class).parameters)[:3] == [
+        "folder", "class_name", "current_module",
+    ]  # fmt: skip
+
+
+def test_the_log_takes_new_curves():
+    logger = MetaLogger(None, False)
+    logger.local_logger.my_fantastic_logging["ours"] = []
+    logger.log("ours", 1.5, 0)
+    assert logger.get_value("ours", None) == [1.5]
+    assert logger.get_checkpoint()["ours"] == [1.5]
+
+
+OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_our_trainers_are_constructed_as_nnunets(ours):
+    """Other arguments, or *args, make nnU-Net's checkpoints raise KeyError."""
+    trainer = next(e.load() for e in entry_points(group="nnunetv2.trainers") if e.name == ours)
+    assert tuple(inspect.signature(trainer).parameters) == TRAINER
+
+
+def test_estimates_of_memory_are_called_through_the_planner_so_that_a_subclass_can_add_to_them():
+    for planner in (ExperimentPlanner, resenc.ResEncUNetPlanner):
+        assert "self.static_estimate_VRAM_usage(" in inspect.getsource(planner.get_plans_for_configuration)

@@ -1,0 +1,98 @@
+"""The planners, by nnU-Net's own commands: memory, patches, names, and data that are not preprocessed twice."""
+
+import json
+
+import numpy as np
+import pytest
+from nnunet_host import DATASET, write_case
+
+PLANNERS = {
+    "nnUNetPlannerDropGen": ("nnUNetDropGenPlans", "PlainConvUNet"),
+    "nnUNetPlannerDropGenResEncM": ("nnUNetDropGenResEncUNetMPlans", "ResidualEncoderUNet"),
+    "nnUNetPlannerDropGenResEncL": ("nnUNetDropGenResEncUNetLPlans", "ResidualEncoderUNet"),
+    "nnUNetPlannerDropGenResEncXL": ("nnUNetDropGenResEncUNetXLPlans", "ResidualEncoderUNet"),
+}
+
+
+def plan(host, planner, options="", dataset=DATASET, name=None):
+    host.run(f"nnUNetv2_plan_experiment -d {int(dataset[7:10])} -pl {planner} {options}")
+    return json.loads(
+        (host.folder / "nnUNet_preprocessed" / dataset / f"{name or PLANNERS[planner][0]}.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_plans_are_found_written_and_share_nnunets_data(host, planner):
+    plans = plan(host, planner)
+    name, network = PLANNERS[planner]
+    assert plans["plans_name"] == name
+    assert plans["experiment_planner_used"] == planner
+    for configuration in ("2d", "3d_fullres"):
+        assert plans["configurations"][configuration]["data_identifier"] == f"nnUNetPlans_{configuration}"
+        assert plans["configurations"][configuration]["architecture"]["network_class_name"].endswith(network)
+    assert plans["nnunet_dg"]["planned_for"]["3d"]["extractor"] == "anatomix"
+    assert plans["nnunet_dg"]["planned_for"]["2d"]["extractor"] == "mind"
+
+
+def test_other_spacing_memory_and_name_work_as_in_nnunet(host):
+    options = "-overwrite_plans_name otherSpacingPlans -overwrite_target_spacing 2.0 2.0 2.0 -gpu_memory_target 3"
+    plans = plan(host, "nnUNetPlannerDropGen", options, name="otherSpacingPlans")
+    configuration = plans["configurations"]["3d_fullres"]
+    assert plans["plans_name"] == "otherSpacingPlans"
+    assert configuration["spacing"] == [2.0, 2.0, 2.0]
+    assert configuration["data_identifier"] == "otherSpacingPlans_3d_fullres"  # other data than nnU-Net's
+
+
+@pytest.fixture(scope="module")
+def large(host):
+    """A dataset whose fingerprint speaks of large volumes in four contrasts; planning looks at nothing else."""
+    dataset = "Dataset702_Large"
+    write_case(host.folder / "nnUNet_raw" / dataset, "case_0", np.random.default_rng(0), channels=4)
+    names = {str(i): f"MRI{i}" for i in range(4)}
+    labels = {"background": 0, "box": 1, "core": 2}
+    description = {"channel_names": names, "labels": labels, "numTraining": 40, "file_ending": ".nii.gz"}
+    (host.folder / "nnUNet_raw" / dataset / "dataset.json").write_text(json.dumps(description))
+    intensities = dict.fromkeys(("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std"), 1.0)
+    fingerprint = {
+        "spacings": [[1.0, 1.0, 1.0]] * 40, "shapes_after_crop": [[320, 440, 440]] * 40,
+        "foreground_intensity_properties_per_channel": dict.fromkeys(names, intensities),
+        "median_relative_size_after_cropping": 1.0,
+    }  # fmt: skip
+    preprocessed = host.folder / "nnUNet_preprocessed" / dataset
+    preprocessed.mkdir(parents=True)
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    host.run("nnUNetv2_plan_experiment -d 702")
+    return dataset
+
+
+def feature_maps(host, configuration, channels):
+    """nnU-Net's own count of feature map elements, for one sample."""
+    code = (
+        "import json, sys\n"
+        "from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner\n"
+        f"c = json.loads({json.dumps(configuration)!r})\n"
+        "a = c['architecture']\n"
+        f"print('COUNT', ExperimentPlanner.static_estimate_VRAM_usage(c['patch_size'], {channels}, 3,"
+        " a['network_class_name'], a['arch_kwargs'], a['_kw_requires_import']))"
+    )
+    return float(host.python(code).split("COUNT ")[1])
+
+
+def test_the_features_are_counted_in_the_memory_estimate(host, large):
+    preprocessed = host.folder / "nnUNet_preprocessed" / large
+    plain = json.loads((preprocessed / "nnUNetPlans.json").read_text())["configurations"]["3d_fullres"]
+    ours = plan(host, "nnUNetPlannerDropGen", dataset=large)["configurations"]["3d_fullres"]
+    target = 560_000_000  # what nnU-Net's planner allows for 8 GB at batch size 2
+    voxels = np.prod(ours["patch_size"])
+    counted = feature_maps(host, ours, 4 + 4 * 16) + (4 + 4 * 16) * voxels / 2
+    assert counted <= target
+    assert feature_maps(host, plain, 4) + (4 + 4 * 16) * np.prod(plain["patch_size"]) / 2 > target
+    assert voxels < np.prod(plain["patch_size"])
+    assert ours["batch_size"] == plain["batch_size"] == 2
+
+
+def test_a_lower_resolution_is_planned_with_its_cascade(host, large):
+    ours = plan(host, "nnUNetPlannerDropGen", dataset=large)
+    assert ours["configurations"]["3d_lowres"]["next_stage"] == "3d_cascade_fullres"
+    assert ours["configurations"]["3d_lowres"]["data_identifier"] == "nnUNetDropGenPlans_3d_lowres"
+    assert "architecture" not in ours["configurations"]["3d_cascade_fullres"]
