@@ -29,6 +29,7 @@ for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # read whe
 import torch  # noqa: E402
 from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND  # noqa: E402
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG  # noqa: E402
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG  # noqa: E402
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
 from on_noise import batch, initialized, plans  # noqa: E402
 from plain_anatomix import PlainAnatomix, random_weights  # noqa: E402
@@ -36,12 +37,25 @@ from plain_anatomix import PlainAnatomix, random_weights  # noqa: E402
 from nnunet_dg.extractors.anatomix import Anatomix  # noqa: E402
 from nnunet_dg.nnunet.unwrap import unwrap  # noqa: E402
 
+
+def tinymig(*ablate: str, **settings: Any) -> dict[str, Any]:
+    """Settings with a random teacher, whose cost is that of any other, without some of the method."""
+    return {"tinymig": {"teacher": "random:anatomix", "ablate": ablate} | settings}
+
+
 ROWS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {  # the trainer, and settings in the plans
     "nnUNetTrainer": (nnUNetTrainer, {}),
     "nnUNetTrainerDropGen": (nnUNetTrainerDropGen, {}),
     "nnUNetTrainerDropGen_MIND": (nnUNetTrainerDropGen_MIND, {}),
     "nnUNetTrainerSgCG, the contrast alone": (nnUNetTrainerSgCG, {"sgcg": {"amplitude_mixup": False}}),
     "nnUNetTrainerSgCG": (nnUNetTrainerSgCG, {}),
+    "nnUNetTrainerTinyMIG, styled passes alone": (
+        nnUNetTrainerTinyMIG,
+        tinymig("lra", "co_training", statistics="dsu"),
+    ),
+    "nnUNetTrainerTinyMIG, teacher and its labels alone": (nnUNetTrainerTinyMIG, tinymig("lra", "ufdm")),
+    "nnUNetTrainerTinyMIG, teacher and alignment alone": (nnUNetTrainerTinyMIG, tinymig("co_training", "ufdm")),
+    "nnUNetTrainerTinyMIG": (nnUNetTrainerTinyMIG, tinymig()),
 }
 
 
@@ -61,6 +75,8 @@ class Step:
         network = unwrap(self.trainer.network)
         if isinstance(getattr(network, "extractor", None), Anatomix):
             network.extractor.load_published(random_weights())
+        if isinstance(self.trainer, nnUNetTrainerTinyMIG):
+            self.trainer.load_teacher()
         self.trainer.current_epoch = 1  # every term counts
         self.batch = batch(self.trainer)
         self.device = device

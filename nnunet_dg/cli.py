@@ -66,12 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    weights = commands.add_parser("weights", help="list, fetch or install the weights of extractors")
+    weights = commands.add_parser("weights", help="list, fetch or install the weights of extractors and teachers")
     actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="which weights are on this machine, and where")
     listing.set_defaults(run=_weights_list)
     fetch = actions.add_parser("fetch", help="download and verify (on a machine with internet)")
-    fetch.add_argument("name", help="the extractor, for example anatomix")
+    fetch.add_argument("name", help="anatomix, or a ViT of timm, for example samvit_base_patch16.sa1b")
     fetch.set_defaults(run=_weights_fetch)
     install = actions.add_parser("install", help="put a local file where trainings look for it")
     install.add_argument("name", help="the extractor, for example anatomix")
@@ -86,9 +86,9 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     export = commands.add_parser(
         "export",
         help="a model for people who have nnU-Net alone",
-        description="Writes the model of a trainer whose network is nnU-Net's own (nnUNetTrainerSgCG) as one of plain "
-        "nnUNetTrainer, after checking that both give the same logits. Options are those of "
-        "nnUNetv2_export_model_to_zip.",
+        description="Writes the model of a trainer whose network is nnU-Net's own (nnUNetTrainerSgCG, "
+        "nnUNetTrainerTinyMIG) as one of plain nnUNetTrainer, after checking that both give the same logits. Options "
+        "are those of nnUNetv2_export_model_to_zip.",
     )
     export.add_argument("-d", metavar="ID", required=True, help="dataset name or number")
     export.add_argument("-c", metavar="CONFIG", required=True, help="configuration, for example 3d_fullres")
@@ -135,8 +135,11 @@ def _weights_list(_: argparse.Namespace) -> int:
 
 
 def _weights_fetch(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.extractors import weights
+    from nnunet_dg.extractors import vit, weights
 
+    if arguments.name not in weights.PUBLISHED and vit.is_published(arguments.name):
+        print(f"Here: {vit.locate(arguments.name)}")
+        return 0
     published = weights.published(arguments.name)
     if weights.state(published) == "published file":
         print(f"Already here: {weights.cached_path(published)}")

@@ -48,7 +48,7 @@ def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
     assert str(tmp_path / "home" / "anatomix.pth") in installed
     assert "installed as unpublished" in cli("weights", "list", **home)
     unknown = cli("weights", "install", "dino", str(tmp_path / "mine.pth"), status=1, **home)
-    assert "Weights are published for anatomix; got 'dino'" in unknown
+    assert "Weights are published for anatomix and ViTs of timm; got 'dino'" in unknown
 
 
 def test_fetching_offline_says_what_to_do(tmp_path):

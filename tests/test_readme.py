@@ -11,9 +11,13 @@ from helpers import REPOSITORY
 from nnunet_dg.cli import _parser
 from nnunet_dg.dropgen import DropGenSettings
 from nnunet_dg.dropgen.settings import CHOICES
-from nnunet_dg.nnunet.settings import resolve
+from nnunet_dg.nnunet.settings import METHODS, resolve
 from nnunet_dg.sgcg import SgCGSettings
+from nnunet_dg.tinymig import TinyMIGSettings
+from nnunet_dg.tinymig.consistency import DIVERGENCES
+from nnunet_dg.tinymig.settings import ABLATIONS, STATISTICS
 
+SETTINGS = {"dropgen": DropGenSettings, "sgcg": SgCGSettings, "tinymig": TinyMIGSettings}
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
     line.split("  #")[0].strip()
@@ -28,10 +32,16 @@ def test_every_trainer_is_in_the_table_and_every_name_in_it_exists():
 
 
 def test_every_setting_is_in_the_table_with_its_choices_and_default():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.M))
-    for name, default in {**asdict(DropGenSettings()), **asdict(SgCGSettings())}.items():
-        assert (default if isinstance(default, str) else json.dumps(default)) in rows[name].split("|")[-1]
-        assert all(f"`{choice}`" in rows[name] for choice in CHOICES.get(name, ()))
+    choices = CHOICES | {"statistics": STATISTICS, "divergence": tuple(DIVERGENCES), "ablate": ABLATIONS}
+    tables = re.split(r"^`(\w+)`:$", README, flags=re.M)
+    assert set(tables[1::2]) == set(METHODS)
+    for method, table in zip(tables[1::2], tables[2::2], strict=True):
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table.split("\n\n")[1], re.M))
+        defaults = asdict(SETTINGS[method]())
+        assert rows.keys() == defaults.keys()
+        for name, default in defaults.items():
+            assert (default if isinstance(default, str) else json.dumps(default)) in rows[name].split("|")[-1]
+            assert all(f"`{choice}`" in rows[name] for choice in choices.get(name, ()))
 
 
 def test_the_example_settings_are_accepted():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from nnunet_dg.dropgen.dropout import check_probability
-from nnunet_dg.extractors import EXTRACTORS, architecture_of
+from nnunet_dg.extractors import EXTRACTORS, with_architecture
 from nnunet_dg.extractors.base import SCALINGS
 
 CHOICES = {
@@ -72,20 +71,8 @@ class DropGenSettings:
             raise ValueError("extractor 'nnunet' has no layers: leave layer unset.")
 
     def completed(self, earlier: DropGenSettings | None = None) -> DropGenSettings:
-        """With the architecture of a model folder beside its path, so that only a new training needs the folder.
-
-        Args:
-            earlier: completed settings of the same training; theirs is taken where the folder is gone.
-
-        Raises:
-            WeightsError: extractor `nnunet` without the folder of a trained model in ``weights``.
-        """
-        if self.architecture is not None or self.extractor != "nnunet" or not self.sees_features:
-            return self
-        gone = self.weights is not None and not Path(self.weights).expanduser().exists()
-        if gone and earlier is not None and earlier.weights == self.weights:
-            return replace(self, architecture=earlier.architecture)
-        return replace(self, architecture=architecture_of(self.extractor, self.weights))
+        """With the architecture of the extractor's model folder, see `with_architecture`."""
+        return with_architecture(self, self.extractor, earlier) if self.sees_features else self
 
     @property
     def sees_image(self) -> bool:

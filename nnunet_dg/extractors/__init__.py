@@ -7,6 +7,15 @@ from nnunet_dg.extractors.registry import (
     build_extractor,
     create_extractor,
     load_weights,
+    with_architecture,
 )
 
-__all__ = ["EXTRACTORS", "FrozenExtractor", "architecture_of", "build_extractor", "create_extractor", "load_weights"]
+__all__ = [
+    "EXTRACTORS",
+    "FrozenExtractor",
+    "architecture_of",
+    "build_extractor",
+    "create_extractor",
+    "load_weights",
+    "with_architecture",
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nnunet_dg.extractors import weights as room
 from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix
@@ -12,6 +13,7 @@ from nnunet_dg.extractors.mind import MIND
 from nnunet_dg.extractors.nnunet_folder import NNUNetFeatures, read_architecture
 
 EXTRACTORS = (*VARIANTS, "mind", "nnunet")
+T = TypeVar("T")  # the settings of a method
 NEEDS = {
     "anatomix-dev": "set weights to the file",
     "nnunet": "set weights to the folder of a trained model, which holds plans.json and fold_X/checkpoint_final.pth",
@@ -64,6 +66,27 @@ def architecture_of(name: str, weights: str | Path | None) -> dict[str, Any] | N
         return read_architecture(Path(weights).expanduser())
     except ValueError as error:
         raise room.WeightsError(str(error)) from error
+
+
+def with_architecture(settings: T, name: str, earlier: T | None = None) -> T:
+    """Settings with the architecture of a model folder beside its path: only a new training needs the folder.
+
+    Args:
+        settings: a dataclass with ``weights`` and ``architecture``.
+        name: of the extractor; all but `nnunet` need nothing.
+        earlier: completed settings of the same training; theirs is taken where the folder is gone.
+
+    Raises:
+        WeightsError: `nnunet` without the folder of a trained model in ``weights``.
+    """
+    given: Any = settings
+    if given.architecture is not None or name != "nnunet":
+        return settings
+    gone = given.weights is not None and not Path(given.weights).expanduser().exists()
+    then: Any = earlier
+    if gone and then is not None and then.weights == given.weights:
+        return replace(given, architecture=then.architecture)
+    return replace(given, architecture=architecture_of(name, given.weights))
 
 
 def create_extractor(

@@ -64,8 +64,8 @@ def published(name: str) -> PublishedWeights:
     """
     if name not in PUBLISHED:
         raise WeightsError(
-            f"Weights are published for {', '.join(PUBLISHED)}; got {name!r}. 'mind' needs none; for "
-            "another extractor, set weights to your file in the plans."
+            f"Weights are published for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs "
+            "none; for another extractor, set weights to your file in the plans."
         )
     return PUBLISHED[name]
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_dg.extractors import vit
 from nnunet_dg.extractors import weights as room
 from nnunet_dg.nnunet.look_up import look_up
 from nnunet_dg.plugin import GROUPS
@@ -59,12 +60,14 @@ def classes_table() -> tuple[Table, bool]:
 
 
 def weights_table() -> Table:
-    """One row per published weights file."""
-    table = Table("weights", title="weights of extractors")
+    """One row per published weights file, and per ViT that was fetched."""
+    table = Table("weights", title="weights of extractors and teachers")
     table.add_column("state", overflow="fold")
     table.add_column("where", overflow="fold")
     for weights in room.PUBLISHED.values():
         table.add_row(weights.name, room.state(weights), str(room.cached_path(weights)))
+    for name, path in vit.on_this_machine():
+        table.add_row(name, "fetched", str(path))
     return table
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 KEY = "nnunet_dg"
-METHODS = ("dropgen", "sgcg")
+METHODS = ("dropgen", "sgcg", "tinymig")
 PLANNED_FOR = "planned_for"  # what a planner counted; no setting
 
 T = TypeVar("T")

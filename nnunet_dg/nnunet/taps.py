@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from nnunet_dg.dropgen import DropGenNetwork
 from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.tinymig import modulate
 
 
 class Tap:
@@ -47,6 +49,40 @@ class Tap:
             self._features = output
 
 
+class Modulation:
+    """Gives what comes out of a module other statistics (UFDM), between `begin` and `end`.
+
+    Made before the network runs for the first time, as a `Tap`, and after the taps of the same module. With
+    `torch.compile` there are two graphs, with and without.
+
+    Args:
+        module: any module that returns ``(B, A, *spatial)``.
+        own: the statistics, from the features themselves; None: `begin` is told them.
+    """
+
+    def __init__(self, module: nn.Module, own: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
+        self.own = own
+        self._given: tuple[Tensor, Tensor] | None = None
+        self._active = False
+        module.register_forward_hook(self._after)
+
+    def begin(self, statistics: tuple[Tensor, Tensor] | None = None) -> None:
+        """From now on. Mean and deviation, ``(B, A)`` each; None where the features themselves say them."""
+        self._given, self._active = statistics, True
+
+    def end(self) -> None:
+        """From now on, features stay what they are."""
+        self._given, self._active = None, False
+
+    def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not self._active:
+            return None
+        statistics = self._given if self.own is None else self.own(output)
+        if statistics is None:
+            raise RuntimeError("No statistics: this modulation has none of its own, and 'begin' was told none.")
+        return modulate(output, *statistics)
+
+
 def planned_network(network: nn.Module) -> Any:
     """The encoder-decoder that nnU-Net planned, inside whatever it and we wrap around it.
 
@@ -73,3 +109,13 @@ def tap_penultimate(network: nn.Module) -> Tap:
 def tap_encoder(network: nn.Module, stage: int) -> Tap:
     """The output of one of the encoder's stages; -1 is the bottleneck."""
     return Tap(planned_network(network).encoder.stages[stage], "output")
+
+
+def stage_grids(patch_size: Sequence[int], strides: Sequence[Any]) -> list[tuple[int, ...]]:
+    """The spatial shape of what comes out of each encoder stage, from the patch and the stages' strides."""
+    grids, grid = [], tuple(patch_size)
+    for stride in strides:
+        steps = (stride,) * len(grid) if isinstance(stride, int) else stride
+        grid = tuple(-(-size // step) for size, step in zip(grid, steps, strict=True))
+        grids.append(grid)
+    return grids

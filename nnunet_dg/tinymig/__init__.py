@@ -3,13 +3,22 @@
 from nnunet_dg.tinymig.alignment import localized_representation_alignment
 from nnunet_dg.tinymig.consistency import cross_distribution_consistency
 from nnunet_dg.tinymig.content import FrequencyContentEnhancement
-from nnunet_dg.tinymig.modulation import modulate, universal_statistics
+from nnunet_dg.tinymig.modulation import OWN_STATISTICS, modulate, universal_statistics
 from nnunet_dg.tinymig.reprogramming import FeatureReprogramming
+from nnunet_dg.tinymig.settings import TinyMIGSettings
+from nnunet_dg.tinymig.teachers import build_teacher, load_teacher
+from nnunet_dg.tinymig.teaching import ContentAlignment, Teaching
 
 __all__ = [
+    "OWN_STATISTICS",
+    "ContentAlignment",
     "FeatureReprogramming",
     "FrequencyContentEnhancement",
+    "Teaching",
+    "TinyMIGSettings",
+    "build_teacher",
     "cross_distribution_consistency",
+    "load_teacher",
     "localized_representation_alignment",
     "modulate",
     "universal_statistics",

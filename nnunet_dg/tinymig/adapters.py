@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nnunet_dg.tinymig.reprogramming import CONVOLUTIONS
+from nnunet_dg.tinymig.reprogramming import CONVOLUTIONS, NORMS
 
 
 class TokenAdapter(nn.Module):
@@ -21,12 +21,13 @@ class TokenAdapter(nn.Module):
 
 
 class ConvolutionalAdapter(nn.Module):
-    """The same on a feature map ``(B, width, *spatial)``, by 1x1 convolutions."""
+    """The same on a feature map ``(B, width, *spatial)``, by instance norm and 1x1 convolutions."""
 
     def __init__(self, dims: int, width: int, hidden: int) -> None:
         super().__init__()
         convolution = CONVOLUTIONS[dims]
-        self.body = nn.Sequential(convolution(width, hidden, 1), nn.GELU(), convolution(hidden, width, 1))
+        norm = NORMS[dims](width, affine=True)
+        self.body = nn.Sequential(norm, convolution(width, hidden, 1), nn.GELU(), convolution(hidden, width, 1))
         _start_at_zero(self.body[-1])
 
     def forward(self, x: Tensor) -> Tensor:

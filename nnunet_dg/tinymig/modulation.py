@@ -75,3 +75,6 @@ def dsu_statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = statistics(feature)
     noisy = [s + torch.randn_like(s) * (s.var(0, correction=0, keepdim=True) + EPS).sqrt() for s in (mean, std)]
     return noisy[0], noisy[1]
+
+
+OWN_STATISTICS = {"mixstyle": mixstyle_statistics, "crossnorm": crossnorm_statistics, "dsu": dsu_statistics}  # table 5

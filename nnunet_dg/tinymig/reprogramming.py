@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -30,7 +31,7 @@ class ResidualBlock(nn.Module):
 
 
 class FeatureReprogramming(nn.Module):
-    """``(B, n_in, *any)`` -> ``(B, n_out, *spatial)``.
+    """``(B, n_in, *any)`` -> ``(B, n_out, *spatial)``. The first block, which changes width, is on the coarser grid.
 
     Args:
         n_in: the teacher's channels.
@@ -46,7 +47,11 @@ class FeatureReprogramming(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(len(self.spatial), a, b) for a, b in pairwise(widths)))
 
     def forward(self, feature: Tensor) -> Tensor:
-        if tuple(feature.shape[2:]) != self.spatial:
-            feature = F.interpolate(feature, self.spatial, mode=MODES[len(self.spatial)])
-        result: Tensor = self.blocks(feature)
-        return result
+        first, *others = self.blocks
+        coarse = feature.shape[2:].numel() < math.prod(self.spatial)
+        x = first(feature) if coarse else feature  # a teacher's many channels on its own few tokens
+        if tuple(x.shape[2:]) != self.spatial:
+            x = F.interpolate(x, self.spatial, mode=MODES[len(self.spatial)])
+        for block in others if coarse else self.blocks:
+            x = block(x)
+        return x

@@ -72,6 +72,8 @@ class Capabilities:
 
     trainer: str
     refuses_2d = False
+    plans_2d = "tinyPlans"
+    trains_without_weights = True  # where a checkpoint was given
 
     @pytest.fixture(autouse=True)
     def _noted_for_the_table(self, request, record_property):
@@ -110,8 +112,9 @@ class Capabilities:
     @pytest.mark.capability("2d")
     def test_two_dimensions(self, host, record_property):
         if not self.refuses_2d:
-            self.train(host, configuration="2d")
-            assert (host.results(self.trainer, configuration="2d") / "validation" / "summary.json").is_file()
+            host.run(f"nnUNetv2_train 701 2d 0 -p {self.plans_2d} -tr {self.trainer} -device cpu", nnUNet_n_proc_DA="0")
+            results = host.folder / "nnUNet_results" / DATASET / f"{self.trainer}__{self.plans_2d}__2d"
+            assert (results / "fold_0" / "validation" / "summary.json").is_file()
             return
         printed = self.train(host, configuration="2d", status=1)
         record_property("refusal", next(line for line in printed.splitlines() if "NotImplementedError:" in line))
@@ -220,10 +223,11 @@ class Capabilities:
     @pytest.mark.capability("-pretrained_weights")
     @pytest.mark.capability("--disable_checkpointing")
     def test_starts_from_another_checkpoint_and_writes_none(self, host, model, tmp_path):
-        """Without any extractor weights at hand: the checkpoint brings them."""
+        """Without any extractor weights at hand: the checkpoint brings them. It brings no teacher."""
         source = model / "checkpoint_final.pth"
         options = f"-pretrained_weights {source} --disable_checkpointing"
-        printed = self.train(host, "1", options, NNUNET_DG_HOME=str(tmp_path / "empty"))
+        home = {"NNUNET_DG_HOME": str(tmp_path / "empty")} if self.trains_without_weights else {}
+        printed = self.train(host, "1", options, **home)
         assert "Loading pretrained weights from file" in printed
         assert not (tmp_path / "empty").exists()
         assert not list(host.results(self.trainer, "1").glob("*.pth"))
@@ -339,6 +343,26 @@ class TestDropGenSgCG(Capabilities):
     refuses_2d = True
 
 
+class TestTinyMIG(Capabilities):
+    trainer = "Tiny_nnUNetTrainerTinyMIG"
+    plans_2d = "tinyViTPlans"
+    trains_without_weights = False
+
+    @pytest.fixture(autouse=True)
+    def _a_teacher_for_two_dimensions(self, host):
+        """SAM's weights are not to be had in a test: a small ViT with random ones."""
+        preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
+        plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": self.plans_2d}
+        plans["nnunet_dg"] = {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}}
+        (preprocessed / f"{self.plans_2d}.json").write_text(json.dumps(plans))
+
+
+class TestDropGenTinyMIG(Capabilities):
+    trainer = "Tiny_nnUNetTrainerDropGenTinyMIG"
+    refuses_2d = True
+    trains_without_weights = False
+
+
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_a_trained_nnunet_is_an_extractor_and_predicting_does_not_need_its_folder(
     host, one_image, tmp_path, configuration
@@ -374,17 +398,21 @@ FAMILIES = {
     "nnUNetTrainerDropGen_p025": "nnUNetTrainerDropGen",
     "nnUNetTrainerDropGen_p075": "nnUNetTrainerDropGen",
     "nnUNetTrainerDropGen_MIND_10epochs": "nnUNetTrainerDropGen_MIND",
+    "nnUNetTrainerTinyMIG_DINOv2": "nnUNetTrainerTinyMIG",
+    "nnUNetTrainerTinyMIG_Paper": "nnUNetTrainerTinyMIG",
 }
+OPTIMISER = {"__init__", "configure_optimizers"}
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_differs_from_its_family_in_values_alone(variant, record_property):
+def test_differs_from_its_family_in_values_and_optimiser_alone(variant, record_property):
     declared = {e.name: e.load() for e in entry_points(group="nnunetv2.trainers")}
     record_property("trainer", variant)
     record_property("same_as", FAMILIES[variant])
     assert issubclass(declared[variant], declared[FAMILIES[variant]])
-    own = set(vars(declared[variant])) - {"dropgen"}
-    assert all(name.startswith("__") and name != "__init__" for name in own), own
+    own = set(vars(declared[variant])) - {"dropgen", "tinymig"}
+    assert own & OPTIMISER in (set(), OPTIMISER)
+    assert all(name.startswith("__") for name in own - OPTIMISER), own
 
 
 def test_every_registered_trainer_is_in_the_table():

@@ -226,6 +226,36 @@ class ExportContract:
         assert not (tmp_path / "model").exists()
 
 
+class AuxiliaryContract:
+    """What a trainer has to do besides that has more than a network while it trains, and the network alone afterwards.
+
+    A subclass names the loss terms with the weights that they have from the second epoch on.
+    """
+
+    terms: tuple[tuple[str, float], ...]
+
+    def test_the_network_is_nnunets_own(self, host, trained):
+        plans = json.loads((host.results(self.trainer).parent / "plans.json").read_text())
+        manager = PlansManager(plans)
+        planned = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, True)
+        weights = self.checkpoint(host)["network_weights"]
+        assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in planned.state_dict().items()}
+
+    def test_every_term_is_logged_in_every_epoch(self, host, trained):
+        first, _, second = trained
+        logging = self.checkpoint(host)["logging"]
+        for term, _ in self.terms:
+            assert np.isfinite(logging[f"loss_{term}"]).all()
+            assert len(logging[f"loss_{term}"]) == 3
+            assert (first + second).count(f": loss_{term} ") == 3
+        total = sum(weight * np.array(logging[f"loss_{term}"]) for term, weight in self.terms)
+        assert logging["train_losses"][1:] == pytest.approx(total[1:], rel=1e-4)
+
+    def test_the_terms_are_in_the_progress_picture(self, host, trained):
+        with Image.open(host.results(self.trainer) / "progress.png") as ours:
+            assert ours.height > 1.9 * ours.width  # nnU-Net's three panels are 1.8 times as high as wide
+
+
 class TestMIND(TrainerContract):
     trainer = "Tiny_nnUNetTrainerDropGen_MIND"
 
@@ -253,33 +283,17 @@ class TestPaper(TrainerContract):
         assert self.checkpoint(host)["optimizer_state"]["param_groups"][0]["weight_decay"] == 1e-4
 
 
-class TestSgCG(TrainerContract, ExportContract):
+class TestSgCG(TrainerContract, AuxiliaryContract, ExportContract):
     trainer = "Tiny_nnUNetTrainerSgCG"
     settings = ("sgcg", "temperature", 0.1)
-    terms = ("segmentation", "segmentation_mixed", "consistency", "restoration", "contrast")
+    terms = (
+        ("segmentation", 1), ("segmentation_mixed", 1), ("consistency", 0.5), ("restoration", 0.1), ("contrast", 0.1),
+    )  # fmt: skip
 
-    def test_the_network_is_nnunets_own(self, host, trained):
-        plans = json.loads((host.results(self.trainer).parent / "plans.json").read_text())
-        manager = PlansManager(plans)
-        planned = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, True)
-        weights = self.checkpoint(host)["network_weights"]
-        assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in planned.state_dict().items()}
-
-    def test_every_term_is_logged_in_every_epoch(self, host, trained):
-        first, _, second = trained
+    def test_the_first_epoch_makes_statistics_alone(self, host, trained):
         logging = self.checkpoint(host)["logging"]
-        for term in self.terms:
-            assert np.isfinite(logging[f"loss_{term}"]).all()
-            assert len(logging[f"loss_{term}"]) == 3
-            assert (first + second).count(f": loss_{term} ") == 3
-        total = sum(w * np.array(logging[f"loss_{t}"]) for t, w in zip(self.terms, (1, 1, 0.5, 0.1, 0.1), strict=True))
-        assert logging["train_losses"][1:] == pytest.approx(total[1:], rel=1e-4)
-        # the first epoch makes statistics alone
-        assert logging["train_losses"][0] == pytest.approx((total - 0.1 * np.array(logging["loss_contrast"]))[0], 1e-4)
-
-    def test_the_terms_are_in_the_progress_picture(self, host, trained):
-        with Image.open(host.results(self.trainer) / "progress.png") as ours:
-            assert ours.height > 1.9 * ours.width  # nnU-Net's three panels are 1.8 times as high as wide
+        first = sum(weight * logging[f"loss_{term}"][0] for term, weight in self.terms if term != "contrast")
+        assert logging["train_losses"][0] == pytest.approx(first, 1e-4)
 
     def test_what_only_the_training_needs_goes_on_where_it_was(self, host, trained):
         _, saved, _ = trained
@@ -288,6 +302,85 @@ class TestSgCG(TrainerContract, ExportContract):
         torch.testing.assert_close(after["contrast"]["statistics.count"].sum(), 3 * seen.sum())
         assert all(not torch.equal(value, after["restoration"][key]) for key, value in before["restoration"].items()
                    if not key.endswith("bias"))  # fmt: skip
+
+
+class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
+    trainer = "Tiny_nnUNetTrainerTinyMIG"
+    settings = ("tinymig", "statistics", "ufdm")
+    terms = (
+        ("segmentation_teacher", 1), ("segmentation_styled", 1), ("segmentation", 0.5), ("alignment", 0.5),
+        ("consistency", 0.5),
+    )  # fmt: skip
+
+    def test_the_teacher_is_loaded_from_its_file_and_in_no_checkpoint(self, host, trained):
+        first, saved, second = trained
+        for printed in (first, second):
+            assert f"Teacher anatomix: weights from {host.folder / 'weights' / 'anatomix.pth'}" in printed
+        before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
+        assert torch.equal(before["teaching"]["teacher.fingerprint"], after["teaching"]["teacher.fingerprint"])
+        assert sum(value.numel() for value in after["teaching"].values()) < 1_000_000  # anatomix has 5.9 million
+
+    def test_adapters_reprogramming_decoder_and_filters_learn(self, host, trained):
+        _, saved, _ = trained
+        before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
+        for module, parts in (
+            ("teaching", ("teacher.adapters", "reprogramming", "decoder")),
+            ("alignment", ("enhance",)),
+        ):
+            for part in parts:
+                names = [name for name in after[module] if name.startswith(part)]
+                assert names
+                still = [name for name in names if torch.equal(before[module][name], after[module][name])]
+                # a bias before an instance norm does nothing, nor does one before a norm's own
+                assert not [name for name in still if not name.endswith("bias")], (module, part)
+
+    def test_without_the_teachers_weights_training_stops_before_it_starts(self, host, tmp_path):
+        command = f"nnUNetv2_train 701 3d_fullres 1 -p tinyPlans -tr {self.trainer} -device cpu"
+        printed = host.run(command, status=1, NNUNET_DG_HOME=str(tmp_path / "empty"))
+        assert "The published weights of 'anatomix' could not be fetched" in printed
+        assert "Epoch 0" not in printed
+
+    def test_a_vit_teaches_in_two_dimensions(self, host, plans):
+        name = plans({"tinymig": {"teacher": "random:vit_tiny_patch16_224"}})
+        printed = host.run(f"nnUNetv2_train 701 2d 0 -p {name} -tr {self.trainer} -device cpu")
+        assert "Teacher vit_tiny_patch16_224: random weights, as asked for" in printed
+        results = host.folder / "nnUNet_results" / DATASET / f"{self.trainer}__{name}__2d" / "fold_0"
+        logging = torch.load(results / "checkpoint_final.pth", weights_only=False)["logging"]
+        assert all(np.isfinite(logging[f"loss_{term}"]).all() for term, _ in self.terms)
+
+    @pytest.mark.parametrize(
+        ("settings", "configuration", "message"),
+        [
+            (
+                {"teacher": "dino"},
+                "3d_fullres",
+                "teacher must be anatomix, nnunet, or the name of a ViT in timm; got 'dino'",
+            ),
+            ({"teacher": "vit_tiny_patch16_224"}, "3d_fullres", "'vit_tiny_patch16_224' is 2-D, the configuration 3-D"),
+            (
+                {"loss_weights": [1, 1]},
+                "3d_fullres",
+                "loss_weights must be 5 numbers, none negative, of segmentation_tea",
+            ),
+            ({"ablate": ["fdce"]}, "3d_fullres", "ablate must be a list of ufdm, cdc, lra, amplitude"),
+            ({}, "2d", "The published weights of 'samvit_base_patch16.sa1b' could not be fetched"),
+        ],
+    )
+    def test_what_cannot_be_is_said_before_training(self, host, plans, settings, configuration, message):
+        name = plans({"tinymig": settings})
+        printed = host.run(f"nnUNetv2_train 701 {configuration} 1 -p {name} -tr {self.trainer} -device cpu", status=1)
+        assert message in printed
+        assert "Epoch 0" not in printed
+
+
+class TestTinyMIGPaper:
+    def test_adamw_decays_by_a_polynomial(self, host):
+        trainer = "Tiny_nnUNetTrainerTinyMIG_Paper"
+        host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu")
+        checkpoint = torch.load(host.results(trainer) / "checkpoint_final.pth", weights_only=False)
+        assert checkpoint["logging"]["lrs"] == pytest.approx([1e-4 * (1 - epoch / 3) ** 0.9 for epoch in range(3)])
+        groups = checkpoint["optimizer_state"]["param_groups"]
+        assert [(group["betas"], group["weight_decay"]) for group in groups] == [((0.9, 0.999), 0.01)] * 2
 
 
 class TestTwoDimensions:
@@ -342,7 +435,7 @@ def plans(host):
             "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'dino'",
         ),
         ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 1)"),
-        ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen, sgcg; got 'dropgem'"),
+        ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen, sgcg, tinymig; got 'dropgem'"),
     ],
 )
 def test_bad_settings_in_the_plans_are_refused_by_name(host, plans, settings, message):

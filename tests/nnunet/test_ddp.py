@@ -150,18 +150,22 @@ def assert_trains_in_two_processes(host, folder, trainer):
     saved = torch.load(host.results(trainer) / "checkpoint_final.pth", weights_only=False)
     assert all(torch.equal(network[key], saved["network_weights"][key]) for key in network)
     assert saved["optimizer_state"].get("nnunet_dg_auxiliary", {}).get("modules", {}).keys() == auxiliary.keys()
-    assert bool(auxiliary) == ("SgCG" in trainer)
+    assert bool(auxiliary) == trainer.endswith(("SgCG", "TinyMIG"))
     host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu --val")
 
 
-@pytest.mark.parametrize("trainer", ["Tiny_nnUNetTrainerDropGen_MIND", "Tiny_nnUNetTrainerSgCG"])
+@pytest.mark.parametrize(
+    "trainer", ["Tiny_nnUNetTrainerDropGen_MIND", "Tiny_nnUNetTrainerSgCG", "Tiny_nnUNetTrainerTinyMIG"]
+)
 def test_nnunets_training_in_two_processes(host, tmp_path, trainer):
     assert_trains_in_two_processes(host, tmp_path, trainer)
 
 
 @pytest.mark.matrix
 @pytest.mark.capability("DDP")
-@pytest.mark.parametrize("trainer", ["nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG"])
+@pytest.mark.parametrize(
+    "trainer", ["nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG", "nnUNetTrainerTinyMIG", "nnUNetTrainerDropGenTinyMIG"]
+)
 def test_two_processes_train_the_same_network_and_auxiliary_modules(host, tmp_path, trainer, record_property):
     record_property("trainer", trainer)
     assert_trains_in_two_processes(host, tmp_path, f"Tiny_{trainer}")

@@ -5,7 +5,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import plans
 from torch import nn
 
-from nnunet_dg.nnunet.taps import planned_network, tap_encoder, tap_penultimate
+from nnunet_dg.nnunet.taps import Modulation, planned_network, stage_grids, tap_encoder, tap_penultimate
+from nnunet_dg.tinymig import modulate
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
@@ -59,3 +60,49 @@ def test_holds_nothing_at_inference_and_gives_features_once():
 def test_other_networks_are_refused_by_name():
     with pytest.raises(NotImplementedError, match=r"PlainConvUNet and ResidualEncoderUNet.*is a Sequential"):
         planned_network(nn.Sequential())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("own", [None, lambda feature: (feature.mean((2, 3, 4)) + 1, feature.std((2, 3, 4)) * 2)])
+def test_a_modulation_changes_what_later_layers_see_between_begin_and_end(compiled, own):
+    network = built()
+    keys = list(network.state_dict())
+    run = torch.compile(network, backend="aot_eager") if compiled else network
+    tap = tap_encoder(run, 0)
+    modulation = Modulation(network.encoder.stages[0], own)
+    after = tap_encoder(run, 0)
+    x = torch.rand(2, 1, 16, 16, 16)
+    compilations = []
+    for step in range(3):
+        plain = run(x)[0]
+        feature = tap.take()
+        torch.testing.assert_close(after.take(), feature)
+        given = own(feature) if own else (torch.full((2, 32), float(step)), torch.full((2, 32), step + 2.0))
+        modulation.begin(None if own else given)
+        styled = run(x)[0]
+        modulation.end()
+        torch.testing.assert_close(after.take(), modulate(feature, *given), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(styled, plain)
+        torch.testing.assert_close(run(x)[0], plain)
+        compilations.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert compilations[1] == compilations[2]  # other statistics are no reason to compile again
+    assert list(network.state_dict()) == keys
+
+
+def test_a_modulation_that_was_told_nothing_says_so():
+    network = built()
+    Modulation(network.encoder.stages[0]).begin()
+    with pytest.raises(RuntimeError, match="No statistics"):
+        network(torch.rand(1, 1, 16, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("patch", "strides", "expected"),
+    [
+        ((16, 16, 16), [[1, 1, 1], [2, 2, 2]], [(16, 16, 16), (8, 8, 8)]),
+        ((5, 12), [1, 2, 2], [(5, 12), (3, 6), (2, 3)]),
+        ((20, 320, 256), [(1, 1, 1), (1, 2, 2), (2, 2, 2)], [(20, 320, 256), (20, 160, 128), (10, 80, 64)]),
+    ],
+)
+def test_the_grids_of_the_stages_follow_from_patch_and_strides(patch, strides, expected):
+    assert stage_grids(patch, strides) == expected

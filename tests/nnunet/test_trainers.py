@@ -10,11 +10,19 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import (
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Xepochs import nnUNetTrainerDropGen_MIND_10epochs
 from nnunet_dg.trainers.nnUNetTrainerDropGenSgCG import nnUNetTrainerDropGenSgCG
+from nnunet_dg.trainers.nnUNetTrainerDropGenTinyMIG import nnUNetTrainerDropGenTinyMIG
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
+    nnUNetTrainerTinyMIG,
+    nnUNetTrainerTinyMIG_DINOv2,
+    nnUNetTrainerTinyMIG_Paper,
+)
 from on_noise import plans
 
 from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
 from nnunet_dg.sgcg import SgCGSettings
+from nnunet_dg.tinymig import TinyMIGSettings
+from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,24 @@ def test_a_released_name_of_sgcg_keeps_its_meaning(trainer):
         amplitude_mixup=True, half_width=0.1, consistency=0.5, restoration=0.1,
     )  # fmt: skip
     assert getattr(trainer, "dropgen", None) == (DropGenSettings() if trainer is nnUNetTrainerDropGenSgCG else None)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "teacher"),
+    [
+        (nnUNetTrainerTinyMIG, None),
+        (nnUNetTrainerTinyMIG_Paper, None),
+        (nnUNetTrainerTinyMIG_DINOv2, "vit_base_patch14_dinov2.lvd142m"),
+        (nnUNetTrainerDropGenTinyMIG, None),
+    ],
+)
+def test_a_released_name_of_tinymig_keeps_its_meaning(trainer, teacher):
+    assert trainer.tinymig == TinyMIGSettings(
+        teacher=teacher, weights=None, adapter_width=64, loss_weights=(1, 1, 0.5, 0.5, 0.5), statistics="ufdm",
+        divergence="kl", ablate=(),
+    )  # fmt: skip
+    assert DEFAULT_TEACHERS == {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
+    assert getattr(trainer, "dropgen", None) == (DropGenSettings() if trainer is nnUNetTrainerDropGenTinyMIG else None)
 
 
 @pytest.mark.parametrize(("image_channels", "previous_stage"), [(1, 0), (4, 0), (1, 2), (2, 3)])

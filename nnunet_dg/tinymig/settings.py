@@ -1,0 +1,108 @@
+"""What can be set about TinyMIG, and what is accepted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_dg.extractors import with_architecture
+from nnunet_dg.tinymig.consistency import DIVERGENCES
+from nnunet_dg.tinymig.modulation import OWN_STATISTICS
+
+TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency")  # l1 ... l5
+ABLATIONS = ("ufdm", "cdc", "lra", "amplitude", "phase", "channel_refiner", "co_training")
+STATISTICS = ("ufdm", *OWN_STATISTICS)
+DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
+
+
+@dataclass(frozen=True)
+class TinyMIGSettings:
+    """Settings of TinyMIG. The defaults are the method as published.
+
+    Attributes:
+        teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension), or a ViT of timm by
+            its name (2-D); ``"random:NAME"``: the same with random weights; null: one of `DEFAULT_TEACHERS`.
+        weights: a checkpoint file for the teacher (MedSAM's for ``"samvit_base_patch16"``), or for `nnunet` the model
+            folder; null: the published file. Read at the start of a training only.
+        architecture: of the network in the model folder of `nnunet`; `completed` reads it.
+        adapter_width: hidden width of the bottleneck adapters.
+        loss_weights: of the teacher's segmentation loss, the styled student's, the student's, of alignment and
+            consistency: l1 ... l5.
+        statistics: what gives the styled features their mean and deviation, one of `STATISTICS` (table 5).
+        divergence: of the consistency, one of `DIVERGENCES` (table 8).
+        ablate: what is left out (tables 4 and 6), names of `ABLATIONS`.
+
+    Raises:
+        ValueError: a value that is not accepted, by name.
+    """
+
+    teacher: str | None = None
+    weights: str | None = None
+    architecture: dict[str, Any] | None = None
+    adapter_width: int = 64
+    loss_weights: tuple[float, ...] = (1.0, 1.0, 0.5, 0.5, 0.5)
+    statistics: str = "ufdm"
+    divergence: str = "kl"
+    ablate: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("teacher", "weights"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.removeprefix("random:")):
+                raise ValueError(f"{name} must be a name or a path, or null; got {value!r}.")
+        if self.random and self.weights is not None:
+            raise ValueError(f"teacher {self.teacher!r} has random weights: leave weights unset; got {self.weights!r}.")
+        if self.architecture is not None and not isinstance(self.architecture, dict):
+            raise ValueError(f"architecture is read from the model folder: leave it unset; got {self.architecture!r}.")
+        width = self.adapter_width
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise ValueError(f"adapter_width must be a whole number, at least 1; got {width!r}.")
+        for name, accepted in {"statistics": STATISTICS, "divergence": tuple(DIVERGENCES)}.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}.")
+        self._check_loss_weights()
+        self._check_ablate()
+
+    def _check_loss_weights(self) -> None:
+        given = self.loss_weights
+        numbers = isinstance(given, (list, tuple)) and all(
+            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w < math.inf for w in given
+        )
+        if not numbers or len(given) != len(TERMS):
+            raise ValueError(
+                f"loss_weights must be {len(TERMS)} numbers, none negative, of {', '.join(TERMS)}; got {given!r}."
+            )
+        object.__setattr__(self, "loss_weights", tuple(float(w) for w in given))  # JSON has no tuples
+
+    def _check_ablate(self) -> None:
+        given = self.ablate
+        if not isinstance(given, (list, tuple)) or not set(given) <= set(ABLATIONS):
+            raise ValueError(f"ablate must be a list of {', '.join(ABLATIONS)}; got {given!r}.")
+        object.__setattr__(self, "ablate", tuple(sorted(set(given))))
+
+    @property
+    def random(self) -> bool:
+        """Whether the teacher was asked for with random weights."""
+        return self.teacher is not None and self.teacher.startswith("random:")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything of what is not left out asks the teacher."""
+        styled = self.uses("ufdm") and self.statistics == "ufdm"
+        return styled or self.uses("lra") or self.uses("co_training")
+
+    def uses(self, part: str) -> bool:
+        """Whether ``part``, one of `ABLATIONS`, is there. Without a styled student, there is no consistency with it."""
+        return part not in self.ablate and not (part == "cdc" and "ufdm" in self.ablate)
+
+    def term_weights(self) -> dict[str, float]:
+        """The weights of the loss terms that are there, by the names of `TERMS`."""
+        part_of = {"segmentation_teacher": "co_training", "segmentation_styled": "ufdm"}
+        part_of |= {"alignment": "lra", "consistency": "cdc"}
+        weights = zip(TERMS, self.loss_weights, strict=True)
+        return {term: weight for term, weight in weights if term not in part_of or self.uses(part_of[term])}
+
+    def completed(self, earlier: TinyMIGSettings | None = None) -> TinyMIGSettings:
+        """With the architecture of the teacher's model folder, see `with_architecture`."""
+        return with_architecture(self, self.teacher, earlier) if self.teacher == "nnunet" else self

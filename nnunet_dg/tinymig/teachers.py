@@ -1,0 +1,249 @@
+"""Teachers: frozen foundation models with small trainable adapters, which give feature maps at several depths.
+
+One protocol, whatever the model: `Teacher.features` takes a batch of images as nnU-Net normalised them and returns as
+many maps as the student has stages to be taught, four at most. The frozen model is no part of the teacher's state dict,
+its parameters, or what DDP sees: it is rebuilt from its own weights file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights, vit
+from nnunet_dg.extractors.anatomix import VARIANTS, Anatomix
+from nnunet_dg.extractors.base import minmax
+from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter
+from nnunet_dg.tinymig.reprogramming import MODES
+from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS, TinyMIGSettings
+
+CONVOLUTIONAL = (*VARIANTS, "nnunet")  # the extractors that can teach; any other name is a ViT of timm
+RANDOM_SEED = 0  # of random teachers: the same in every process, also where a training goes on
+
+
+class Teacher(nn.Module):
+    """A frozen model whose blocks are followed by adapters, and whose features are taken at several depths.
+
+    Args:
+        model: the frozen model.
+        run: the features of images that fit the model, ``(B, in_channels, *spatial)``, one map per depth.
+        widths: channels of the maps.
+        adapters: the block of the model that each follows, and the adapter; none, and nothing of the teacher trains.
+        in_channels: what the model takes: 1 or 3.
+        multiple: spatial sizes have to be multiples of this, per axis, and at least twice this.
+        mean: of the model's training images in [0, 1], per input channel.
+        std: likewise.
+
+    Attributes:
+        fingerprint: of the frozen weights, in the state dict, so that a training goes on with the same teacher.
+        has_weights: False until `load_teacher`.
+    """
+
+    fingerprint: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Callable[[Tensor], Sequence[Tensor]],
+        widths: Sequence[int],
+        adapters: Sequence[tuple[nn.Module, nn.Module]],
+        in_channels: int,
+        multiple: Sequence[int],
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__()
+        self._frozen = (model.eval().requires_grad_(False),)  # a tuple, so that it is no submodule
+        self.run = run
+        self.widths = tuple(widths)
+        self.in_channels = in_channels
+        self.multiple = tuple(multiple)
+        self.has_weights = False
+        self.adapters = nn.ModuleList(adapter for _, adapter in adapters)
+        self.register_buffer("fingerprint", torch.zeros((), dtype=torch.int64))
+        shape = (1, -1, *[1] * len(self.multiple))
+        self.register_buffer("mean", torch.tensor(mean).reshape(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(shape), persistent=False)
+        for block, adapter in adapters:
+            block.register_forward_hook(lambda _, __, output, adapter=adapter: adapter(output))
+
+    @property
+    def frozen(self) -> nn.Module:
+        """The frozen model."""
+        return self._frozen[0]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Teacher:
+        self.frozen._apply(fn)  # to a device, say: the frozen model goes along
+        super()._apply(fn, recurse)
+        return self
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The maps of ``x``, with gradients into the adapters.
+
+        Each image channel is min-maxed per sample, and resized up to what the model accepts. A model that takes as many
+        channels sees them at once. Any other sees each by itself, three times if it takes three, and the maps are
+        averaged.
+
+        Args:
+            x: ``(B, C, *spatial)``, any range.
+
+        Returns:
+            One ``(B, widths[i], *any)`` per depth.
+
+        Raises:
+            RuntimeError: the frozen model has no weights yet.
+        """
+        if not self.has_weights:
+            raise RuntimeError("The teacher has no weights yet: nnU-Net's run_training loads them (on_train_start).")
+        size = [max(2 * m, -(-n // m) * m) for n, m in zip(x.shape[2:], self.multiple, strict=True)]
+        images, channels = x.shape[:2]
+        x = minmax(x)
+        if list(x.shape[2:]) != size:
+            x = F.interpolate(x, size, mode=MODES[len(size)])
+        if channels != self.in_channels:
+            x = x.flatten(0, 1).unsqueeze(1).expand(-1, self.in_channels, *size)
+        maps = self.run((x - self.mean) / self.std)
+        if channels in (1, self.in_channels):
+            return list(maps)
+        return [m.unflatten(0, (images, channels)).mean(1) for m in maps]
+
+    forward = features
+
+
+def build_teacher(settings: TinyMIGSettings, patch_size: Sequence[int], depths: int) -> Teacher:
+    """The teacher that ``settings`` name, without its weights.
+
+    Args:
+        settings: see `TinyMIGSettings`.
+        patch_size: of the configuration, two or three sizes.
+        depths: how many maps at most.
+
+    Raises:
+        ValueError: there is no such teacher, or the patch is too small for it.
+        NotImplementedError: it does not exist for so many axes.
+    """
+    dims = len(patch_size)
+    name = teacher_name(settings, dims)
+    hidden = settings.adapter_width if settings.uses("co_training") else None
+    if name in CONVOLUTIONAL:
+        extractor = create_extractor(name, architecture=settings.architecture)
+        if dims not in extractor.accepted_dims:
+            raise NotImplementedError(_other_dimension(name, extractor.accepted_dims[0], dims))
+        return _convolutional(extractor, dims, hidden, depths)
+    vit.check_name(name)
+    if dims != 2:
+        raise NotImplementedError(_other_dimension(name, 2, dims))
+    teacher = _vit(vit.build(name, RANDOM_SEED), hidden, depths)
+    if any(n < m for n, m in zip(patch_size, teacher.multiple, strict=True)):
+        raise ValueError(
+            f"The planned patch, {' x '.join(map(str, patch_size))}, is smaller than the patches of teacher '{name}', "
+            f"{' x '.join(map(str, teacher.multiple))}. Increase patch_size in the plans, or take teacher 'nnunet'."
+        )
+    return teacher
+
+
+def teacher_name(settings: TinyMIGSettings, dims: int) -> str:
+    """The model's name, without ``random:``."""
+    return (settings.teacher or DEFAULT_TEACHERS[dims]).removeprefix("random:")
+
+
+def load_teacher(teacher: Teacher, settings: TinyMIGSettings, dims: int) -> str:
+    """Fill the frozen model from the file that is set, or the published one, fetched once; says in words from where.
+
+    Raises:
+        WeightsError: the file is missing, cannot be fetched, or is not what it should be.
+        ValueError: a checkpoint was loaded whose training had other weights.
+    """
+    name, model = teacher_name(settings, dims), teacher.frozen
+    if settings.random:
+        if isinstance(model, FrozenExtractor):  # ViTs are made with random weights
+            _reset(model)
+        where = "random weights, as asked for"
+    elif isinstance(model, FrozenExtractor):
+        where = f"weights from {load_weights(model, name, settings.weights)}"
+    else:
+        where = f"weights from {vit.load(model, name, settings.weights)}"
+    now = fingerprint(model)
+    if int(teacher.fingerprint) not in (0, now):
+        raise ValueError(
+            f"This checkpoint was trained with other weights of teacher '{name}' than now ({where}). Put the file "
+            f"back, or start from the checkpoint's network with -pretrained_weights."
+        )
+    teacher.fingerprint.fill_(now)
+    teacher.has_weights = True
+    return f"Teacher {name}: {where}"
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A number that stands for the weights and buffers of a model; never 0."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return int.from_bytes(digest.digest()[:7], "little") or 1
+
+
+def _convolutional(extractor: FrozenExtractor, dims: int, hidden: int | None, depths: int) -> Teacher:
+    """The finest levels of a U-Net's decoder, which have seen the context, from fine on. Adapters at all levels."""
+    if isinstance(extractor, Anatomix):
+        encoder, decoder = list(extractor.encoder), list(extractor.decoder)
+        widths = [extractor.out_channels * 2**level for level in range(len(encoder))]
+    else:
+        unet: Any = extractor.network
+        encoder, decoder = list(unet.encoder.stages), list(unet.decoder.stages)
+        widths = list(unet.encoder.output_channels)
+    adapters = []
+    if hidden is not None:
+        levels = zip([*encoder, *decoder], [*widths, *reversed(widths[:-1])], strict=True)
+        adapters = [(level, ConvolutionalAdapter(dims, width, hidden)) for level, width in levels]
+    taken = list(reversed(decoder))[:depths]
+    maps: dict[nn.Module, Tensor] = {}
+
+    def run(x: Tensor) -> list[Tensor]:
+        extractor.features(x)
+        return [maps.pop(level) for level in taken]
+
+    multiple = extractor.multiple if isinstance(extractor.multiple, tuple) else (extractor.multiple,) * dims
+    teacher = Teacher(extractor, run, widths[: len(taken)], adapters, 1, multiple)
+    for level in taken:  # after the adapters' hooks
+        level.register_forward_hook(lambda level, _, output: maps.__setitem__(level, output))
+    return teacher
+
+
+def _vit(model: Any, hidden: int | None, depths: int) -> Teacher:
+    """Evenly spaced blocks of a ViT, as 2-D maps: 3, 6, 9 and 12 of twelve. Adapters after all blocks."""
+    blocks: list[nn.Module] = list(model.blocks)
+    depths = min(depths, len(blocks))
+    indices = [len(blocks) * (i + 1) // depths - 1 for i in range(depths)]
+    width = vit.width(model)
+    adapters = [] if hidden is None else [(block, TokenAdapter(width, hidden)) for block in blocks]
+
+    def run(x: Tensor) -> list[Tensor]:
+        options = {"indices": indices, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
+        return list(model.forward_intermediates(x, **options))
+
+    mean, std = vit.mean_and_std(model)
+    return Teacher(model, run, [width] * depths, adapters, 3, vit.patch_size(model), mean, std)
+
+
+def _reset(model: FrozenExtractor) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        for module in model.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+    model.has_weights = True
+
+
+def _other_dimension(name: str, its: int, dims: int) -> str:
+    return (
+        f"teacher '{name}' is {its}-D, the configuration {dims}-D. For 3-D there are anatomix and, with the folder of "
+        f"a 3-D model, nnunet; for 2-D the ViTs of timm and, with the folder of a 2-D model, nnunet."
+    )

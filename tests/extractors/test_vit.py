@@ -1,0 +1,146 @@
+"""ViTs of timm: fetched once from a hub (here a server on localhost), kept, verified, or taken from a file."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import timm
+import torch
+from nnunet_host import NOWHERE
+from safetensors.torch import save_file
+
+from nnunet_dg.extractors import vit
+from nnunet_dg.extractors.weights import WeightsError
+
+NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+SAM = "samvit_base_patch16"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("published") / "model.safetensors"
+    save_file(timm.create_model(NAME).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def hub(published):
+    """The address of a hub that has one file, and the requests for it."""
+    content, asked = published.read_bytes(), []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self, body=b""):
+            asked.append((self.command, self.path))
+            found = self.path == f"/timm/{NAME}/resolve/main/model.safetensors"
+            self.send_response(200 if found or self.command == "GET" else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.do_HEAD(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+
+
+def fetch(home, name=NAME, **environment):
+    """`nnunet-dg weights fetch`, as a user types it: exit status and what was printed."""
+    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "nnunet_dg.cli", "weights", "fetch", name],
+        env=kept | {"NNUNET_DG_HOME": str(home), "COLUMNS": "300"} | environment,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_is_fetched_once_kept_and_loaded_without_network(hub, published, tmp_path, monkeypatch):
+    address, asked = hub
+    status, printed = fetch(tmp_path, HF_ENDPOINT=address)
+    assert status == 0, printed
+    assert sum(command == "GET" for command, _ in asked) == 1
+    offline = {"https_proxy": NOWHERE, "http_proxy": NOWHERE}
+    status, again = fetch(tmp_path, **offline)
+    assert status == 0
+    assert "Fetching" in printed
+    assert "Fetching" not in again
+    monkeypatch.setenv("NNUNET_DG_HOME", str(tmp_path))
+    assert [name for name, _ in vit.on_this_machine()] == [NAME]
+    model = vit.build(NAME)
+    path = vit.load(model, NAME)
+    assert path.is_relative_to(tmp_path)
+    expected = timm.create_model(NAME)
+    expected.load_state_dict(timm.models.load_state_dict(str(published), weights_only=True))
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
+
+    path.resolve().write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(WeightsError, match=rf"SHA-256 is another. Delete it, then: nnunet-dg weights fetch {NAME}"):
+        vit.load(model, NAME)
+
+
+def test_without_network_the_message_says_where_it_belongs_and_what_to_do(tmp_path):
+    status, printed = fetch(tmp_path, https_proxy=NOWHERE, http_proxy=NOWHERE)
+    assert status == 1
+    assert f"The published weights of '{NAME}' could not be fetched" in printed
+    assert str(tmp_path / "hub") in printed
+    assert f"nnunet-dg weights fetch {NAME}" in printed
+    assert "Traceback" not in printed
+
+
+def test_what_timm_does_not_publish_is_named_with_what_it_does():
+    with pytest.raises(WeightsError, match=rf"no weights for '{SAM}.mine'. It does for .*{SAM}.sa1b"):
+        vit.locate(f"{SAM}.mine")
+
+
+def test_a_sam_checkpoint_is_taken_as_its_authors_publish_it(tmp_path):
+    torch.manual_seed(2)
+    theirs = timm.create_model(SAM, num_classes=0)
+    layout = {f"image_encoder.{k.replace('mlp.fc', 'mlp.lin')}": v for k, v in theirs.state_dict().items()}
+    torch.save(layout | {"mask_decoder.iou_token.weight": torch.zeros(1, 256)}, tmp_path / "medsam.pth")
+    model = vit.build(SAM)
+    assert vit.load(model, SAM, tmp_path / "medsam.pth") == tmp_path / "medsam.pth"
+    assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "There is no file .*weights of teacher"),
+        ({"blocks.0.norm1.weight": torch.ones(192)}, "does not fit teacher .*tensors are missing"),
+        ({"patch_embed.proj.weight": torch.ones(2, 2)}, "cannot be read as weights of teacher"),
+        (Code(), "cannot be read as weights of teacher"),
+        (b"<html>", "cannot be read as weights of teacher"),
+        ("nan", "norm.bias is not finite"),
+    ],
+)
+def test_missing_foreign_and_dangerous_files_are_refused_by_name(tmp_path, capsys, content, message):
+    path = tmp_path / "file.pth"
+    if content == "nan":
+        content = timm.create_model(NAME, num_classes=0).state_dict()
+        content["norm.bias"][0] = float("nan")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match=message):
+        vit.load(vit.build(NAME), NAME, path)
+    assert "ran" not in capsys.readouterr().out

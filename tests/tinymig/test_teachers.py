@@ -1,0 +1,185 @@
+"""Teachers: their maps are the frozen model's, their adapters alone learn, and what cannot be is said."""
+
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+from nnunet_model import write_model
+from torch.nn import functional as F
+
+from nnunet_dg.extractors import build_extractor
+from nnunet_dg.extractors.base import minmax
+from nnunet_dg.extractors.weights import WeightsError
+from nnunet_dg.tinymig import TinyMIGSettings, build_teacher, load_teacher
+from nnunet_dg.tinymig.teachers import fingerprint
+
+VIT = "vit_tiny_patch16_224"
+SAM = "samvit_base_patch16"
+
+
+def taught(patch=(40, 24), depths=4, **settings):
+    settings = TinyMIGSettings(**({"teacher": f"random:{VIT}"} | settings))
+    teacher = build_teacher(settings, patch, depths)
+    load_teacher(teacher, settings, len(patch))
+    return teacher
+
+
+@pytest.fixture
+def plain_vit():
+    torch.manual_seed(0)
+    return timm.create_model(VIT, num_classes=0, dynamic_img_size=True).eval()
+
+
+@pytest.mark.parametrize(("depths", "blocks"), [(4, [2, 5, 8, 11]), (3, [3, 7, 11]), (1, [11])])
+def test_a_vits_maps_are_those_of_its_evenly_spaced_blocks_on_the_normalised_image(depths, blocks, plain_vit):
+    teacher = taught(depths=depths)
+    image = 100 * torch.rand(2, 1, 40, 24) - 30
+    scaled = F.interpolate(minmax(image), (48, 32), mode="bilinear")
+    mean, std = (torch.tensor(plain_vit.pretrained_cfg[k]).reshape(1, 3, 1, 1) for k in ("mean", "std"))
+    expected = plain_vit.forward_intermediates((scaled - mean) / std, indices=blocks, intermediates_only=True)
+    maps = teacher.features(image)
+    assert [tuple(m.shape) for m in maps] == [(2, 192, 3, 2)] * depths
+    for a, b in zip(maps, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_three_channels_are_seen_at_once_and_two_each_by_itself():
+    teacher = taught(patch=(32, 32))
+    image = torch.rand(2, 3, 32, 32)
+    gray = image[:, :1].expand(-1, 3, -1, -1)
+    assert not torch.allclose(teacher.features(image)[0], teacher.features(gray)[0])
+    torch.testing.assert_close(teacher.features(gray), teacher.features(image[:, :1]))
+    two = teacher.features(image[:, :2])
+    one = [teacher.features(image[:, i : i + 1]) for i in range(2)]
+    for both, first, second in zip(two, *one, strict=True):
+        torch.testing.assert_close(both, (first + second) / 2)
+
+
+def test_anatomix_gives_its_decoders_levels_the_finest_being_the_extractors_features(tmp_path, anatomix_weights):
+    torch.save(anatomix_weights, tmp_path / "anatomix.pth")
+    teacher = taught((32, 40, 32), teacher="anatomix", weights=str(tmp_path / "anatomix.pth"))
+    extractor = build_extractor("anatomix", weights=tmp_path / "anatomix.pth")
+    image = torch.randn(2, 1, 32, 40, 32)
+    maps = teacher.features(image)
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 48, 32), (32, 16, 24, 16), (64, 8, 12, 8), (128, 4, 6, 4)]
+    resized = F.interpolate(minmax(image), (32, 48, 32), mode="trilinear")
+    torch.testing.assert_close(maps[0], extractor.features(resized))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_any_nnunet_folder_teaches_in_its_own_dimension(tmp_path, dims):
+    folder = tmp_path / "model"
+    write_model(folder, dims=dims)
+    patch = (24, 20, 16)[:dims]
+    settings = TinyMIGSettings(teacher="nnunet", weights=str(folder)).completed()
+    teacher = build_teacher(settings, patch, 4)
+    load_teacher(teacher, settings, dims)
+    maps = teacher.features(torch.randn(1, 1, *patch))
+    assert [m.shape[1] for m in maps] == list(teacher.widths)
+    assert all(a.shape[-1] > b.shape[-1] for a, b in pairwise(maps))
+    with pytest.raises(NotImplementedError, match=f"teacher 'nnunet' is {dims}-D, the configuration {5 - dims}-D"):
+        build_teacher(settings, (24, 20, 16)[: 5 - dims], 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch"), [(f"random:{VIT}", (32, 32)), (f"random:{SAM}", (32, 48)), ("anatomix", (32, 32, 32))]
+)
+def test_adapters_alone_learn_and_are_in_the_state_dict(name, patch, tmp_path, anatomix_weights):
+    torch.save(anatomix_weights, tmp_path / "anatomix.pth")
+    teacher = taught(patch, teacher=name, weights=str(tmp_path / "anatomix.pth") if name == "anatomix" else None)
+    before, start = fingerprint(teacher.frozen), {k: v.clone() for k, v in teacher.state_dict().items()}
+    frozen = {id(p) for p in teacher.frozen.parameters()}
+    assert frozen
+    assert not frozen & {id(p) for p in teacher.parameters()}
+    optimizer = torch.optim.SGD(teacher.parameters(), 0.1)
+    teacher.train()
+    assert not teacher.frozen.training
+    image = torch.randn(1, 1, *patch)
+    first = teacher.features(image)
+    for _ in range(2):  # an adapter begins as the identity: its first layer learns from the second step on
+        optimizer.zero_grad()
+        sum(m.square().mean() for m in teacher.features(image)).backward()
+        assert all(torch.isfinite(p.grad).all() for p in teacher.parameters())
+        optimizer.step()
+    assert fingerprint(teacher.frozen) == before
+    after = teacher.state_dict()
+    assert set(after) == {"fingerprint", *(k for k in after if k.startswith("adapters."))}
+    assert not [k for k in after if k != "fingerprint" and torch.equal(after[k], start[k])]
+    assert all(not torch.equal(a, b) for a, b in zip(first, teacher.features(image), strict=True))
+
+
+def test_without_co_training_nothing_of_the_teacher_learns():
+    teacher = taught(ablate=["co_training"])
+    assert not list(teacher.parameters())
+    assert not teacher.features(torch.randn(1, 1, 40, 24))[0].requires_grad
+
+
+def test_random_weights_are_the_same_in_every_process_and_only_as_asked_for():
+    for name, patch in ((VIT, (32, 32)), ("anatomix", (32, 32, 32))):
+        settings = TinyMIGSettings(teacher=f"random:{name}")
+        first, second = build_teacher(settings, patch, 4), build_teacher(settings, patch, 4)
+        load_teacher(first, settings, len(patch))
+        state = torch.random.get_rng_state()
+        load_teacher(second, settings, len(patch))
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert fingerprint(first.frozen) == fingerprint(second.frozen)
+    settings = TinyMIGSettings(teacher=VIT)
+    with pytest.raises(RuntimeError, match="has no weights yet"):
+        build_teacher(settings, (32, 32), 4).features(torch.randn(1, 1, 32, 32))
+
+
+def test_a_training_goes_on_with_the_same_teacher_alone(tmp_path):
+    first = taught().state_dict()
+    settings = TinyMIGSettings(teacher=VIT, weights=str(tmp_path / "other.pth"))
+    torch.save(timm.create_model(VIT).state_dict(), tmp_path / "other.pth")
+    teacher = build_teacher(settings, (32, 32), 4)
+    load_teacher(teacher, settings, 2)
+    again = teacher.state_dict()
+    other = build_teacher(settings, (32, 32), 4)
+    other.load_state_dict(again)
+    load_teacher(other, settings, 2)
+    other.load_state_dict(first)
+    with pytest.raises(ValueError, match=f"trained with other weights of teacher '{VIT}' than now.*other.pth"):
+        load_teacher(other, settings, 2)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "patch", "error", "message"),
+    [
+        (
+            "vit_tiny_patch16_225",
+            (32, 32),
+            ValueError,
+            "name of a ViT in timm; got .*Close to it: .*vit_tiny_patch16_224",
+        ),
+        ("resnet18", (32, 32), ValueError, "timm's resnet18 is no ViT"),
+        (
+            "mind",
+            (32, 32, 32),
+            ValueError,
+            "teacher must be anatomix, nnunet, or the name of a ViT in timm; got 'mind'",
+        ),
+        (
+            VIT,
+            (32, 32, 32),
+            NotImplementedError,
+            f"teacher '{VIT}' is 2-D, the configuration 3-D. For 3-D there are ana",
+        ),
+        (
+            "anatomix",
+            (32, 32),
+            NotImplementedError,
+            "teacher 'anatomix' is 3-D, the configuration 2-D.*the ViTs of timm",
+        ),
+        (VIT, (12, 40), ValueError, f"planned patch, 12 x 40, is smaller than the patches of teacher '{VIT}', 16 x 16"),
+    ],
+)
+def test_what_cannot_be_is_said(teacher, patch, error, message):
+    with pytest.raises(error, match=message):
+        build_teacher(TinyMIGSettings(teacher=teacher), patch, 4)
+
+
+def test_a_model_folder_is_asked_for_by_name():
+    with pytest.raises(WeightsError, match="set weights to the folder of a trained model"):
+        TinyMIGSettings(teacher="nnunet").completed()
