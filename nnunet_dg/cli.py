@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_weights(commands)
     _add_export(commands)
+    _add_splits(commands)
 
     demo = commands.add_parser(
         "demo",
@@ -102,6 +103,35 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "nnUNetv2_install_pretrained_model_from_zip (which writes over a nnUNetTrainer model of the same plans)",
     )  # fmt: skip
     export.set_defaults(run=_export)
+
+
+def _add_splits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    splits = commands.add_parser(
+        "splits",
+        help="folds by domain, for nnU-Net: leave one domain out, and others",
+        description="Writes splits_final.json into the preprocessed dataset folder, from domains.json, and prints "
+        "which fold is which. nnUNetv2_train ID CONFIG FOLD then trains and validates on it.",
+    )
+    schemes = splits.add_subparsers(title="schemes", required=True, metavar="SCHEME", dest="scheme")
+    for name, text in {
+        "leave-one-domain-out": "fold k validates on the k-th domain and trains on all others",
+        "single-source": "fold k trains on the k-th domain alone and validates on all others",
+        "few-shot": "each fold trains on a few random cases",
+        "grouped": "ordinary cross-validation in which no group, a patient say, is split",
+    }.items():
+        scheme = schemes.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        scheme.add_argument("-d", metavar="ID", required=True, help="dataset name or number")
+        scheme.add_argument(
+            "--groups", type=Path, metavar="FILE", required=name == "grouped",
+            help='JSON, {"case": "group"}: cases that must not be split between training and validation',
+        )  # fmt: skip
+        scheme.add_argument("--force", action="store_true", help="write over splits that are there")
+        if name == "few-shot":
+            scheme.add_argument("-n", type=int, required=True, metavar="CASES", help="training cases")
+        if name in ("few-shot", "grouped"):
+            scheme.add_argument("--folds", type=int, default=5, help="how many (default: %(default)s)")
+            scheme.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    splits.set_defaults(run=_splits)
 
 
 def _fold(text: str) -> int | str:
@@ -161,6 +191,24 @@ def _export(arguments: argparse.Namespace) -> int:
 
     a = arguments
     print(f"Exported: {export(a.d, a.c, a.tr, a.o, a.p, tuple(a.f), a.chk)}")
+    return 0
+
+
+def _splits(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.evaluation import splits
+    from nnunet_dg.nnunet.split_dataset import split_dataset
+
+    a = arguments
+    schemes = {
+        "leave-one-domain-out": splits.leave_one_domain_out,
+        "single-source": splits.single_source,
+        "few-shot": lambda domains, groups: splits.few_shot(domains, a.n, a.folds, a.seed, groups),
+        "grouped": lambda domains, groups: splits.grouped(domains, groups, a.folds, a.seed),
+    }
+    try:
+        print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force)}")
+    except (ValueError, FileExistsError) as error:
+        raise RuntimeError(str(error)) from error
     return 0
 
 

@@ -1,6 +1,6 @@
 """ViTs of timm, by name: built without weights, filled from a file or from the hub, whose files are kept and verified.
 
-Everything is read with ``weights_only=True`` or is a safetensors file.
+timm is imported where it is used: it takes a second, and few trainings need it.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import difflib
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub
 import pooch
-import timm
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.extractors.weights import WeightsError, home
+from nnunet_dg.extractors.weights import WeightsError, git_blob_id, home
 
 FILE = "model.safetensors"
 
 
 def check_name(name: str) -> None:
     """Raises a ValueError if timm has no such model."""
+    import timm
+
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), 3)
         raise ValueError(
@@ -35,17 +36,30 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """The ViT, with random weights from ``seed``, for images of any size that its patches divide.
 
     Raises:
-        ValueError: timm has no such model, or it is no ViT.
+        ValueError: timm has no such model, or it is no ViT, or one for a single image size.
     """
+    import timm
+
     check_name(name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             model = timm.create_model(name, num_classes=0, dynamic_img_size=True)
         except TypeError:  # SAM's ViTs take any size without being asked to
             model = timm.create_model(name, num_classes=0)
-    if not (hasattr(model, "blocks") and hasattr(model, "patch_embed") and hasattr(model, "forward_intermediates")):
-        raise ValueError(f"timm's {name} is no ViT: it has no sequence of blocks. ViTs are vit_*, samvit_* and deit_*.")
+    try:
+        height, breadth = patch_size(model)
+        with torch.no_grad():
+            (last,) = model.eval().forward_intermediates(
+                torch.zeros(1, 3, 2 * height, 3 * breadth), indices=[len(model.blocks) - 1], intermediates_only=True
+            )
+        fits = last.shape == (1, width(model), 2, 3)
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"timm's {name} is no ViT that takes images of any size. Most of vit_*, deit_* and samvit_* do."
+        )
     return model
 
 
@@ -82,7 +96,7 @@ def load(model: nn.Module, name: str, weights: str | Path | None = None) -> Path
     if not path.is_file():
         raise WeightsError(f"There is no file {path}, which should hold the weights of teacher '{name}'.")
     try:
-        state: dict[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
+        state = _read(path)
         remap = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         state = remap(state, model) if remap else state
         missing = model.load_state_dict(state, strict=False).missing_keys  # what it holds beyond: heads, decoders
@@ -95,40 +109,55 @@ def load(model: nn.Module, name: str, weights: str | Path | None = None) -> Path
     return path
 
 
+def _read(path: Path) -> dict[str, Tensor]:
+    """A state dict, by itself or where trainings keep it; read by ourselves, for timm falls back to running code."""
+    import safetensors.torch
+    import timm
+
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        content = content.get(key, content)
+    state: dict[str, Tensor] = timm.models.clean_state_dict(content)
+    return state
+
+
 def is_published(name: str) -> bool:
     """Whether timm publishes weights under this name."""
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    return bool(config and config.hf_hub_id)
+    return bool(_repository(name))
 
 
 def locate(name: str) -> Path:
     """The published weights on this machine, fetched from the hub into `home` if they are not there yet; verified.
 
+    What counts as published is what the hub says when the file is fetched: its hash is kept, and compared ever after.
+
     Raises:
-        WeightsError: nothing is published under that name, it cannot be fetched, or the file is not what the hub has.
+        WeightsError: nothing is published under that name, it cannot be fetched, or the file is not what the hub had.
     """
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if config is None or not config.hf_hub_id:
+    import huggingface_hub
+    import timm
+
+    repository = _repository(name)
+    if not repository:
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise WeightsError(
             f"timm publishes no weights for '{name}'. "
             + (f"It does for {', '.join(tags)}." if tags else "Set weights to your file.")
         )
-    download = partial(huggingface_hub.hf_hub_download, config.hf_hub_id, FILE, cache_dir=home() / "hub")
+    download = partial(huggingface_hub.hf_hub_download, repository, FILE, cache_dir=home() / "hub")
     try:
         path = Path(download(local_files_only=True))
     except huggingface_hub.errors.LocalEntryNotFoundError:
-        print(f"Fetching {FILE} of {config.hf_hub_id} from {huggingface_hub.constants.ENDPOINT}")
+        print(f"Fetching {FILE} of {repository} from {huggingface_hub.constants.ENDPOINT}")
         try:
+            published = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, FILE)).etag
             path = Path(download())
         except Exception as error:  # whatever of the network stack fails
-            raise WeightsError(_missing(name, config.hf_hub_id, str(error))) from error
-    published = path.resolve().name  # the hub's cache names a file by the SHA-256 that the hub has for it
-    if len(published) == 64 and pooch.file_hash(str(path)) != published:
-        raise WeightsError(
-            f"{path.resolve()} is not what was published: its SHA-256 is another. Delete it, then: "
-            f"nnunet-dg weights fetch {name}"
-        )
+            raise WeightsError(_missing(name, repository, str(error))) from error
+        _note(repository).write_text(f"{published}\n")
+    _verify(path, _note(repository), name)
     return path
 
 
@@ -136,6 +165,29 @@ def on_this_machine() -> list[tuple[str, Path]]:
     """Names and files of the published weights that have been fetched."""
     found = sorted((home() / "hub").glob(f"models--timm--*/snapshots/*/{FILE}"))
     return [(path.parents[2].name.removeprefix("models--timm--"), path) for path in found]
+
+
+def _repository(name: str) -> str | None:
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return config.hf_hub_id if config else None
+
+
+def _note(repository: str) -> Path:
+    return home() / "hub" / f"{repository.replace('/', '--')}.published"
+
+
+def _verify(path: Path, note: Path, name: str) -> None:
+    """The hub names a large file by its SHA-256, a small one by its git blob id."""
+    published = note.read_text().strip() if note.is_file() else ""
+    own = git_blob_id(path) if len(published) == 40 else pooch.file_hash(str(path))
+    if own != published:
+        raise WeightsError(
+            f"{path.resolve()} is not what was published: its hash is {own}, "
+            + (f"the hub's was {published}." if published else f"and {note} does not say what it should be.")
+            + f" Delete it, then: nnunet-dg weights fetch {name}"
+        )
 
 
 def _missing(name: str, repository: str, reason: str) -> str:

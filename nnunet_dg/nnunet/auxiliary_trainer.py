@@ -68,7 +68,11 @@ class AuxiliaryTrainer(MethodTrainer):
             self.logger.local_logger.my_fantastic_logging[log_key(name)] = []
 
     def _distributed(self, module: nn.Module) -> nn.Module:
-        if not self.is_ddp or not any(parameter.requires_grad for parameter in module.parameters()):
+        if not self.is_ddp:
+            return module
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            for value in module.state_dict().values():  # DDP has nothing to do with it, but it is the same everywhere
+                distributed.broadcast(value, 0)
             return module
         return DistributedDataParallel(module, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 

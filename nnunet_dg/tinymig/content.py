@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 BRANCH_CUT = 1e-4 - math.pi  # a negative real frequency has phase pi, not minus pi where rounding made it so
 
+NOTHING = 1e-12  # an amplitude of float32 rounding
+
 
 class FrequencyContentEnhancement(nn.Module):
     """``(B, channels, *spatial_shape)`` -> the same shape, in float32 also under autocast.
@@ -58,6 +60,7 @@ class FrequencyContentEnhancement(nn.Module):
         axes = tuple(range(2, feature.ndim))
         with torch.autocast(feature.device.type, enabled=False):
             spectrum = torch.fft.rfftn(feature.float(), dim=axes)
+            spectrum = torch.where(spectrum.abs() < NOTHING, 0, spectrum)  # its phase has no finite gradient
             amplitude, phase = spectrum.abs(), spectrum.angle()
             phase = torch.where(phase < BRANCH_CUT, phase + 2 * math.pi, phase)
             if self.amplitude_filter is not None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_dg.extractors import with_architecture
+from nnunet_dg.extractors.base import SCALINGS
 from nnunet_dg.tinymig.consistency import DIVERGENCES
 from nnunet_dg.tinymig.modulation import OWN_STATISTICS
 
 TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency")  # l1 ... l5
 ABLATIONS = ("ufdm", "cdc", "lra", "amplitude", "phase", "channel_refiner", "co_training")
 STATISTICS = ("ufdm", *OWN_STATISTICS)
+CHOICES = {"teacher_scaling": tuple(SCALINGS), "statistics": STATISTICS, "divergence": tuple(DIVERGENCES)}
 DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
 
 
@@ -24,14 +26,17 @@ class TinyMIGSettings:
         teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension), or a ViT of timm by
             its name (2-D); ``"random:NAME"``: the same with random weights; null: one of `DEFAULT_TEACHERS`.
         weights: a checkpoint file for the teacher (MedSAM's for ``"samvit_base_patch16"``), or for `nnunet` the model
-            folder; null: the published file. Read at the start of a training only.
+            folder; null: the published file. Read whenever a training starts or goes on.
+        teacher_scaling: what the teacher gets, per patch: ``"minmax"``, or ``"zscore"``, as most nnU-Nets are trained.
+            ViTs get their own mean and deviation after min-max.
         architecture: of the network in the model folder of `nnunet`; `completed` reads it.
         adapter_width: hidden width of the bottleneck adapters.
         loss_weights: of the teacher's segmentation loss, the styled student's, the student's, of alignment and
-            consistency: l1 ... l5.
+            consistency: l1 ... l5, all positive.
         statistics: what gives the styled features their mean and deviation, one of `STATISTICS` (table 5).
         divergence: of the consistency, one of `DIVERGENCES` (table 8).
-        ablate: what is left out (tables 4 and 6), names of `ABLATIONS`.
+        ablate: what is left out (tables 4 and 6), names of `ABLATIONS`. With neither alignment nor co-training nothing
+            trains the reprogramming, and the styles are those of the teacher's features in random combination.
 
     Raises:
         ValueError: a value that is not accepted, by name.
@@ -39,6 +44,7 @@ class TinyMIGSettings:
 
     teacher: str | None = None
     weights: str | None = None
+    teacher_scaling: str = "minmax"
     architecture: dict[str, Any] | None = None
     adapter_width: int = 64
     loss_weights: tuple[float, ...] = (1.0, 1.0, 0.5, 0.5, 0.5)
@@ -51,6 +57,10 @@ class TinyMIGSettings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value.removeprefix("random:")):
                 raise ValueError(f"{name} must be a name or a path, or null; got {value!r}.")
+        if self.teacher == "random:nnunet":
+            raise ValueError(
+                "teacher 'random:nnunet' has no architecture: set teacher to nnunet and weights to a folder."
+            )
         if self.random and self.weights is not None:
             raise ValueError(f"teacher {self.teacher!r} has random weights: leave weights unset; got {self.weights!r}.")
         if self.architecture is not None and not isinstance(self.architecture, dict):
@@ -58,7 +68,7 @@ class TinyMIGSettings:
         width = self.adapter_width
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
             raise ValueError(f"adapter_width must be a whole number, at least 1; got {width!r}.")
-        for name, accepted in {"statistics": STATISTICS, "divergence": tuple(DIVERGENCES)}.items():
+        for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}.")
         self._check_loss_weights()
@@ -67,17 +77,18 @@ class TinyMIGSettings:
     def _check_loss_weights(self) -> None:
         given = self.loss_weights
         numbers = isinstance(given, (list, tuple)) and all(
-            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 <= w < math.inf for w in given
+            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf for w in given
         )
         if not numbers or len(given) != len(TERMS):
             raise ValueError(
-                f"loss_weights must be {len(TERMS)} numbers, none negative, of {', '.join(TERMS)}; got {given!r}."
+                f"loss_weights must be {len(TERMS)} positive numbers, of {', '.join(TERMS)}; got {given!r}. To leave "
+                f"one out, ablate its part."
             )
         object.__setattr__(self, "loss_weights", tuple(float(w) for w in given))  # JSON has no tuples
 
     def _check_ablate(self) -> None:
         given = self.ablate
-        if not isinstance(given, (list, tuple)) or not set(given) <= set(ABLATIONS):
+        if not isinstance(given, (list, tuple)) or any(part not in ABLATIONS for part in given):
             raise ValueError(f"ablate must be a list of {', '.join(ABLATIONS)}; got {given!r}.")
         object.__setattr__(self, "ablate", tuple(sorted(set(given))))
 
@@ -105,4 +116,4 @@ class TinyMIGSettings:
 
     def completed(self, earlier: TinyMIGSettings | None = None) -> TinyMIGSettings:
         """With the architecture of the teacher's model folder, see `with_architecture`."""
-        return with_architecture(self, self.teacher, earlier) if self.teacher == "nnunet" else self
+        return with_architecture(self, self.teacher or "", earlier)

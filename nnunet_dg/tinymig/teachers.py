@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights, vit
+from nnunet_dg.extractors import weights as room
 from nnunet_dg.extractors.anatomix import VARIANTS, Anatomix
-from nnunet_dg.extractors.base import minmax
+from nnunet_dg.extractors.base import SCALINGS
 from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter
 from nnunet_dg.tinymig.reprogramming import MODES
 from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS, TinyMIGSettings
@@ -34,8 +35,10 @@ class Teacher(nn.Module):
         run: the features of images that fit the model, ``(B, in_channels, *spatial)``, one map per depth.
         widths: channels of the maps.
         adapters: the block of the model that each follows, and the adapter; none, and nothing of the teacher trains.
-        in_channels: what the model takes: 1 or 3.
+        in_channels: what the model takes.
+        repeats: a single channel is shown to the model in all its channels, or else in the first.
         multiple: spatial sizes have to be multiples of this, per axis, and at least twice this.
+        scaling: of each sample and channel, one of `SCALINGS`.
         mean: of the model's training images in [0, 1], per input channel.
         std: likewise.
 
@@ -55,7 +58,9 @@ class Teacher(nn.Module):
         widths: Sequence[int],
         adapters: Sequence[tuple[nn.Module, nn.Module]],
         in_channels: int,
+        repeats: bool,
         multiple: Sequence[int],
+        scaling: str = "minmax",
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
     ) -> None:
@@ -63,7 +68,8 @@ class Teacher(nn.Module):
         self._frozen = (model.eval().requires_grad_(False),)  # a tuple, so that it is no submodule
         self.run = run
         self.widths = tuple(widths)
-        self.in_channels = in_channels
+        self.in_channels, self.repeats = in_channels, repeats
+        self.scaling = SCALINGS[scaling]
         self.multiple = tuple(multiple)
         self.has_weights = False
         self.adapters = nn.ModuleList(adapter for _, adapter in adapters)
@@ -87,9 +93,9 @@ class Teacher(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """The maps of ``x``, with gradients into the adapters.
 
-        Each image channel is min-maxed per sample, and resized up to what the model accepts. A model that takes as many
-        channels sees them at once. Any other sees each by itself, three times if it takes three, and the maps are
-        averaged.
+        Each image channel is scaled per sample, and resized up to what the model accepts. A model that takes as many
+        channels sees them at once: so does a ViT any three, as if they were colours. Any other sees each by itself, and
+        the maps are averaged.
 
         Args:
             x: ``(B, C, *spatial)``, any range.
@@ -104,11 +110,13 @@ class Teacher(nn.Module):
             raise RuntimeError("The teacher has no weights yet: nnU-Net's run_training loads them (on_train_start).")
         size = [max(2 * m, -(-n // m) * m) for n, m in zip(x.shape[2:], self.multiple, strict=True)]
         images, channels = x.shape[:2]
-        x = minmax(x)
+        x = self.scaling(x)
         if list(x.shape[2:]) != size:
             x = F.interpolate(x, size, mode=MODES[len(size)])
         if channels != self.in_channels:
-            x = x.flatten(0, 1).unsqueeze(1).expand(-1, self.in_channels, *size)
+            x = x.flatten(0, 1).unsqueeze(1)
+            if self.repeats:
+                x = x.expand(-1, self.in_channels, *size)
         maps = self.run((x - self.mean) / self.std)
         if channels in (1, self.in_channels):
             return list(maps)
@@ -136,8 +144,10 @@ def build_teacher(settings: TinyMIGSettings, patch_size: Sequence[int], depths: 
         extractor = create_extractor(name, architecture=settings.architecture)
         if dims not in extractor.accepted_dims:
             raise NotImplementedError(_other_dimension(name, extractor.accepted_dims[0], dims))
-        return _convolutional(extractor, dims, hidden, depths)
+        return _convolutional(extractor, dims, hidden, depths, settings.teacher_scaling)
     vit.check_name(name)
+    if settings.teacher_scaling != "minmax":
+        raise ValueError(f"teacher_scaling is for anatomix and nnunet; '{name}' has its own. Leave it unset.")
     if dims != 2:
         raise NotImplementedError(_other_dimension(name, 2, dims))
     teacher = _vit(vit.build(name, RANDOM_SEED), hidden, depths)
@@ -167,13 +177,15 @@ def load_teacher(teacher: Teacher, settings: TinyMIGSettings, dims: int) -> str:
             _reset(model)
         where = "random weights, as asked for"
     elif isinstance(model, FrozenExtractor):
-        where = f"weights from {load_weights(model, name, settings.weights)}"
+        path = load_weights(model, name, settings.weights)
+        where = f"weights from {path} ({'as set' if settings.weights else room.state(room.published(name))})"
     else:
-        where = f"weights from {vit.load(model, name, settings.weights)}"
+        path = vit.load(model, name, settings.weights)
+        where = f"weights from {path} ({'as set' if settings.weights else 'published file'})"
     now = fingerprint(model)
     if int(teacher.fingerprint) not in (0, now):
         raise ValueError(
-            f"This checkpoint was trained with other weights of teacher '{name}' than now ({where}). Put the file "
+            f"This checkpoint was trained with other weights of teacher '{name}' than now: {where}. Put them "
             f"back, or start from the checkpoint's network with -pretrained_weights."
         )
     teacher.fingerprint.fill_(now)
@@ -189,15 +201,15 @@ def fingerprint(model: nn.Module) -> int:
     return int.from_bytes(digest.digest()[:7], "little") or 1
 
 
-def _convolutional(extractor: FrozenExtractor, dims: int, hidden: int | None, depths: int) -> Teacher:
+def _convolutional(extractor: FrozenExtractor, dims: int, hidden: int | None, depths: int, scaling: str) -> Teacher:
     """The finest levels of a U-Net's decoder, which have seen the context, from fine on. Adapters at all levels."""
     if isinstance(extractor, Anatomix):
         encoder, decoder = list(extractor.encoder), list(extractor.decoder)
-        widths = [extractor.out_channels * 2**level for level in range(len(encoder))]
+        widths, in_channels = [extractor.out_channels * 2**level for level in range(len(encoder))], 1
     else:
         unet: Any = extractor.network
         encoder, decoder = list(unet.encoder.stages), list(unet.decoder.stages)
-        widths = list(unet.encoder.output_channels)
+        widths, in_channels = list(unet.encoder.output_channels), int(extractor.input_channels)  # type: ignore[arg-type]
     adapters = []
     if hidden is not None:
         levels = zip([*encoder, *decoder], [*widths, *reversed(widths[:-1])], strict=True)
@@ -210,7 +222,7 @@ def _convolutional(extractor: FrozenExtractor, dims: int, hidden: int | None, de
         return [maps.pop(level) for level in taken]
 
     multiple = extractor.multiple if isinstance(extractor.multiple, tuple) else (extractor.multiple,) * dims
-    teacher = Teacher(extractor, run, widths[: len(taken)], adapters, 1, multiple)
+    teacher = Teacher(extractor, run, widths[: len(taken)], adapters, in_channels, False, multiple, scaling)
     for level in taken:  # after the adapters' hooks
         level.register_forward_hook(lambda level, _, output: maps.__setitem__(level, output))
     return teacher
@@ -229,16 +241,19 @@ def _vit(model: Any, hidden: int | None, depths: int) -> Teacher:
         return list(model.forward_intermediates(x, **options))
 
     mean, std = vit.mean_and_std(model)
-    return Teacher(model, run, [width] * depths, adapters, 3, vit.patch_size(model), mean, std)
+    return Teacher(model, run, [width] * depths, adapters, 3, True, vit.patch_size(model), mean=mean, std=std)
 
 
 def _reset(model: FrozenExtractor) -> None:
+    device = next(model.parameters()).device
+    model.cpu()  # the same weights on every device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
+        torch.default_generator.manual_seed(RANDOM_SEED)
         for module in model.modules():
             reset: Any = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
+    model.to(device)
     model.has_weights = True
 
 

@@ -315,7 +315,10 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
     def test_the_teacher_is_loaded_from_its_file_and_in_no_checkpoint(self, host, trained):
         first, saved, second = trained
         for printed in (first, second):
-            assert f"Teacher anatomix: weights from {host.folder / 'weights' / 'anatomix.pth'}" in printed
+            assert (
+                f"Teacher anatomix: weights from {host.folder / 'weights' / 'anatomix.pth'} (installed as unp"
+                in printed
+            )
         before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
         assert torch.equal(before["teaching"]["teacher.fingerprint"], after["teaching"]["teacher.fingerprint"])
         assert sum(value.numel() for value in after["teaching"].values()) < 1_000_000  # anatomix has 5.9 million
@@ -360,7 +363,7 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
             (
                 {"loss_weights": [1, 1]},
                 "3d_fullres",
-                "loss_weights must be 5 numbers, none negative, of segmentation_tea",
+                "loss_weights must be 5 positive numbers, of segmentation_teacher",
             ),
             ({"ablate": ["fdce"]}, "3d_fullres", "ablate must be a list of ufdm, cdc, lra, amplitude"),
             ({}, "2d", "The published weights of 'samvit_base_patch16.sa1b' could not be fetched"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -40,7 +41,7 @@ def hub(published):
             found = self.path == f"/timm/{NAME}/resolve/main/model.safetensors"
             self.send_response(200 if found or self.command == "GET" else 404)
             self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')  # as of files in large-file storage
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             self.wfile.write(body)
@@ -87,8 +88,17 @@ def test_is_fetched_once_kept_and_loaded_without_network(hub, published, tmp_pat
     expected.load_state_dict(timm.models.load_state_dict(str(published), weights_only=True))
     assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
 
-    path.resolve().write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(WeightsError, match=rf"SHA-256 is another. Delete it, then: nnunet-dg weights fetch {NAME}"):
+    content = path.read_bytes()
+    path.unlink()  # a link in the hub's cache
+    path.write_bytes(content[:-1] + b"x")
+    with pytest.raises(
+        WeightsError, match=f"is not what was published.* Delete it, then: nnunet-dg weights fetch {NAME}"
+    ):
+        vit.load(model, NAME)
+    path.write_bytes(content)
+    vit.load(model, NAME)
+    next((tmp_path / "hub").glob("*.published")).unlink()
+    with pytest.raises(WeightsError, match="does not say what it should be"):
         vit.load(model, NAME)
 
 
@@ -119,6 +129,23 @@ def test_a_sam_checkpoint_is_taken_as_its_authors_publish_it(tmp_path):
 class Code:
     def __reduce__(self):
         return (print, ("ran",))
+
+
+def test_a_file_that_confuses_the_safe_reader_is_not_read_by_another(tmp_path, monkeypatch):
+    """timm's own reader tries again without weights_only after a TypeError, which this file raises."""
+    code = b"\x80\x02ccollections\nOrderedDict\n)RNb0cbuiltins\nprint\nX\x03\x00\x00\x00ran\x85R."
+    torch.save({}, tmp_path / "empty.pth")
+    path = tmp_path / "file.pth"
+    with zipfile.ZipFile(tmp_path / "empty.pth") as empty, zipfile.ZipFile(path, "w") as crafted:
+        for name in empty.namelist():
+            crafted.writestr(name, code if name.endswith("data.pkl") else empty.read(name))
+    with pytest.raises(TypeError):
+        torch.load(path, weights_only=True)
+    read, asked = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **options: (asked.append(options), read(*a, **options))[1])
+    with pytest.raises(WeightsError, match="cannot be read as weights of teacher"):
+        vit.load(vit.build(NAME), NAME, path)
+    assert [options["weights_only"] for options in asked] == [True]
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_a_released_name_of_sgcg_keeps_its_meaning(trainer):
 )
 def test_a_released_name_of_tinymig_keeps_its_meaning(trainer, teacher):
     assert trainer.tinymig == TinyMIGSettings(
-        teacher=teacher, weights=None, adapter_width=64, loss_weights=(1, 1, 0.5, 0.5, 0.5), statistics="ufdm",
-        divergence="kl", ablate=(),
+        teacher=teacher, weights=None, teacher_scaling="minmax", adapter_width=64,
+        loss_weights=(1, 1, 0.5, 0.5, 0.5), statistics="ufdm", divergence="kl", ablate=(),
     )  # fmt: skip
     assert DEFAULT_TEACHERS == {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
     assert getattr(trainer, "dropgen", None) == (DropGenSettings() if trainer is nnUNetTrainerDropGenTinyMIG else None)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_dg.tinymig import FrequencyContentEnhancement, localized_representation_alignment
+from nnunet_dg.tinymig import ContentAlignment, FrequencyContentEnhancement, localized_representation_alignment
 from nnunet_dg.tinymig.alignment import pool, pooled_shape
 
 SHAPES = [(6, 8), (7, 5), (4, 6, 8), (5, 7, 3)]
@@ -71,10 +71,12 @@ def test_gradients_agree_with_differences():
         torch.Tensor.float = single
 
 
-@pytest.mark.parametrize("value", [0.0, 3.0])
-def test_gradients_are_finite_for_constant_features(value):
+@pytest.mark.parametrize(("value", "single"), [(0.0, 0.0), (3.0, 3.0), (0.0, 1e-20), (0.0, 1e-30)])
+def test_gradients_are_finite_for_constant_features_and_next_to_nothing(value, single):
     module = FrequencyContentEnhancement(3, (4, 5))
-    x = torch.full((1, 3, 4, 5), value, requires_grad=True)
+    x = torch.full((1, 3, 4, 5), value)
+    x[0, 0, 0, 0] = single
+    x.requires_grad_()
     module(x).square().sum().backward()
     for gradient in (x.grad, *(p.grad for p in module.parameters())):
         assert torch.isfinite(gradient).all()
@@ -97,6 +99,28 @@ def test_alignment_by_hand():
     teacher = [torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 1, 1)]
     student = [torch.full((1, 1, 2, 2), 2.0), torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)]
     assert float(localized_representation_alignment(teacher, student)) == (4 + 5) / 2
+
+
+@pytest.mark.parametrize(
+    "parts", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
+)
+def test_both_sides_are_enhanced_by_the_same_filters_at_each_depth(parts):
+    torch.manual_seed(0)
+    widths, grids = (4, 8), ((40, 4, 4), (6, 4, 4))
+    module = ContentAlignment(widths, grids, *parts)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    teacher, student = ([torch.randn(2, w, *g) for w, g in zip(widths, grids, strict=True)] for _ in range(2))
+    expected = []
+    for depth, (width, grid) in enumerate(zip(widths, ((32, 4, 4), (6, 4, 4)), strict=True)):
+        alone = FrequencyContentEnhancement(
+            width, grid, **dict(zip(("amplitude", "phase", "refine"), parts, strict=True))
+        )
+        alone.load_state_dict(module.enhance[depth].state_dict())
+        sides = (torch.nn.functional.adaptive_avg_pool3d(side[depth], grid) for side in (teacher, student))
+        first, second = (alone(side) for side in sides)
+        expected.append((first - second).square().mean())
+    torch.testing.assert_close(module(teacher, student), torch.stack(expected).mean())
 
 
 def test_volumes_are_pooled_to_at_most_32_voxels_a_side_and_images_are_not():

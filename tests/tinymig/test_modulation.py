@@ -63,16 +63,22 @@ def test_universal_statistics_are_the_references_or_uniform_and_carry_no_gradien
         assert uniform.min() >= 0
         assert uniform.max() <= 1
         assert uniform.mean() == pytest.approx(0.5, abs=0.05)
+    both = torch.stack([mean[~kept], std[~kept]])
+    assert torch.corrcoef(both)[0, 1].abs() < 0.1  # drawn each by itself
     assert not mean.requires_grad
     assert not std.requires_grad
 
 
 def test_mixstyle_stays_between_two_samples():
     x = feature()
-    mean, _ = mixstyle_statistics(x)
-    own, _ = statistics(x)
+    own = torch.cat(statistics(x), 1)
+    drawn = torch.stack([torch.cat(mixstyle_statistics(x), 1) for _ in range(50)])
     low, high = own.min(0).values, own.max(0).values
-    assert ((mean >= low - 1e-6) & (mean <= high + 1e-6)).all()
+    assert ((drawn >= low - 1e-5) & (drawn <= high + 1e-5)).all()
+    assert (drawn - own).abs().amax() > 0.1 * (high - low).max()  # another sample's, in some draw
+    one = drawn[(drawn - own).abs().amax((1, 2)).argmax()]
+    share = ((one - own) / (own.flip(0) - own))[0] if len(own) == 2 else None
+    assert share is None or share.max() - share.min() < 1e-3  # one share for a sample's channels, mean and deviation
 
 
 def test_crossnorm_exchanges_channels_of_a_sample():
@@ -81,10 +87,12 @@ def test_crossnorm_exchanges_channels_of_a_sample():
     assert not torch.equal(mean, own_mean)
     assert torch.equal(mean.sort(1).values, own_mean.sort(1).values)
     assert torch.equal(std.sort(1).values, own_std.sort(1).values)
+    pairs = {(float(m), float(s)) for m, s in zip(own_mean[0], own_std[0], strict=True)}
+    assert {(float(m), float(s)) for m, s in zip(mean[0], std[0], strict=True)} == pairs  # a channel's both together
 
 
 def test_dsu_scatters_around_its_own_as_the_batch_does():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, 4000, 3, 3, generator=generator)
-    (mean, _), (own, _) = dsu_statistics(x), statistics(x)
-    assert (mean - own).std() == pytest.approx(float(own.std(0, correction=0).mean()), rel=0.1)
+    for drawn, own in zip(dsu_statistics(x), statistics(x), strict=True):
+        assert (drawn - own).std() == pytest.approx(float(own.std(0, correction=0).mean()), rel=0.1)

@@ -11,12 +11,19 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"loss_weights": [1, 1, 0.5, 0.5]}, r"loss_weights must be 5 numbers.*of segmentation_teacher, .*got \[1, 1"),
-        ({"loss_weights": [1, 1, 0.5, 0.5, -1]}, "loss_weights must be 5 numbers, none negative"),
+        (
+            {"loss_weights": [1, 1, 0.5, 0.5]},
+            r"loss_weights must be 5 positive numbers, of segmentation_teacher, .*got \[1, 1",
+        ),
+        ({"loss_weights": [1, 1, 0.5, 0.5, -1]}, "loss_weights must be 5 positive numbers"),
         ({"loss_weights": [1, 1, 0.5, 0.5, float("nan")]}, "loss_weights"),
+        ({"loss_weights": [0, 1, 0.5, 0.5, 0.5]}, "loss_weights must be 5 positive.*To leave one out, ablate its part"),
         ({"loss_weights": 1}, "loss_weights"),
         ({"ablate": ["fdce"]}, r"ablate must be a list of ufdm, cdc, lra, amplitude, .*got \['fdce'\]"),
         ({"ablate": "ufdm"}, "ablate must be a list"),
+        ({"ablate": [["ufdm"]]}, "ablate must be a list"),
+        ({"teacher_scaling": "none"}, "teacher_scaling must be one of minmax, zscore; got 'none'"),
+        ({"teacher": "random:nnunet"}, "'random:nnunet' has no architecture"),
         ({"statistics": "maxstyle"}, "statistics must be one of ufdm, mixstyle, crossnorm, dsu; got 'maxstyle'"),
         ({"divergence": "l1"}, "divergence must be one of kl, mse, js; got 'l1'"),
         ({"adapter_width": 0}, "adapter_width must be a whole number, at least 1; got 0"),

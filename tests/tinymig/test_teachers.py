@@ -1,6 +1,6 @@
 """Teachers: their maps are the frozen model's, their adapters alone learn, and what cannot be is said."""
 
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import timm
@@ -70,16 +70,41 @@ def test_anatomix_gives_its_decoders_levels_the_finest_being_the_extractors_feat
 @pytest.mark.parametrize("dims", [2, 3])
 def test_any_nnunet_folder_teaches_in_its_own_dimension(tmp_path, dims):
     folder = tmp_path / "model"
-    write_model(folder, dims=dims)
+    trained = write_model(folder, dims=dims)
     patch = (24, 20, 16)[:dims]
     settings = TinyMIGSettings(teacher="nnunet", weights=str(folder)).completed()
     teacher = build_teacher(settings, patch, 4)
     load_teacher(teacher, settings, dims)
-    maps = teacher.features(torch.randn(1, 1, *patch))
-    assert [m.shape[1] for m in maps] == list(teacher.widths)
-    assert all(a.shape[-1] > b.shape[-1] for a, b in pairwise(maps))
+    image = torch.randn(1, 1, *patch)
+    maps = teacher.features(image)
+    assert [m.shape[1] for m in maps] == [6, 8]
+    decoder, seen = trained.decoder, []
+    for stage in decoder.stages:
+        stage.register_forward_hook(lambda _, __, output: seen.append(output))
+    trained(minmax(image))
+    for mine, its in zip(maps, reversed(seen), strict=True):
+        torch.testing.assert_close(mine, its)
+    zscored = build_teacher(replace(settings, teacher_scaling="zscore"), patch, 4)
+    load_teacher(zscored, settings, dims)
+    assert not torch.allclose(zscored.features(image)[0], maps[0])
+    torch.testing.assert_close(zscored.features(100 * image + 7), zscored.features(image), atol=1e-4, rtol=1e-4)
     with pytest.raises(NotImplementedError, match=f"teacher 'nnunet' is {dims}-D, the configuration {5 - dims}-D"):
         build_teacher(settings, (24, 20, 16)[: 5 - dims], 4)
+
+
+def test_a_model_of_several_channels_sees_as_many_at_once_and_a_single_one_in_the_first(tmp_path):
+    trained = write_model(tmp_path / "model", dims=2, input_channels=2)
+    settings = TinyMIGSettings(teacher="nnunet", weights=str(tmp_path / "model")).completed()
+    teacher = build_teacher(settings, (24, 20), 4)
+    load_teacher(teacher, settings, 2)
+    seen = []
+    trained.decoder.stages[-1].register_forward_hook(lambda _, __, output: seen.append(output))
+    image = minmax(torch.randn(1, 2, 24, 20))
+    alone = image * torch.tensor([1.0, 0]).reshape(1, 2, 1, 1)
+    for shown, expected in ((image, image), (image[:, :1], alone)):
+        trained(expected)
+        torch.testing.assert_close(teacher.features(shown)[0], seen.pop())
+    assert not torch.allclose(teacher.features(image)[0], teacher.features(image.flip(1))[0])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +178,14 @@ def test_a_training_goes_on_with_the_same_teacher_alone(tmp_path):
             ValueError,
             "name of a ViT in timm; got .*Close to it: .*vit_tiny_patch16_224",
         ),
-        ("resnet18", (32, 32), ValueError, "timm's resnet18 is no ViT"),
+        ("resnet18", (32, 32), ValueError, "timm's resnet18 is no ViT that takes images of any size"),
+        (
+            "beit_base_patch16_224",
+            (32, 32),
+            ValueError,
+            "beit_base_patch16_224 is no ViT that takes images of any size",
+        ),
+        ("hiera_tiny_224", (32, 32), ValueError, "hiera_tiny_224 is no ViT"),
         (
             "mind",
             (32, 32, 32),
