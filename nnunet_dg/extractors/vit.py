@@ -43,6 +43,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
     check_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        model: Any
         try:
             model = timm.create_model(name, num_classes=0, dynamic_img_size=True)
         except TypeError:  # SAM's ViTs take any size without being asked to
@@ -60,7 +61,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
         raise ValueError(
             f"timm's {name} is no ViT that takes images of any size. Most of vit_*, deit_* and samvit_* do."
         )
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def width(model: nn.Module) -> int:
@@ -170,7 +171,10 @@ def on_this_machine() -> list[tuple[str, Path]]:
 def _repository(name: str) -> str | None:
     import timm
 
-    config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    try:
+        config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # the model exists, weights of that tag do not
+        return None
     return config.hf_hub_id if config else None
 
 

@@ -87,4 +87,4 @@ def refuse_other_settings(now: T, earlier: T) -> None:
 
 def record(plans: dict[str, Any], method: str, settings: Any) -> None:
     """Write all settings of a method into the plans, so that plans.json and checkpoints rebuild the same network."""
-    plans.setdefault(KEY, {})[method] = asdict(settings)
+    plans.setdefault(KEY, {})[method] = json.loads(json.dumps(asdict(settings)))  # no tuples, as in plans.json

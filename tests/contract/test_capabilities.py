@@ -357,12 +357,6 @@ class TestTinyMIG(Capabilities):
         (preprocessed / f"{self.plans_2d}.json").write_text(json.dumps(plans))
 
 
-class TestDropGenTinyMIG(Capabilities):
-    trainer = "Tiny_nnUNetTrainerDropGenTinyMIG"
-    refuses_2d = True
-    trains_without_weights = False
-
-
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_a_trained_nnunet_is_an_extractor_and_predicting_does_not_need_its_folder(
     host, one_image, tmp_path, configuration
@@ -401,6 +395,7 @@ FAMILIES = {
     "nnUNetTrainerTinyMIG_DINOv2": "nnUNetTrainerTinyMIG",
     "nnUNetTrainerTinyMIG_Paper": "nnUNetTrainerTinyMIG",
 }
+COMBINATIONS = {"nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerTinyMIG", "nnUNetTrainerDropGen")}
 OPTIMISER = {"__init__", "configure_optimizers"}
 
 
@@ -415,6 +410,22 @@ def test_differs_from_its_family_in_values_and_optimiser_alone(variant, record_p
     assert all(name.startswith("__") for name in own - OPTIMISER), own
 
 
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_adds_nothing_to_what_it_combines_and_trains(host, one_image, tmp_path, combination, record_property):
+    """Each part has a row of its own, and nnUNetTrainerDropGenSgCG too, which combines likewise."""
+    declared = {e.name: e.load() for e in entry_points(group="nnunetv2.trainers")}
+    first, second = COMBINATIONS[combination]
+    record_property("trainer", combination)
+    record_property("same_as", f"{first}` and `{second}")
+    assert declared[combination].__bases__ == (declared[first], declared[second])
+    assert all(name.startswith("__") and name != "__init__" for name in vars(declared[combination]))
+    model = f"-p tinyPlans -tr Tiny_{combination} -device cpu"
+    host.run(f"nnUNetv2_train 701 3d_fullres 0 {model}", nnUNet_n_proc_DA="0")
+    home = {"NNUNET_DG_HOME": str(tmp_path / "empty")}
+    host.run(f"nnUNetv2_predict -i {one_image} -o {tmp_path} -d 701 -c 3d_fullres -f 0 {model} -npp 1 -nps 1", **home)
+    assert segmentation_in(tmp_path).shape == (20, 24, 20)
+
+
 def test_every_registered_trainer_is_in_the_table():
-    tested = {c.trainer.removeprefix("Tiny_") for c in Capabilities.__subclasses__()} | set(FAMILIES)
+    tested = {c.trainer.removeprefix("Tiny_") for c in Capabilities.__subclasses__()} | {*FAMILIES, *COMBINATIONS}
     assert tested == {e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"}

@@ -343,14 +343,6 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         assert "The published weights of 'anatomix' could not be fetched" in printed
         assert "Epoch 0" not in printed
 
-    def test_a_vit_teaches_in_two_dimensions(self, host, plans):
-        name = plans({"tinymig": {"teacher": "random:vit_tiny_patch16_224"}})
-        printed = host.run(f"nnUNetv2_train 701 2d 0 -p {name} -tr {self.trainer} -device cpu")
-        assert "Teacher vit_tiny_patch16_224: random weights, as asked for" in printed
-        results = host.folder / "nnUNet_results" / DATASET / f"{self.trainer}__{name}__2d" / "fold_0"
-        logging = torch.load(results / "checkpoint_final.pth", weights_only=False)["logging"]
-        assert all(np.isfinite(logging[f"loss_{term}"]).all() for term, _ in self.terms)
-
     @pytest.mark.parametrize(
         ("settings", "configuration", "message"),
         [
@@ -365,7 +357,6 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
                 "3d_fullres",
                 "loss_weights must be 5 positive numbers, of segmentation_teacher",
             ),
-            ({"ablate": ["fdce"]}, "3d_fullres", "ablate must be a list of ufdm, cdc, lra, amplitude"),
             ({}, "2d", "The published weights of 'samvit_base_patch16.sa1b' could not be fetched"),
         ],
     )
@@ -374,16 +365,6 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         printed = host.run(f"nnUNetv2_train 701 {configuration} 1 -p {name} -tr {self.trainer} -device cpu", status=1)
         assert message in printed
         assert "Epoch 0" not in printed
-
-
-class TestTinyMIGPaper:
-    def test_adamw_decays_by_a_polynomial(self, host):
-        trainer = "Tiny_nnUNetTrainerTinyMIG_Paper"
-        host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu")
-        checkpoint = torch.load(host.results(trainer) / "checkpoint_final.pth", weights_only=False)
-        assert checkpoint["logging"]["lrs"] == pytest.approx([1e-4 * (1 - epoch / 3) ** 0.9 for epoch in range(3)])
-        groups = checkpoint["optimizer_state"]["param_groups"]
-        assert [(group["betas"], group["weight_decay"]) for group in groups] == [((0.9, 0.999), 0.01)] * 2
 
 
 class TestTwoDimensions:

@@ -154,18 +154,14 @@ def assert_trains_in_two_processes(host, folder, trainer):
     host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu --val")
 
 
-@pytest.mark.parametrize(
-    "trainer", ["Tiny_nnUNetTrainerDropGen_MIND", "Tiny_nnUNetTrainerSgCG", "Tiny_nnUNetTrainerTinyMIG"]
-)
+@pytest.mark.parametrize("trainer", ["Tiny_nnUNetTrainerDropGen_MIND", "Tiny_nnUNetTrainerSgCG"])
 def test_nnunets_training_in_two_processes(host, tmp_path, trainer):
     assert_trains_in_two_processes(host, tmp_path, trainer)
 
 
 @pytest.mark.matrix
 @pytest.mark.capability("DDP")
-@pytest.mark.parametrize(
-    "trainer", ["nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG", "nnUNetTrainerTinyMIG", "nnUNetTrainerDropGenTinyMIG"]
-)
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG", "nnUNetTrainerTinyMIG"])
 def test_two_processes_train_the_same_network_and_auxiliary_modules(host, tmp_path, trainer, record_property):
     record_property("trainer", trainer)
     assert_trains_in_two_processes(host, tmp_path, f"Tiny_{trainer}")

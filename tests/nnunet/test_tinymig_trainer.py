@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
 from on_noise import batch, initialized, plans
 
 from nnunet_dg.nnunet.taps import tap_encoder
@@ -19,15 +19,15 @@ def make(tmp_path, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
-    def make(load=True, **settings):
+    def make(load=True, trainer=nnUNetTrainerTinyMIG, **settings):
         given = plans(16).plans
         given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
         given["nnunet_dg"] = {"tinymig": {"teacher": "random:anatomix"} | settings}
         torch.manual_seed(0)
-        trainer = initialized(nnUNetTrainerTinyMIG, given, torch.device("cpu"))
+        made = initialized(trainer, given, torch.device("cpu"))
         if load:
-            trainer.load_teacher()
-        return trainer
+            made.load_teacher()
+        return made
 
     return make
 
@@ -181,3 +181,14 @@ def test_a_training_goes_on_with_the_same_settings_and_teacher(make):
     other.optimizer.load_state_dict(state)
     with pytest.raises(ValueError, match="trained with other weights of teacher 'anatomix'"):
         other.load_teacher()
+
+
+def test_the_papers_optimiser_is_adamw_with_a_polynomial_decay(make):
+    trainer = make(trainer=nnUNetTrainerTinyMIG_Paper)
+    groups = trainer.optimizer.param_groups
+    assert len(groups) == 2
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    assert all((group["betas"], group["weight_decay"]) == ((0.9, 0.999), 0.01) for group in groups)
+    for epoch in (0, 500, 999):
+        trainer.lr_scheduler.step(epoch)
+        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * (1 - epoch / 1000) ** 0.9] * 2)
