@@ -31,6 +31,12 @@ def test_every_trainer_is_in_the_table_and_every_name_in_it_exists():
     assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", README, re.M)) == ours
 
 
+def test_every_trainer_is_in_the_table_of_what_was_run():
+    ours = {e.name for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")}
+    table = (REPOSITORY / "docs" / "capabilities.md").read_text()
+    assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", table, re.M)) == ours
+
+
 def test_every_setting_is_in_the_table_with_its_choices_and_default():
     choices = CHOICES | {"statistics": STATISTICS, "divergence": tuple(DIVERGENCES), "ablate": ABLATIONS}
     tables = re.split(r"^`(\w+)`:$", README, flags=re.M)

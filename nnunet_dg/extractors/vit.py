@@ -61,7 +61,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
         raise ValueError(
             f"timm's {name} is no ViT that takes images of any size. Most of vit_*, deit_* and samvit_* do."
         )
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def width(model: nn.Module) -> int:
