@@ -36,7 +36,6 @@ class nnUNetTrainerSgCG(AuxiliaryTrainer):
         self.classes = Classes(self.label_manager)
         self.penultimate = tap_penultimate(self.network)
         self.partners = Partners()
-        self.num_images = len(self.configuration_manager.normalization_schemes)  # channels beyond: a cascade's stage
         cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
         raw = Path(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw else None
         self.domains = read_domains(raw, Path(self.preprocessed_dataset_folder_base), cases, self.print_to_log_file)
@@ -75,7 +74,7 @@ class nnUNetTrainerSgCG(AuxiliaryTrainer):
             mixed_output = self.network(self.mix(data, domains, settings.half_width))
             features.append(self.penultimate.take())
             terms["segmentation_mixed"] = self.loss(mixed_output, target)
-            first, second = (o[0] if self.enable_deep_supervision else o for o in (output, mixed_output))
+            first, second = self.at_full_resolution(output), self.at_full_resolution(mixed_output)
             terms["consistency"] = symmetric_kl(first, second, self.label_manager.has_regions)
             if settings.restoration:
                 restored = self.auxiliary["restoration"](self.bottleneck.take(), domains)

@@ -31,7 +31,6 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
         settings = self.settings("tinymig")
         encoder = planned_network(self.network).encoder
         patch = tuple(self.configuration_manager.patch_size)
-        self.num_images = len(self.configuration_manager.normalization_schemes)  # channels beyond: a cascade's stage
         depths = min(4, len(encoder.stages))
         modules = {}
         if settings.needs_teacher:
@@ -72,7 +71,7 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
             styled = self.styled(data, taught)
             terms["segmentation_styled"] = self.loss(styled, target)
         if settings.uses("cdc"):
-            first, second = (o[0] if self.enable_deep_supervision else o for o in (output, styled))
+            first, second = self.at_full_resolution(output), self.at_full_resolution(styled)
             regions = self.label_manager.has_regions
             terms["consistency"] = cross_distribution_consistency(first, second, regions, settings.divergence)
         return terms
@@ -90,7 +89,8 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
 
     def full_resolution_loss(self, logits, target):
         """nnU-Net's loss without deep supervision."""
-        return self.loss.loss(logits, target[0]) if self.enable_deep_supervision else self.loss(logits, target)
+        loss = self.loss.loss if self.enable_deep_supervision else self.loss
+        return loss(logits, self.at_full_resolution(target))
 
     def load_teacher(self):
         """Fetch, verify and load the teacher's frozen weights."""
@@ -115,18 +115,8 @@ class nnUNetTrainerTinyMIG_DINOv2(nnUNetTrainerTinyMIG):
 class nnUNetTrainerTinyMIG_Paper(nnUNetTrainerTinyMIG):
     """The paper's optimiser: AdamW, 1e-4, polynomial decay with exponent 0.9 (appendix B.2)."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def configure_optimizers(self):
         self.initial_lr = 1e-4
         self.weight_decay = 1e-2  # PyTorch's for AdamW; the paper names none
-
-    def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.9)

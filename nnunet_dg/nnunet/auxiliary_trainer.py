@@ -55,6 +55,15 @@ class AuxiliaryTrainer(MethodTrainer):
         """What beside the settings must be the same when a training goes on, by name; kept in the checkpoints."""
         return {}
 
+    @property
+    def num_images(self) -> int:
+        """How many channels of the batch are images; those after them are the previous stage of a cascade."""
+        return len(self.configuration_manager.normalization_schemes)
+
+    def at_full_resolution(self, scales: Tensor | list[Tensor]) -> Tensor:
+        """The first of deep supervision's outputs or targets; without it, what is given."""
+        return scales[0] if isinstance(scales, list) else scales
+
     def initialize(self) -> None:
         super().initialize()
         modules = {name: module.to(self.device) for name, module in self.build_auxiliary().items()}

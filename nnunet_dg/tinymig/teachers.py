@@ -122,8 +122,6 @@ class Teacher(nn.Module):
             return list(maps)
         return [m.unflatten(0, (images, channels)).mean(1) for m in maps]
 
-    forward = features
-
 
 def build_teacher(settings: TinyMIGSettings, patch_size: Sequence[int], depths: int) -> Teacher:
     """The teacher that ``settings`` name, without its weights.
