@@ -1,0 +1,118 @@
+"""Overlap and surface metrics of one segmentation, per label or region.
+
+Surfaces are those of marching cubes, their elements weighted by area (Nikolov et al., "Clinically applicable
+segmentation of head and neck anatomy", 2021), as MONAI computes them; a mask that reaches the image's border is closed
+there. A volume that is one voxel thick is measured in its plane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics.utils import get_edge_surface_distance
+from numpy.typing import NDArray
+
+METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
+HIGHER_IS_BETTER = {"dice": True, "hd95_mm": False, "assd_mm": False, "nsd": True}
+DEFAULT_TOLERANCE_MM = 1.0
+
+Array = NDArray[Any]
+
+
+def case_metrics(
+    prediction: Array,
+    truth: Array,
+    spacing_mm: Sequence[float],
+    labels: Mapping[str, Sequence[int]],
+    ignore: int | None = None,
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+) -> dict[str, dict[str, float]]:
+    """`mask_metrics` of every label or region of one case.
+
+    Args:
+        prediction: ``(*spatial)``, integer labels.
+        truth: likewise.
+        spacing_mm: of each axis.
+        labels: ``{name: integers}``, more than one integer for a region.
+        ignore: where ``truth`` has this label nothing is counted: both are background there.
+        tolerance_mm: of the normalized surface Dice.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"the prediction's shape is {prediction.shape}, the truth's {truth.shape}")
+    counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
+    of = {
+        name: (np.isin(prediction, integers) & counted, np.isin(truth, integers) & counted)
+        for name, integers in labels.items()
+    }
+    return {name: mask_metrics(*masks, spacing_mm, tolerance_mm) for name, masks in of.items()}
+
+
+def mask_metrics(
+    prediction: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+) -> dict[str, float]:
+    """Metrics of one pair of masks, in 2-D or 3-D.
+
+    Args:
+        prediction: ``(*spatial)``.
+        truth: likewise.
+        spacing_mm: of each axis.
+        tolerance_mm: distances up to this one count as agreement in `nsd`.
+
+    Returns:
+        ``dice`` in [0, 1]; ``hd95_mm``: the 95th percentile of the distances from each surface to the other, the larger
+        of both directions; ``assd_mm``: the average of all of these distances; ``nsd``: the fraction of both surfaces
+        within the tolerance (normalized surface Dice); ``truth_voxels`` and ``predicted_voxels``.
+
+        Both masks empty: there is nothing to find, all four are NaN, as nnU-Net's Dice is. One of them empty: ``dice``
+        and ``nsd`` are 0, and the distances are the image's diagonal, which no distance exceeds.
+    """
+    prediction, truth, spacing_mm = _in_plane(prediction, truth, spacing_mm)
+    sizes = {"truth_voxels": float(truth.sum()), "predicted_voxels": float(prediction.sum())}
+    if not any(sizes.values()):
+        return dict.fromkeys(METRICS, math.nan) | sizes
+    if not all(sizes.values()):
+        diagonal = math.hypot(*(n * mm for n, mm in zip(truth.shape, spacing_mm, strict=True)))
+        return {"dice": 0.0, "hd95_mm": diagonal, "assd_mm": diagonal, "nsd": 0.0} | sizes
+    dice = 2 * float((prediction & truth).sum()) / sum(sizes.values())
+    return {"dice": dice} | _surface_metrics(prediction, truth, spacing_mm, tolerance_mm) | sizes
+
+
+def _surface_metrics(
+    prediction: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Sequence[float], tolerance_mm: float
+) -> dict[str, float]:
+    masks = [torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, truth)]
+    edges, distances, areas = get_edge_surface_distance(
+        *masks, spacing=list(spacing_mm), use_subvoxels=True, symmetric=True
+    )
+    directions = [(d.double().numpy(), a[e].double().numpy()) for e, d, a in zip(edges, distances, areas, strict=True)]
+    total = sum(float(area.sum()) for _, area in directions)
+    return {
+        "hd95_mm": max(_percentile(distance, area, 0.95) for distance, area in directions),
+        "assd_mm": sum(float((distance * area).sum()) for distance, area in directions) / total,
+        "nsd": sum(float(area[distance <= tolerance_mm].sum()) for distance, area in directions) / total,
+    }
+
+
+def _percentile(distances: NDArray[np.float64], areas: NDArray[np.float64], fraction: float) -> float:
+    """The smallest distance within which at least ``fraction`` of the area lies."""
+    order = np.argsort(distances)
+    cumulated = np.cumsum(areas[order]) / areas.sum()
+    return float(distances[order][min(np.searchsorted(cumulated, fraction), len(order) - 1)])
+
+
+def _in_plane(prediction: Array, truth: Array, spacing_mm: Sequence[float]) -> tuple[Array, Array, list[float]]:
+    """Without the axis along which a volume is one voxel thick; nnU-Net gives 2-D images such an axis."""
+    thin = [axis for axis, length in enumerate(truth.shape) if length == 1]
+    if truth.ndim != 3 or len(thin) != 1:
+        return prediction, truth, list(spacing_mm)
+    return prediction.squeeze(thin[0]), truth.squeeze(thin[0]), [mm for i, mm in enumerate(spacing_mm) if i != thin[0]]

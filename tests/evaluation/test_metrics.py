@@ -1,0 +1,132 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from surface_distance import (
+    compute_average_surface_distance,
+    compute_robust_hausdorff,
+    compute_surface_dice_at_tolerance,
+    compute_surface_distances,
+)
+
+from nnunet_dg.evaluation.metrics import METRICS, case_metrics, mask_metrics
+
+
+def plates(lower: slice, upper: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Two plates of 40 x 40 voxels that face each other."""
+    masks = np.zeros((2, 14, 48, 48), bool)
+    masks[0, lower, 4:44, 4:44] = masks[1, upper, 4:44, 4:44] = True
+    return masks[0], masks[1]
+
+
+def test_two_plates_worked_out_on_paper():
+    """Two voxels thick, moved by three along an axis of 2 mm: [0, 4] mm and [6, 10] mm, say.
+
+    Of each surface one face is 2 mm from the other plate and one is 6 mm; the rims lie between, evenly. So the 95th
+    percentile is 6 mm, and the average is 4 mm. Within 2.5 mm: the near face, 40 x 40 mm, of two faces and four rims of
+    40 x 4 mm, and the eighth of the rims that is nearer than 2.5 mm.
+    """
+    prediction, truth = plates(slice(2, 4), slice(5, 7))
+    metrics = mask_metrics(prediction, truth, (2, 1, 1), tolerance_mm=2.5)
+    assert metrics["dice"] == 0
+    assert metrics["hd95_mm"] == 6
+    assert metrics["assd_mm"] == pytest.approx(4, rel=1e-6)
+    assert metrics["nsd"] == pytest.approx((1600 + 80) / (3200 + 640), abs=0.02)
+    assert metrics["truth_voxels"] == metrics["predicted_voxels"] == 3200
+
+
+def test_overlap_by_hand():
+    prediction, truth = np.zeros((2, 4, 4, 4), bool)
+    prediction[1, :3, 0], truth[1, 1:4, 0] = True, True  # two of three and three voxels
+    assert mask_metrics(prediction, truth, (1, 1, 1))["dice"] == pytest.approx(2 * 2 / 6)
+
+
+def test_spacing_belongs_to_its_own_axis():
+    """The plates' 95th percentile is the distance of their far faces, along the axis on which they were moved."""
+    prediction, truth = plates(slice(2, 4), slice(5, 7))
+    for axis in range(3):
+        spacing = np.full(3, 1.5)
+        spacing[axis] = 4
+        moved = (np.moveaxis(mask, 0, axis) for mask in (prediction, truth))
+        assert mask_metrics(*moved, spacing)["hd95_mm"] == 12
+
+
+def random_masks(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    field = gaussian_filter(rng.standard_normal(shape), 2)
+    other = field + 0.3 * gaussian_filter(rng.standard_normal(shape), 2)
+    return field > 0.02, other > 0.02
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((20, 24, 16), (1, 1, 1)), ((12, 30, 28), (3.3, 0.7, 0.5)), ((40, 36), (0.4, 1.5))]
+)
+def test_agrees_with_a_second_library(shape, spacing, seed):
+    """DeepMind's surface-distance, which weights by area as well."""
+    prediction, truth = random_masks(shape, seed)
+    metrics = mask_metrics(prediction, truth, spacing, tolerance_mm=1.1)
+    distances = compute_surface_distances(truth, prediction, spacing)
+    assert metrics["hd95_mm"] == pytest.approx(compute_robust_hausdorff(distances, 95), rel=1e-5)
+    assert metrics["nsd"] == pytest.approx(compute_surface_dice_at_tolerance(distances, 1.1), rel=1e-5)
+    both = compute_average_surface_distance(distances)
+    areas = distances["surfel_areas_gt"].sum(), distances["surfel_areas_pred"].sum()
+    assert metrics["assd_mm"] == pytest.approx(np.average(both, weights=areas), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 10), (12, 10)])
+def test_equal_masks_are_perfect_and_swapping_them_changes_nothing(shape):
+    first, second = random_masks(shape, 7)
+    spacing = (2.0, 1.0, 0.5)[-len(shape) :]
+    perfect = mask_metrics(first, first, spacing)
+    assert [perfect[name] for name in METRICS] == [1, 0, 0, 1]
+    there, back = mask_metrics(first, second, spacing), mask_metrics(second, first, spacing)
+    assert [there[name] for name in METRICS] == pytest.approx([back[name] for name in METRICS])
+
+
+def test_a_mask_that_reaches_the_border_is_closed_there():
+    full = np.ones((6, 6, 6), bool)
+    assert mask_metrics(full, full, (1, 1, 1))["nsd"] == 1
+    inner = np.zeros_like(full)
+    inner[1:-1, 1:-1, 1:-1] = True
+    assert mask_metrics(full, inner, (1, 1, 1))["hd95_mm"] == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_of_one_voxel_is_measured_in_its_plane(axis):
+    first, second = random_masks((30, 20), 3)
+    flat = mask_metrics(first, second, (0.8, 1.3))
+    spacing = np.insert([0.8, 1.3], axis, 999)  # nnU-Net's for images without a third axis
+    assert mask_metrics(np.expand_dims(first, axis), np.expand_dims(second, axis), spacing) == flat
+
+
+def test_two_empty_masks_have_no_metrics():
+    empty = np.zeros((4, 5, 6), bool)
+    metrics = mask_metrics(empty, empty, (1, 1, 1))
+    assert all(math.isnan(metrics[name]) for name in METRICS)
+
+
+@pytest.mark.parametrize("predicted", [True, False])
+def test_one_empty_mask_is_the_worst_there_is(predicted):
+    empty, full = np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5), bool)
+    full[1, 1, 1] = True
+    masks = (full, empty) if predicted else (empty, full)
+    metrics = mask_metrics(*masks, (4, 3, 0))  # a box of 12 x 12 x 0 mm
+    assert metrics["dice"] == metrics["nsd"] == 0
+    assert metrics["hd95_mm"] == metrics["assd_mm"] == pytest.approx(12 * math.sqrt(2))
+
+
+def test_labels_regions_and_the_ignore_label():
+    truth = np.array([[0, 1, 1, 2, 2, 3]])
+    prediction = np.array([[0, 1, 2, 2, 2, 1]])
+    labels = {"one": [1], "any": [1, 2]}
+    metrics = case_metrics(prediction, truth, (1, 1), labels, ignore=3)
+    assert metrics["one"]["dice"] == pytest.approx(2 * 1 / (1 + 2))  # the last voxel counts for nobody
+    assert metrics["any"]["dice"] == 1
+    assert case_metrics(prediction, truth, (1, 1), labels)["one"]["dice"] == pytest.approx(2 * 1 / (2 + 2))
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"prediction's shape is \(2, 3\), the truth's \(3, 2\)"):
+        case_metrics(np.zeros((2, 3)), np.zeros((3, 2)), (1, 1), {"one": [1]})
