@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(commands)
     _add_export(commands)
     _add_splits(commands)
+    _add_evaluate(commands)
+    _add_report(commands)
 
     demo = commands.add_parser(
         "demo",
@@ -134,6 +136,74 @@ def _add_splits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     splits.set_defaults(run=_splits)
 
 
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="Dice, HD95, ASSD and normalized surface Dice of a folder of predictions",
+        description="Writes evaluation.csv and evaluation.json, a row per case and label. Distances are in mm, by the "
+        "truth's spacing. Where both masks are empty there is nothing to find, and nothing is counted; where one is, "
+        "Dice is 0 and the distances are the image's diagonal. Voxels with the ignore label do not count.",
+    )
+    evaluate.add_argument("truths", metavar="TRUTHS", type=Path, help="folder of segmentations, for example labelsTs")
+    evaluate.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of segmentations")
+    evaluate.add_argument(
+        "-djfile", metavar="FILE", type=Path,
+        help="dataset.json (default: beside the predictions, or in the results folder they are in)",
+    )  # fmt: skip
+    evaluate.add_argument("-o", metavar="OUT", type=Path, help="folder (default: PREDICTIONS)")
+    evaluate.add_argument("-np", metavar="N", type=_positive, default=2, help="cases at a time (default: %(default)s)")
+    evaluate.add_argument(
+        "--tolerance", metavar="MM", type=float, default=1.0, help="of the surface Dice, in mm (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--missing", choices=("error", "zero", "skip"), default="error",
+        help="truths without a prediction are an error, count as empty predictions, or are left out "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--ignore-affine", action="store_true",
+        help="compare voxel by voxel, also where origin, direction or spacing differ",
+    )  # fmt: skip
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="trainers beside each other, in-domain and unseen: tables, tests and pictures",
+        description="Reads nnU-Net's validations and evaluated folders. Writes report.html, report.md, report.tex, "
+        "tables as CSV and pictures as PNG. Which cases of a validation are from unseen domains follows from the "
+        "dataset's domains.json and splits_final.json.",
+    )
+    report.add_argument(
+        "results", metavar="[NAME=]RESULT", nargs="+",
+        help="a results folder of nnU-Net, TRAINER__PLANS__CONFIGURATION, or a folder that nnunet-dg evaluate wrote "
+        "to. The same NAME several times: one trainer, trained repeatedly",
+    )  # fmt: skip
+    report.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
+    report.add_argument(
+        "--baseline", metavar="NAME", help="that others are tested against (default: nnUNetTrainer, or the first)"
+    )
+    report.add_argument(
+        "--metric", choices=("dice", "hd95_mm", "assd_mm", "nsd"), default="dice",
+        help="of ranks, tests and pictures (default: %(default)s)",
+    )  # fmt: skip
+    report.add_argument(
+        "--domains", metavar="FILE", type=Path, help='JSON, {"case": "domain"}, of the cases of evaluated folders'
+    )
+    report.add_argument(
+        "--trained-on", metavar="DOMAIN", nargs="+", default=[],
+        help="domains of the training data of evaluated folders' models; all others are unseen",
+    )  # fmt: skip
+    report.set_defaults(run=_report)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a positive number; got {text!r}")
+    return int(text)
+
+
 def _fold(text: str) -> int | str:
     if text != "all" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a fold is a number or all; got {text!r}")
@@ -209,6 +279,32 @@ def _splits(arguments: argparse.Namespace) -> int:
         print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force)}")
     except (ValueError, FileExistsError) as error:
         raise RuntimeError(str(error)) from error
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from nnunet_dg.evaluation.report import readable_means
+    from nnunet_dg.nnunet.evaluate import evaluate
+
+    a = arguments
+    table = evaluate(a.truths, a.predictions, a.djfile, a.o, a.missing, a.tolerance, a.np, a.ignore_affine)
+    Console().print(readable_means(table).to_string(index=False), markup=False, highlight=False)
+    print(f"Written: {(a.o or a.predictions) / 'evaluation.csv'} and evaluation.json")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.results import Source, report
+
+    a = arguments
+    try:
+        table = report([Source.parse(text) for text in a.results], a.o, a.baseline, a.metric, a.domains, a.trained_on)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    print(table.to_string(index=False))
+    print(f"Written: {a.o / 'report.html'}, report.md, report.tex, and the tables as CSV")
     return 0
 
 

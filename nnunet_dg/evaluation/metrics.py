@@ -8,6 +8,7 @@ there. A volume that is one voxel thick is measured in its plane.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,10 +91,12 @@ def mask_metrics(
 def _surface_metrics(
     prediction: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Sequence[float], tolerance_mm: float
 ) -> dict[str, float]:
-    masks = [torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, truth)]
-    edges, distances, areas = get_edge_surface_distance(
-        *masks, spacing=list(spacing_mm), use_subvoxels=True, symmetric=True
-    )
+    predicted, true = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, truth))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.5 and 1.6 call what they deprecate
+        edges, distances, areas = get_edge_surface_distance(
+            predicted, true, spacing=list(spacing_mm), use_subvoxels=True, symmetric=True
+        )
     directions = [(d.double().numpy(), a[e].double().numpy()) for e, d, a in zip(edges, distances, areas, strict=True)]
     total = sum(float(area.sum()) for _, area in directions)
     return {
@@ -107,7 +110,7 @@ def _percentile(distances: NDArray[np.float64], areas: NDArray[np.float64], frac
     """The smallest distance within which at least ``fraction`` of the area lies."""
     order = np.argsort(distances)
     cumulated = np.cumsum(areas[order]) / areas.sum()
-    return float(distances[order][min(np.searchsorted(cumulated, fraction), len(order) - 1)])
+    return float(distances[order][min(int(np.searchsorted(cumulated, fraction)), len(order) - 1)])
 
 
 def _in_plane(prediction: Array, truth: Array, spacing_mm: Sequence[float]) -> tuple[Array, Array, list[float]]:

@@ -1,0 +1,105 @@
+"""From scores of cases to what a paper prints: per domain, in-domain beside unseen, ranks, tests against a baseline.
+
+A table of scores has one row per training, case and label, and the columns ``trainer``, ``run`` (1, 2, ... of repeated
+trainings), ``fold``, ``case``, ``domain``, ``setting`` (`IN_DOMAIN` or `UNSEEN`, of that training), ``label``, and one
+column per metric. NaN says that there was nothing to find.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+from statsmodels.stats.multitest import multipletests
+
+from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER
+
+IN_DOMAIN, UNSEEN = "in-domain", "unseen"
+SETTINGS = (IN_DOMAIN, UNSEEN)
+ALL = "all"  # domains together
+
+
+def per_case(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The mean of a case's labels; cases with nothing to find are left out.
+
+    Returns:
+        ``trainer``, ``run``, ``fold``, ``case``, ``domain``, ``setting``, and the metric.
+    """
+    of = ["trainer", "run", "fold", "case", "domain", "setting"]
+    return scores.groupby(of, sort=False)[metric].mean().dropna().reset_index()
+
+
+def by_domain(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.DataFrame:
+    """Mean and standard error of each trainer in each setting, over `ALL` cases and per domain.
+
+    Repeated trainings are averaged case by case first, so that a case counts once, or kept apart.
+
+    Args:
+        cases: of `per_case`.
+        metric: a column of it.
+        runs_apart: one row per run.
+
+    Returns:
+        ``trainer``, (``run``), ``setting``, ``domain``, ``mean``, ``standard_error`` (NaN of one case alone) and ``n``.
+    """
+    trained = ["trainer", "run"] if runs_apart else ["trainer"]
+    each = cases.groupby([*trained, "setting", "domain", "case"], sort=False)[metric].mean().reset_index()
+    both = pd.concat([each.assign(domain=ALL), each])
+    summary = both.groupby([*trained, "setting", "domain"], sort=False)[metric].agg(["mean", "sem", "count"])
+    return summary.rename(columns={"sem": "standard_error", "count": "n"}).reset_index()
+
+
+def average_rank(summary: pd.DataFrame, metric: str) -> pd.Series:
+    """Each trainer's rank among the others, averaged over the unseen domains; without any, over the others.
+
+    1 is the best; equal trainers share the mean of their ranks. Domains that a trainer was not evaluated on count for
+    nobody.
+
+    Args:
+        summary: of `by_domain`.
+        metric: which it is of.
+
+    Returns:
+        Indexed by trainer; empty if no domain has been evaluated with all of them.
+    """
+    setting = UNSEEN if (summary["setting"] == UNSEEN).any() else IN_DOMAIN
+    means = summary[(summary["setting"] == setting) & (summary["domain"] != ALL)]
+    table = means.pivot_table(index="trainer", columns="domain", values="mean", sort=False).dropna(axis=1)
+    return table.rank(ascending=not HIGHER_IS_BETTER[metric]).mean(axis=1)
+
+
+def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test of each trainer against the baseline, paired by case, in each setting.
+
+    Two-sided; p-values are corrected by Holm's method over all comparisons in the table. Repeated trainings and folds
+    that have the same case are averaged first.
+
+    Args:
+        cases: of `per_case`.
+        metric: a column of it.
+        baseline: a trainer.
+
+    Returns:
+        ``trainer``, ``setting``, ``n`` pairs, ``mean_difference`` (trainer - baseline), ``p`` and ``p_holm``. p is 1
+        where no case differs.
+
+    Raises:
+        ValueError: there is no such trainer.
+    """
+    trainers = list(dict.fromkeys(cases["trainer"]))
+    if baseline not in trainers:
+        raise ValueError(f"--baseline must be one of {', '.join(trainers)}; got {baseline!r}.")
+    table = cases.pivot_table(index=["setting", "domain", "case"], columns="trainer", values=metric)
+    rows = []
+    for trainer in trainers:
+        for setting in SETTINGS:
+            if trainer == baseline or setting not in table.index.get_level_values("setting"):
+                continue
+            pairs = table.loc[setting, [trainer, baseline]].dropna()
+            difference = pairs[trainer] - pairs[baseline]
+            if difference.empty:
+                continue
+            p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+            rows.append((trainer, setting, len(pairs), float(difference.mean()), p))
+    result = pd.DataFrame(rows, columns=["trainer", "setting", "n", "mean_difference", "p"])
+    return result.assign(p_holm=multipletests(result["p"], method="holm")[1] if len(result) else np.empty(0))
