@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_splits(commands)
     _add_evaluate(commands)
     _add_report(commands)
+    _add_stress(commands)
+    _add_stability(commands)
 
     demo = commands.add_parser(
         "demo",
@@ -198,6 +200,74 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.set_defaults(run=_report)
 
 
+def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    stress = commands.add_parser(
+        "stress",
+        help="trained models on corrupted images and with noise on their weights",
+        description="Gamma, bias field, noise, blur, low resolution, inversion and Gibbs ringing of rising strength, "
+        "applied to raw images and predicted as nnU-Net predicts; and Gaussian noise on the trained weights. Writes "
+        "stress.csv and stress.png. What is measured is kept, and the same command goes on after an interruption.",
+    )
+    stress.add_argument(
+        "models", metavar="[NAME=]MODEL", nargs="+", help="results folders of nnU-Net, TRAINER__PLANS__CONFIGURATION"
+    )
+    _add_cases(stress)
+    stress.add_argument("--kinds", metavar="KIND", nargs="+", help="some of them alone, for example gamma inversion")
+    stress.add_argument(
+        "--draws", metavar="N", type=_positive, default=5, help="of noise on the weights (default: %(default)s)"
+    )
+    stress.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    stress.set_defaults(run=_stress)
+
+
+def _add_stability(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    stability = commands.add_parser("stability", help="of features under other contrasts, and what a model leans on")
+    actions = stability.add_subparsers(title="actions", required=True, metavar="ACTION")
+    features = actions.add_parser(
+        "features",
+        help="are features the same where the contrast is another?",
+        description="Linear CKA between an extractor's features of co-registered images of different contrast, and "
+        "under rising gamma, with the image's own intensity beside it; and the features as colours.",
+    )
+    features.add_argument(
+        "images", metavar="[NAME=]IMAGE", nargs="+", help="co-registered images of one subject, on one grid"
+    )
+    features.add_argument(
+        "-x", metavar="EXTRACTOR", nargs="+", default=["mind"],
+        help="mind, anatomix; anatomix-dev and nnunet as NAME=WEIGHTS (default: mind)",
+    )  # fmt: skip
+    features.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
+    features.add_argument(
+        "--patch", metavar="N", nargs="+", type=_positive, default=[128, 128, 128],
+        help="voxels around the centre, slices first (default: 128 128 128)",
+    )  # fmt: skip
+    features.set_defaults(run=_stability_features)
+    reliance = actions.add_parser(
+        "reliance",
+        help="what a DropGen model leans on: Dice with the image, or the features, zeroed",
+        description="Predicts with a trained DropGen model as it is, without the image, and without the features.",
+    )
+    reliance.add_argument("model", metavar="MODEL", type=Path, help="results folder, TRAINER__PLANS__CONFIGURATION")
+    _add_cases(reliance)
+    reliance.set_defaults(run=_stability_reliance)
+
+
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
+    parser.add_argument(
+        "-i", metavar="IMAGES", type=Path,
+        help="folder of images in nnU-Net's format (default: the validation cases of the first fold)",
+    )  # fmt: skip
+    parser.add_argument("-t", metavar="TRUTHS", type=Path, help="folder of their segmentations")
+    parser.add_argument("-f", metavar="FOLD", nargs="+", help="default: the ones that were trained")
+    parser.add_argument("-chk", metavar="FILE", default="checkpoint_final.pth", help="default: %(default)s")
+    parser.add_argument("--max-cases", metavar="N", type=_positive, help="the first N cases alone")
+    parser.add_argument(
+        "-device", choices=("cpu", "cuda", "mps"), default="cuda", help="as nnU-Net's (default: %(default)s)"
+    )
+    parser.add_argument("--disable_tta", action="store_true", help="no test-time mirroring, as nnU-Net's")
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"a positive number; got {text!r}")
@@ -305,6 +375,62 @@ def _report(arguments: argparse.Namespace) -> int:
         raise RuntimeError(str(error)) from error
     print(table.to_string(index=False))
     print(f"Written: {a.o / 'report.html'}, report.md, report.tex, and the tables as CSV")
+    return 0
+
+
+def _stress(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.results import Source
+    from nnunet_dg.nnunet.stress import KINDS, overview, stress
+
+    a = arguments
+    if unknown := [kind for kind in a.kinds or [] if kind not in KINDS]:
+        raise RuntimeError(f"--kinds must be among {', '.join(map(repr, KINDS))}; got {unknown[0]!r}.")
+    sources = [Source.parse(text) for text in a.models]
+    table = stress(
+        sources, a.o, a.i, a.t, a.kinds or KINDS, a.f, a.chk, a.max_cases, a.draws, a.seed, a.device, not a.disable_tta
+    )
+    print(overview(table).to_string(index=False))
+    print(f"Written: {a.o / 'stress.csv'} and stress.png")
+    return 0
+
+
+def _stability_features(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.evaluation.stability import stability
+    from nnunet_dg.extractors import build_extractor
+
+    a = arguments
+    images = _named(a.images)
+    if len(images) < len(a.images):
+        raise RuntimeError("Two images have one name. Say which they are: NAME=IMAGE.")
+    weights = {name: path or None for name, _, path in (text.partition("=") for text in a.x)}
+    try:
+        extractors = {n: build_extractor(n, weights=w, spatial_dims=len(a.patch)) for n, w in weights.items()}
+    except (ValueError, NotImplementedError) as error:
+        raise RuntimeError(str(error)) from error
+    print(stability(images, extractors, a.patch, a.o).to_string(index=False))
+    print(f"Written: {a.o / 'contrasts.csv'}, gamma.csv, and pictures")
+    return 0
+
+
+def _named(texts: Sequence[str]) -> dict[str, Path]:
+    """``NAME=PATH``, or a path, whose name is its file's."""
+    found = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = Path(text).name.split(".")[0], text
+        found[name] = Path(path)
+    return found
+
+
+def _stability_reliance(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.reliance import reliance
+
+    a = arguments
+    table = reliance(a.model, a.o, a.i, a.t, a.f, a.chk, a.max_cases, a.device, not a.disable_tta)
+    means = table.groupby("zeroed", sort=False)["dice"].mean().mul(100).round(1)
+    print(means.rename("Dice (%)").reset_index().to_string(index=False))
+    print(f"Written: {a.o / 'reliance.csv'}")
     return 0
 
 

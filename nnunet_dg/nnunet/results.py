@@ -65,7 +65,7 @@ def read_sources(
     for source in sources:
         if not source.path.is_dir():
             raise ResultsError(f"There is no folder {source.path}.")
-    names = [source.name or _default_name(source.path) for source in sources]
+    names = [source.name or default_name(source.path) for source in sources]
     unnamed = Counter(name for name, source in zip(names, sources, strict=True) if source.name is None)
     if twice := sorted(name for name, count in unnamed.items() if count < names.count(name) or count > 1):
         raise ResultsError(
@@ -112,7 +112,8 @@ def report(
     return write_report(scores, output, baseline, metric, view)
 
 
-def _default_name(path: Path) -> str:
+def default_name(path: Path) -> str:
+    """The trainer of a results folder, and its plans where they are not nnU-Net's."""
     trainer, *others = path.resolve().name.split("__")
     return " ".join([trainer, *(p for p in others[:1] if p != "nnUNetPlans")])
 

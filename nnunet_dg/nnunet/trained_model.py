@@ -1,0 +1,120 @@
+"""A trained model folder and labelled cases, for measuring what a change of image or network does to Dice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from numpy.typing import NDArray
+from torch import nn
+
+from nnunet_dg.evaluation.metrics import case_metrics
+from nnunet_dg.nnunet.evaluate import Labels
+from nnunet_dg.nnunet.unwrap import unwrap
+
+Array = NDArray[Any]
+
+
+class ModelError(RuntimeError):
+    """A model cannot be measured, and why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A labelled case: its image files, one per channel, and its truth."""
+
+    name: str
+    images: tuple[Path, ...]
+    truth: Path
+
+
+class TrainedModel:
+    """A model folder, ready to predict by nnU-Net's own predictor.
+
+    Args:
+        folder: ``TRAINER__PLANS__CONFIGURATION``, as nnU-Net leaves it.
+        folds: None: the ones that are there.
+        checkpoint: the file of each fold.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        mirroring: test-time mirroring, as nnU-Net does by default.
+
+    Raises:
+        ModelError: there is no such model, or it is the second stage of a cascade.
+    """
+
+    def __init__(
+        self, folder: Path, folds: Sequence[str] | None, checkpoint: str, device: str, mirroring: bool = True
+    ) -> None:
+        there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
+        self.folds = there if folds is None else list(folds)
+        if not (folder / "plans.json").is_file() or not self.folds or set(self.folds) - set(there):
+            raise ModelError(
+                f"{folder} is no trained model with {checkpoint} of fold {', '.join(self.folds) or 'any'}. Expected: "
+                f"nnU-Net's TRAINER__PLANS__CONFIGURATION folder; folds there: {', '.join(there) or 'none'}."
+            )
+        self.folder = folder
+        self.checkpoints = [folder / f"fold_{fold}" / checkpoint for fold in self.folds]
+        on_gpu = device == "cuda"
+        self.predictor = nnUNetPredictor(
+            use_mirroring=mirroring, perform_everything_on_device=on_gpu, device=torch.device(device), allow_tqdm=False
+        )
+        self.predictor.initialize_from_trained_model_folder(str(folder), tuple(self.folds), checkpoint)
+        if self.predictor.configuration_manager.previous_stage_name:
+            raise ModelError(f"{folder} is the second stage of a cascade, which needs another model's prediction.")
+        self.labels = Labels.of_dataset(self.predictor.dataset_json)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, whose weights nnU-Net's predictor fills in from `predictor.list_of_parameters`."""
+        return unwrap(self.predictor.network)
+
+    def cases(self, images: Path | None = None, truths: Path | None = None) -> list[Case]:
+        """The labelled cases of two folders in nnU-Net's format, or the validation cases of the first fold.
+
+        Raises:
+            ModelError: there are none, or a folder is not there.
+        """
+        ending = self.predictor.dataset_json["file_ending"]
+        if (images is None) != (truths is None):
+            raise ModelError("Images (-i) and their truths (-t) go together: give both or none.")
+        names = None
+        if images is None or truths is None:
+            dataset = self.predictor.plans_manager.dataset_name
+            preprocessed = Path(nnUNet_preprocessed or "", dataset)
+            images, truths = Path(nnUNet_raw or "", dataset, "imagesTr"), preprocessed / "gt_segmentations"
+            if not (preprocessed / "splits_final.json").is_file() or not self.folds[0].isdecimal():
+                raise ModelError(f"No validation cases of fold {self.folds[0]} in {preprocessed}. Give -i and -t.")
+            names = json.loads((preprocessed / "splits_final.json").read_text())[int(self.folds[0])]["val"]
+        found = []
+        for truth in sorted(truths.glob(f"*{ending}")):
+            name = truth.name.removesuffix(ending)
+            channels = tuple(sorted(images.glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}")))
+            if channels and (names is None or name in names):
+                found.append(Case(name, channels, truth))
+        if not found:
+            raise ModelError(f"No case with an image in {images} and a truth in {truths}.")
+        return found
+
+    def read(self, case: Case) -> tuple[Array, Array, dict[str, Any]]:
+        """Image ``(C, *spatial)``, truth ``(*spatial)``, and what nnU-Net's reader says beside them."""
+        reader = determine_reader_writer_from_dataset_json(
+            self.predictor.dataset_json, str(case.images[0]), verbose=False
+        )()
+        image, properties = reader.read_images([str(path) for path in case.images])
+        return image, reader.read_seg(str(case.truth))[0][0], properties
+
+    def score(self, image: Array, truth: Array, properties: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """Predict a raw image as nnU-Net does; metrics by label, see `case_metrics`."""
+        with redirect_stdout(StringIO()):  # nnU-Net prints each patch it predicts
+            prediction = self.predictor.predict_single_npy_array(image.astype(np.float32), properties)
+        return case_metrics(prediction, truth, properties["spacing"], self.labels.foreground, self.labels.ignore)
