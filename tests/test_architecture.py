@@ -15,7 +15,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "sgcg": ({"sgcg", "extractors", "divergence"}, False),
     "tinymig": ({"tinymig", "extractors", "divergence"}, False),
     "divergence": (set(), False),
-    "evaluation": ({"evaluation"}, False),
+    "evaluation": ({"evaluation", "extractors"}, False),
     "nnunet": ({"nnunet", "evaluation", "divergence", "extractors", "plugin", *METHODS}, True),
     "demo": ({"demo"}, False),
     "trainers": ({"trainers", "nnunet", "divergence", *METHODS}, True),

@@ -48,5 +48,6 @@ def pca_rgb(features: Sequence[Array], fitted_on: Sequence[Array] | None = None)
     fitted = np.concatenate(columns if fitted_on is None else list(fitted_on))
     components = PCA(3, random_state=0).fit(fitted)
     low, high = np.percentile(components.transform(fitted), (1, 99), axis=0)
-    scaled = [np.clip((components.transform(c) - low) / (high - low), 0, 1) for c in columns]
+    width = np.maximum(high - low, np.finfo(float).tiny)  # a component may be empty
+    scaled = [np.clip((components.transform(c) - low) / width, 0, 1) for c in columns]
     return [s.reshape(*f.shape[1:], 3) for s, f in zip(scaled, features, strict=True)]
