@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from nnunet_dg.cli import main
 from nnunet_dg.nnunet.stress import with_noise
+from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
 
+DATASET = "Dataset701_Tiny"
 TRAINER = "Tiny_nnUNetTrainerDropGen_MIND"
-COMMON = "-device cpu --disable_tta --max-cases 1"
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +21,25 @@ def model(host):
     return host.results(TRAINER).parent
 
 
+@pytest.fixture
+def here(host, model, monkeypatch):
+    """Runs ``nnunet-dg`` in this process, on the training cases; gives its exit status."""
+    monkeypatch.syspath_prepend(host.folder / "packages")
+    raw = host.folder / "nnUNet_raw" / DATASET
+    cases = ["-i", raw / "imagesTr", "-t", raw / "labelsTr", "-device", "cpu", "--disable_tta", "--max-cases", 1]
+    return lambda *arguments: main([str(a) for a in (*arguments, *cases)])
+
+
 def measurements(path):
     return [json.loads(line) for line in path.read_text().splitlines()[1:]]
 
 
-def test_an_interrupted_stress_goes_on_after_its_last_measurement(host, model, tmp_path):
-    command = f"nnunet-dg stress Ours={model} -o {tmp_path} --kinds inversion 'weight noise' --draws 1 {COMMON}"
-    printed = host.run(command)
+def test_an_interrupted_stress_goes_on_after_its_last_measurement(here, model, tmp_path, capsys):
+    command = ("stress", f"Ours={model}", "-o", tmp_path, "--draws", 1, "--kinds", "inversion", "weight noise")
+    assert here(*command) == 0
     whole = measurements(tmp_path / "Ours.jsonl")
     assert len(whole) == 1 + 4 + 4  # the identity once, and four strengths of each kind
-    assert "inversion" in printed
+    assert "inversion" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "stress.csv")
     unchanged = table[table["strength"] == 0]
     assert set(unchanged["kind"]) == {"inversion", "weight noise"}
@@ -40,18 +51,18 @@ def test_an_interrupted_stress_goes_on_after_its_last_measurement(host, model, t
     marked = json.loads(lines[1])
     marked["scores"]["box"]["dice"] = 0.123  # what is there is not measured again
     (tmp_path / "Ours.jsonl").write_text("".join([lines[0], json.dumps(marked) + "\n", *lines[2:6], lines[6][:20]]))
-    host.run(command)
+    assert here(*command) == 0
     again = measurements(tmp_path / "Ours.jsonl")
     assert again[0]["scores"]["box"]["dice"] == 0.123
     assert [entry["measurement"] for entry in again] == [entry["measurement"] for entry in whole]
     assert json.dumps([e["scores"] for e in again[1:]]) == json.dumps([e["scores"] for e in whole[1:]])
 
-    refused = host.run(f"{command} --seed 1", status=1)
-    assert "has measurements with other seed" in refused
-    assert "Traceback" not in refused
+    assert here(*command, "--seed", 1) == 1
+    assert "has measurements with other seed" in capsys.readouterr().err
 
 
 def test_what_the_identity_measures_is_what_nnunet_predicts(host, model, tmp_path):
+    """By the command as users type it: on the validation cases, with mirroring."""
     host.run(f"nnunet-dg stress {model} -o {tmp_path} --kinds inversion -device cpu")
     dice = pd.read_csv(tmp_path / "stress.csv").query("strength == 0").set_index("label")["dice"]
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["metric_per_case"][0]
@@ -59,24 +70,34 @@ def test_what_the_identity_measures_is_what_nnunet_predicts(host, model, tmp_pat
     assert dice[["box", "core"]].tolist() == pytest.approx(nnunet, nan_ok=True)
 
 
-def test_reliance_is_measured_with_the_image_or_the_features_gone(host, model, tmp_path):
-    printed = host.run(f"nnunet-dg stability reliance {model} -o {tmp_path} {COMMON}")
+def test_reliance_is_measured_with_the_image_or_the_features_gone(here, model, tmp_path, capsys):
+    assert here("stability", "reliance", model, "-o", tmp_path) == 0
     table = pd.read_csv(tmp_path / "reliance.csv")
     assert list(dict.fromkeys(table["zeroed"])) == ["nothing", "image", "features"]
-    assert "Dice (%)" in printed
+    assert "Dice (%)" in capsys.readouterr().out
 
 
-def test_models_and_kinds_that_are_not_there_are_named(host, model, tmp_path):
-    for command, message in (
-        (f"stress {tmp_path} -o {tmp_path}", "is no trained model with checkpoint_final.pth"),
-        (f"stress {model} -f 3 -o {tmp_path}", "folds there: 0"),
-        (f"stress {model} --kinds gama -o {tmp_path}", "got 'gama'"),
-        (f"stress {model} -i {tmp_path} -o {tmp_path}", "go together"),
-        (f"stress {model} -i {tmp_path} -t {tmp_path} -o {tmp_path}", "No case with an image in"),
-    ):
-        printed = host.run(f"nnunet-dg {command} -device cpu", status=1)
-        assert message in printed
-        assert "Traceback" not in printed
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stress", "MODEL", "-chk", "best.pth"), "is no trained model with best.pth"),
+        (("stress", "MODEL", "-f", "3"), "folds there: 0"),
+        (("stress", "MODEL", "--kinds", "gama"), "got 'gama'"),
+    ],
+)
+def test_models_and_kinds_that_are_not_there_are_named(here, model, tmp_path, capsys, arguments, message):
+    assert here(*(model if a == "MODEL" else a for a in arguments), "-o", tmp_path) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_cases_that_are_not_there_are_named(here, model, tmp_path):
+    trained = TrainedModel(model, ["0"], "checkpoint_final.pth", "cpu")
+    with pytest.raises(ModelError, match="go together"):
+        trained.cases(images=tmp_path)
+    with pytest.raises(ModelError, match="No case with an image in"):
+        trained.cases(tmp_path, tmp_path)
+    with pytest.raises(ModelError, match=r"No validation cases of fold 0 .* Give -i and -t"):
+        trained.cases()  # this process has no nnUNet_preprocessed
 
 
 def test_noise_on_weights_is_relative_seeded_and_leaves_others_alone():
