@@ -40,15 +40,19 @@ def test_the_same_seed_writes_the_same_dataset(tmp_path):
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-def test_mean_dice_by_hand(tmp_path):
-    truth, prediction = np.zeros((1, 2, 4), np.uint8), np.zeros((1, 2, 4), np.uint8)
-    truth[0, 0], truth[0, 1, :2] = 1, 2
-    prediction[0, 0, :3], prediction[0, 1, :1] = 1, 2  # Dice 2*3/7 and 2*1/3
-    for name, array in (("truth", truth), ("prediction", prediction)):
-        (tmp_path / name).mkdir()
-        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / name / "source_0.nii.gz")
-        sitk.WriteImage(sitk.GetImageFromArray(0 * array), tmp_path / name / "target_0.nii.gz")
-    assert run.mean_dice(tmp_path / "prediction", tmp_path / "truth", "source") == pytest.approx((6 / 7 + 2 / 3) / 2)
+def test_the_table_is_of_all_cases_in_each_setting(tmp_path):
+    rows = [
+        f"{t},1,{setting},{domain},{mean},0.01,8,{metric}"
+        for t in run.TRAINERS
+        for setting, mean in (("in-domain", 0.9), ("unseen", 0.25))
+        for domain, metric in (("all", "dice"), ("all", "nsd"), ("source", "dice"))
+    ]
+    header = "trainer,run,setting,domain,mean,standard_error,n,metric"
+    (tmp_path / "domains.csv").write_text("\n".join([header, *rows]))
+    scores = run.read_scores(tmp_path / "domains.csv")
+    assert scores == {t: {"in-domain": 0.9, "unseen": 0.25} for t in run.TRAINERS}
+    cells = [list(column.cells) for column in run.table(scores).columns]
+    assert cells == [list(run.TRAINERS), ["90.0"] * 2, ["25.0"] * 2]
 
 
 def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
@@ -62,22 +66,23 @@ def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo as a user runs it: its folder, and Dice by domain of nnUNetTrainer and of DropGen."""
+    """The demo as a user runs it: its folder, and Dice of nnUNetTrainer and of DropGen, in-domain and unseen."""
     folder = tmp_path_factory.mktemp("demo")
     assert main(["demo", "-o", str(folder)]) == 0
-    dice = json.loads((folder / "dice.json").read_text())
+    dice = run.read_scores(folder / "report" / "domains.csv")
     return folder, *(dice[trainer] for trainer in run.TRAINERS)
 
 
 @pytest.mark.demo
 def test_the_demo_gains_on_the_unseen_domain(demo):
     folder, plain, dropgen = demo
-    assert dropgen["target"] - plain["target"] >= 0.20
-    assert plain["source"] >= 0.90  # the baseline is a good one
+    assert dropgen["unseen"] - plain["unseen"] >= 0.20
+    assert plain["in-domain"] >= 0.90  # the baseline is a good one
     assert (folder / "demo.png").stat().st_size > 10_000
+    assert "Against nnUNetTrainer_10epochs" in (folder / "report" / "report.html").read_text()
 
 
 @pytest.mark.demo
 def test_the_demo_loses_at_most_five_points_in_domain(demo):
     _, plain, dropgen = demo
-    assert plain["source"] - dropgen["source"] <= 0.05
+    assert plain["in-domain"] - dropgen["in-domain"] <= 0.05

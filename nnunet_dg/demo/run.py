@@ -1,7 +1,8 @@
-"""The demo: nnU-Net's own commands on the phantom, once per trainer, and the table and picture of what came out."""
+"""The demo: nnU-Net's own commands on the phantom, once per trainer, and the report of what came out."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shlex
@@ -29,7 +30,7 @@ PLANS = "nnUNetDemoPlans"
 TRAINERS = ("nnUNetTrainer_10epochs", "nnUNetTrainerDropGen_MIND_10epochs")
 PATCH_SIZE = [20, 28, 20]
 P = 0.35
-DOMAINS = {"source": "in-domain", "target": "unseen domain"}
+DOMAINS = {"source": "in-domain", "target": "unseen"}
 
 Scores = dict[str, dict[str, float]]
 
@@ -46,7 +47,7 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
         device: what nnU-Net's ``-device`` takes: cpu, cuda or mps.
 
     Returns:
-        Mean foreground Dice in [0, 1], by trainer and domain.
+        Mean foreground Dice in [0, 1], by trainer, in-domain and unseen.
 
     Raises:
         DemoError: one of the commands failed; its log is named.
@@ -66,11 +67,12 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
         what = f"-i {shlex.quote(str(raw / 'imagesTs'))} -o {shlex.quote(str(folder / 'predictions' / trainer))}"
         how = f"-d 999 -c 3d_fullres -f 0 -p {PLANS} -tr {trainer} -device {device} -npp 1 -nps 1 --disable_tta"
         nnunet(f"predict_{trainer}", f"nnUNetv2_predict {what} {how}")
-    scores = {t: {d: mean_dice(folder / "predictions" / t, raw / "labelsTs", d) for d in DOMAINS} for t in TRAINERS}
-    (folder / "dice.json").write_text(json.dumps(scores, indent=1))
+    _report(folder, raw, nnunet)
+    scores = read_scores(folder / "report" / "domains.csv")
     figure(folder, raw).savefig(folder / "demo.png", dpi=150, bbox_inches="tight")
     console.print(table(scores))
     console.print(f"Cases, truths and predictions: {folder / 'demo.png'}", markup=False, soft_wrap=True)
+    console.print(f"The whole report: {folder / 'report' / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"Took {(time.monotonic() - start) / 60:.1f} minutes.")
     return scores
 
@@ -135,23 +137,34 @@ def _write_small_plans(preprocessed: Path) -> None:
     (preprocessed / f"{PLANS}.json").write_text(json.dumps(plans | small, indent=1))
 
 
-def mean_dice(predictions: Path, labels: Path, domain: str) -> float:
-    """Dice in [0, 1] of each foreground label of each case of a domain, averaged over all of them."""
-    files = sorted(labels.glob(f"{domain}_*.nii.gz"))
-    return float(
-        np.mean([_dice(_read(predictions / f.name) == n, _read(f) == n) for f in files for n in LABELS.values() if n])
-    )
+def _report(folder: Path, raw: Path, nnunet: _NNUNet) -> None:
+    """Evaluate and report by the commands that users have for their own predictions."""
+    predictions = {trainer: folder / "predictions" / trainer for trainer in TRAINERS}
+    for trainer, predicted in predictions.items():
+        nnunet(
+            f"evaluate_{trainer}",
+            shlex.join(["nnunet-dg", "evaluate", str(raw / "labelsTs"), str(predicted), "-np", "1"]),
+        )
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTs").iterdir())
+    domains = folder / "domains_of_test_cases.json"
+    domains.write_text(json.dumps({case: case.split("_")[0] for case in cases}))
+    named = [f"{trainer}={predicted}" for trainer, predicted in predictions.items()]
+    options = ["--baseline", TRAINERS[0], "--domains", str(domains), "--trained-on", "source"]
+    nnunet("report", shlex.join(["nnunet-dg", "report", *named, "-o", str(folder / "report"), *options]))
 
 
-def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+def read_scores(domains: Path) -> Scores:
+    """Mean Dice of each trainer, in-domain and unseen, from the report's ``domains.csv``."""
+    with domains.open() as file:
+        rows = [row for row in csv.DictReader(file) if (row["domain"], row["metric"]) == ("all", "dice")]
+    return {t: {row["setting"]: float(row["mean"]) for row in rows if row["trainer"] == t} for t in TRAINERS}
 
 
 def table(scores: Scores) -> Table:
     """Dice in percent, one row per trainer, one column per domain."""
-    result = Table("trainer", *(f"Dice, {domain}" for domain in DOMAINS.values()), title="nnunet-dg demo")
+    result = Table("trainer", *(f"Dice, {setting}" for setting in DOMAINS.values()), title="nnunet-dg demo")
     for trainer, dice in scores.items():
-        result.add_row(trainer, *(f"{100 * dice[domain]:.1f}" for domain in DOMAINS))
+        result.add_row(trainer, *(f"{100 * dice[setting]:.1f}" for setting in DOMAINS.values()))
     return result
 
 

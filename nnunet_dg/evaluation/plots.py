@@ -25,7 +25,8 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
     """
     trainers = list(dict.fromkeys(cases["trainer"]))
     groups = sorted(set(zip(cases["setting"], cases["domain"], strict=True)))  # in-domain before unseen
-    figure = Figure(figsize=(2 + 0.5 * len(groups) * (len(trainers) + 1), 4), layout="constrained")
+    size = (max(5, 1 + 0.5 * len(groups) * (len(trainers) + 1)), 3.4 + 0.2 * len(trainers))
+    figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots()
     width, rng = 0.8 / len(trainers), np.random.default_rng(0)
     for number, trainer in enumerate(trainers):
@@ -45,7 +46,7 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
         ax.scatter([], [], color=color, marker=marker, label=trainer)
     ax.set_xticks(range(len(groups)), [f"{domain}\n{setting}" for setting, domain in groups])
     ax.set_ylabel(NAMES[metric])
-    figure.legend(loc="outside lower center", ncols=min(3, len(trainers)))
+    figure.legend(loc="outside lower center")
     return figure, ax
 
 

@@ -90,13 +90,13 @@ def write_report(
     tests.to_csv(output / "comparisons.csv", index=False)
     _all_metrics(scores).to_csv(output / "domains.csv", index=False)
     parts = [
-        Part(f"{NAMES[metric]}, in-domain and unseen", NOTE, overview(cases, metric),
+        Part(f"{_unit(metric)}, in-domain and unseen", NOTE, overview(cases, metric),
              {"cases": box_plot(cases, metric)[0]}),
         *_repeated(cases, metric),
         Part(f"Against {baseline}", "Wilcoxon's signed-rank test, paired by case, two-sided; p corrected by Holm's "
              "method over all rows. Points above the diagonal are cases that got larger.", _readable(tests, metric),
              {f"against_{baseline}_{t}": scatter(cases, metric, baseline, t)[0] for t in trainers if t != baseline}),
-        *(Part(NAMES[other], NOTE, overview(per_case(scores, other), other), {})
+        *(Part(_unit(other), "As above.", overview(per_case(scores, other), other), {})
           for other in METRICS if other != metric and other in scores and scores[other].notna().any()),
         *_worst(scores, cases, metric, view),
     ]  # fmt: skip
@@ -116,8 +116,7 @@ def readable_means(table: pd.DataFrame) -> pd.DataFrame:
     means.loc["mean"] = means.mean()
     for metric in METRICS:
         means[metric] = [_number(metric, value) for value in means[metric]]
-    units = {m: f"{NAMES[m]} (%)" if m in PERCENT else NAMES[m] for m in METRICS}
-    return means.rename(columns=units).reset_index()
+    return means.rename(columns={metric: _unit(metric) for metric in METRICS}).reset_index()
 
 
 def overview(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.DataFrame:
@@ -139,6 +138,10 @@ def overview(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.D
     if len(rank) > 1 and not runs_apart:
         table["average rank"] = rank.round(2).astype(str)
     return table.fillna("").rename_axis("trainer").reset_index()
+
+
+def _unit(metric: str) -> str:
+    return f"{NAMES[metric]} (%)" if metric in PERCENT else NAMES[metric]
 
 
 def _cell(metric: str, mean: float, error: float, n: int) -> str:

@@ -207,5 +207,5 @@ def figure(table: pd.DataFrame) -> Figure:
         if kind == "gamma":
             ax.set_xscale("log", base=2)
     handles, labels = axes[0].get_legend_handles_labels()
-    result.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    result.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)))
     return result
