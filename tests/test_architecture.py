@@ -20,7 +20,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "demo": ({"demo"}, False),
     "trainers": ({"trainers", "nnunet", "divergence", *METHODS}, True),
     "planners": ({"planners", "nnunet", *METHODS}, True),
-    "cli": ({"extractors", "nnunet", "demo", "evaluation"}, False),
+    "cli": ({"cli", "extractors", "nnunet", "demo", "evaluation"}, False),
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }

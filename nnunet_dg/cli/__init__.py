@@ -1,0 +1,96 @@
+"""The command ``nnunet-dg``. Training and predicting stay nnU-Net's own commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from nnunet_dg.cli.scores import add_evaluate, add_report, add_splits
+from nnunet_dg.cli.shifts import add_stability, add_stress
+from nnunet_dg.cli.weights import add_export, add_weights
+
+EXT_TRAINERS = Path(__file__).parents[1] / "ext_trainers"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Expected errors are printed without a traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError as error:  # WeightsError, DemoError
+        print(f"nnunet-dg: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnunet-dg",
+        description="Domain generalization for nnU-Net. "
+        "To train: nnUNetv2_train ID CONFIG FOLD -tr nnUNetTrainerDropGen",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('nnunet-dg')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser(
+        "doctor", help="check that nnU-Net finds our trainers, which weights are here, which device"
+    )
+    doctor.set_defaults(run=_doctor)
+
+    env = commands.add_parser(
+        "env",
+        help="print the environment variable for those who switch PyTorch's autoload off",
+        description='For shells in which TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: eval "$(nnunet-dg env)". '
+        "Trainers only, and nnU-Net 2.8 or newer.",
+    )
+    env.set_defaults(run=_env)
+
+    add_weights(commands)
+    add_export(commands)
+    add_splits(commands)
+    add_evaluate(commands)
+    add_report(commands)
+    add_stress(commands)
+    add_stability(commands)
+
+    demo = commands.add_parser(
+        "demo",
+        help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
+        description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one of "
+        "them for ten short epochs each, predicts both domains and prints Dice. "
+        "Rerun in the same folder to continue after the last finished step.",
+    )
+    demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
+    demo.add_argument(
+        "-device", choices=("cpu", "cuda", "mps"), default="cpu", help="as nnU-Net's (default: %(default)s)"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _env(_: argparse.Namespace) -> int:
+    present = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]  # noqa: SIM112
+    paths = present if str(EXT_TRAINERS) in present else [*present, str(EXT_TRAINERS)]
+    print(f"export nnUNet_extTrainer={shlex.quote(os.pathsep.join(paths))}")
+    if version("nnunetv2").startswith("2.7."):
+        print("nnunet-dg: nnU-Net 2.7 does not read nnUNet_extTrainer: update nnunetv2 to 2.8.", file=sys.stderr)
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.doctor import report
+
+    return 0 if report() else 1
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.demo.run import run_demo
+
+    run_demo(arguments.output.resolve(), arguments.device)
+    return 0

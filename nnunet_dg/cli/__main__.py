@@ -1,0 +1,7 @@
+"""``python -m nnunet_dg.cli``."""
+
+import sys
+
+from nnunet_dg.cli import main
+
+sys.exit(main())

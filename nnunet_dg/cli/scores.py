@@ -1,0 +1,146 @@
+"""``nnunet-dg splits``, ``evaluate`` and ``report``: what happens on unseen domains."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunet_dg.cli.arguments import Commands, positive
+
+
+def add_splits(commands: Commands) -> None:
+    """``nnunet-dg splits``."""
+    splits = commands.add_parser(
+        "splits",
+        help="folds by domain, for nnU-Net: leave one domain out, and others",
+        description="Writes splits_final.json into the preprocessed dataset folder, from domains.json, and prints "
+        "which fold is which. nnUNetv2_train ID CONFIG FOLD then trains and validates on it.",
+    )
+    schemes = splits.add_subparsers(title="schemes", required=True, metavar="SCHEME", dest="scheme")
+    for name, text in {
+        "leave-one-domain-out": "fold k validates on the k-th domain and trains on all others",
+        "single-source": "fold k trains on the k-th domain alone and validates on all others",
+        "few-shot": "each fold trains on a few random cases",
+        "grouped": "ordinary cross-validation in which no group, a patient say, is split",
+    }.items():
+        scheme = schemes.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        scheme.add_argument("-d", metavar="ID", required=True, help="dataset name or number")
+        scheme.add_argument(
+            "--groups", type=Path, metavar="FILE", required=name == "grouped",
+            help='JSON, {"case": "group"}: cases that must not be split between training and validation',
+        )  # fmt: skip
+        scheme.add_argument("--force", action="store_true", help="write over splits that are there")
+        if name == "few-shot":
+            scheme.add_argument("-n", type=int, required=True, metavar="CASES", help="training cases")
+        if name in ("few-shot", "grouped"):
+            scheme.add_argument("--folds", type=int, default=5, help="how many (default: %(default)s)")
+            scheme.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    splits.set_defaults(run=_splits)
+
+
+def _splits(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.evaluation import splits
+    from nnunet_dg.nnunet.split_dataset import split_dataset
+
+    a = arguments
+    schemes = {
+        "leave-one-domain-out": splits.leave_one_domain_out,
+        "single-source": splits.single_source,
+        "few-shot": lambda domains, groups: splits.few_shot(domains, a.n, a.folds, a.seed, groups),
+        "grouped": lambda domains, groups: splits.grouped(domains, groups, a.folds, a.seed),
+    }
+    try:
+        print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force)}")
+    except (ValueError, FileExistsError) as error:
+        raise RuntimeError(str(error)) from error
+    return 0
+
+
+def add_evaluate(commands: Commands) -> None:
+    """``nnunet-dg evaluate``."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="Dice, HD95, ASSD and normalized surface Dice of a folder of predictions",
+        description="Writes evaluation.csv and evaluation.json, a row per case and label. Distances are in mm, by the "
+        "truth's spacing. Where both masks are empty there is nothing to find, and nothing is counted; where one is, "
+        "Dice is 0 and the distances are the image's diagonal. Voxels with the ignore label do not count.",
+    )
+    evaluate.add_argument("truths", metavar="TRUTHS", type=Path, help="folder of segmentations, for example labelsTs")
+    evaluate.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of segmentations")
+    evaluate.add_argument(
+        "-djfile", metavar="FILE", type=Path,
+        help="dataset.json (default: beside the predictions, or in the results folder they are in)",
+    )  # fmt: skip
+    evaluate.add_argument("-o", metavar="OUT", type=Path, help="folder (default: PREDICTIONS)")
+    evaluate.add_argument("-np", metavar="N", type=positive, default=2, help="cases at a time (default: %(default)s)")
+    evaluate.add_argument(
+        "--tolerance", metavar="MM", type=float, default=1.0, help="of the surface Dice, in mm (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--missing", choices=("error", "zero", "skip"), default="error",
+        help="truths without a prediction are an error, count as empty predictions, or are left out "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--ignore-affine", action="store_true",
+        help="compare voxel by voxel, also where origin, direction or spacing differ",
+    )  # fmt: skip
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from nnunet_dg.evaluation.report import readable_means
+    from nnunet_dg.nnunet.evaluate import evaluate
+
+    a = arguments
+    table = evaluate(a.truths, a.predictions, a.djfile, a.o, a.missing, a.tolerance, a.np, a.ignore_affine)
+    Console().print(readable_means(table).to_string(index=False), markup=False, highlight=False)
+    print(f"Written: {(a.o or a.predictions) / 'evaluation.csv'} and evaluation.json")
+    return 0
+
+
+def add_report(commands: Commands) -> None:
+    """``nnunet-dg report``."""
+    report = commands.add_parser(
+        "report",
+        help="trainers beside each other, in-domain and unseen: tables, tests and pictures",
+        description="Reads nnU-Net's validations and evaluated folders. Writes report.html, report.md, report.tex, "
+        "tables as CSV and pictures as PNG. Which cases of a validation are from unseen domains follows from the "
+        "dataset's domains.json and splits_final.json.",
+    )
+    report.add_argument(
+        "results", metavar="[NAME=]RESULT", nargs="+",
+        help="a results folder of nnU-Net, TRAINER__PLANS__CONFIGURATION, or a folder that nnunet-dg evaluate wrote "
+        "to. The same NAME several times: one trainer, trained repeatedly",
+    )  # fmt: skip
+    report.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
+    report.add_argument(
+        "--baseline", metavar="NAME", help="that others are tested against (default: nnUNetTrainer, or the first)"
+    )
+    report.add_argument(
+        "--metric", choices=("dice", "hd95_mm", "assd_mm", "nsd"), default="dice",
+        help="of ranks, tests and pictures (default: %(default)s)",
+    )  # fmt: skip
+    report.add_argument(
+        "--domains", metavar="FILE", type=Path, help='JSON, {"case": "domain"}, of the cases of evaluated folders'
+    )
+    report.add_argument(
+        "--trained-on", metavar="DOMAIN", nargs="+", default=[],
+        help="domains of the training data of evaluated folders' models; all others are unseen",
+    )  # fmt: skip
+    report.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.results import Source, report
+
+    a = arguments
+    try:
+        table = report([Source.parse(text) for text in a.results], a.o, a.baseline, a.metric, a.domains, a.trained_on)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error
+    print(table.to_string(index=False))
+    print(f"Written: {a.o / 'report.html'}, report.md, report.tex, and the tables as CSV")
+    return 0

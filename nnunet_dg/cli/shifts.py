@@ -1,0 +1,119 @@
+"""``nnunet-dg stress`` and ``stability``: what simulated shifts do to models and to features."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_dg.cli.arguments import Commands, add_cases, positive
+
+
+def add_stress(commands: Commands) -> None:
+    """``nnunet-dg stress``."""
+    stress = commands.add_parser(
+        "stress",
+        help="trained models on corrupted images and with noise on their weights",
+        description="Gamma, bias field, noise, blur, low resolution, inversion and Gibbs ringing of rising strength, "
+        "applied to raw images and predicted as nnU-Net predicts; and Gaussian noise on the trained weights. Writes "
+        "stress.csv and stress.png. What is measured is kept, and the same command goes on after an interruption.",
+    )
+    stress.add_argument(
+        "models", metavar="[NAME=]MODEL", nargs="+", help="results folders of nnU-Net, TRAINER__PLANS__CONFIGURATION"
+    )
+    add_cases(stress)
+    stress.add_argument("--kinds", metavar="KIND", nargs="+", help="some of them alone, for example gamma inversion")
+    stress.add_argument(
+        "--draws", metavar="N", type=positive, default=5, help="of noise on the weights (default: %(default)s)"
+    )
+    stress.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    stress.set_defaults(run=_stress)
+
+
+def _stress(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.results import Source
+    from nnunet_dg.nnunet.stress import KINDS, overview, stress
+
+    a = arguments
+    if unknown := [kind for kind in a.kinds or [] if kind not in KINDS]:
+        raise RuntimeError(f"--kinds must be among {', '.join(map(repr, KINDS))}; got {unknown[0]!r}.")
+    sources = [Source.parse(text) for text in a.models]
+    table = stress(
+        sources, a.o, a.i, a.t, a.kinds or KINDS, a.f, a.chk, a.max_cases, a.draws, a.seed, a.device, not a.disable_tta
+    )
+    print(overview(table).to_string(index=False))
+    print(f"Written: {a.o / 'stress.csv'} and stress.png")
+    return 0
+
+
+def add_stability(commands: Commands) -> None:
+    """``nnunet-dg stability``."""
+    stability = commands.add_parser("stability", help="of features under other contrasts, and what a model leans on")
+    actions = stability.add_subparsers(title="actions", required=True, metavar="ACTION")
+    features = actions.add_parser(
+        "features",
+        help="are features the same where the contrast is another?",
+        description="Linear CKA between an extractor's features of co-registered images of different contrast, and "
+        "under rising gamma, with the image's own intensity beside it; and the features as colours.",
+    )
+    features.add_argument(
+        "images", metavar="[NAME=]IMAGE", nargs="+", help="co-registered images of one subject, on one grid"
+    )
+    features.add_argument(
+        "-x", metavar="EXTRACTOR", nargs="+", default=["mind"],
+        help="mind, anatomix; anatomix-dev and nnunet as NAME=WEIGHTS (default: mind)",
+    )  # fmt: skip
+    features.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
+    features.add_argument(
+        "--patch", metavar="N", nargs="+", type=positive, default=[128, 128, 128],
+        help="voxels around the centre, slices first (default: 128 128 128)",
+    )  # fmt: skip
+    features.set_defaults(run=_stability_features)
+    reliance = actions.add_parser(
+        "reliance",
+        help="what a DropGen model leans on: Dice with the image, or the features, zeroed",
+        description="Predicts with a trained DropGen model as it is, without the image, and without the features.",
+    )
+    reliance.add_argument("model", metavar="MODEL", type=Path, help="results folder, TRAINER__PLANS__CONFIGURATION")
+    add_cases(reliance)
+    reliance.set_defaults(run=_stability_reliance)
+
+
+def _stability_features(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.evaluation.stability import stability
+    from nnunet_dg.extractors import build_extractor
+
+    a = arguments
+    images = _named(a.images)
+    if len(images) < len(a.images):
+        raise RuntimeError("Two images have one name. Say which they are: NAME=IMAGE.")
+    weights = {name: path or None for name, _, path in (text.partition("=") for text in a.x)}
+    try:
+        extractors = {n: build_extractor(n, weights=w, spatial_dims=len(a.patch)) for n, w in weights.items()}
+    except (ValueError, NotImplementedError) as error:
+        raise RuntimeError(str(error)) from error
+    print(stability(images, extractors, a.patch, a.o).to_string(index=False))
+    print(f"Written: {a.o / 'contrasts.csv'}, gamma.csv, and pictures")
+    return 0
+
+
+def _named(texts: Sequence[str]) -> dict[str, Path]:
+    """``NAME=PATH``, or a path, whose name is its file's."""
+    found = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = Path(text).name.split(".")[0], text
+        found[name] = Path(path)
+    return found
+
+
+def _stability_reliance(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.nnunet.reliance import reliance
+
+    a = arguments
+    table = reliance(a.model, a.o, a.i, a.t, a.f, a.chk, a.max_cases, a.device, not a.disable_tta)
+    means = table.groupby("zeroed", sort=False)["dice"].mean().mul(100).round(1)
+    print(means.rename("Dice (%)").reset_index().to_string(index=False))
+    print(f"Written: {a.o / 'reliance.csv'}")
+    return 0
