@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -28,13 +28,24 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
     parser.add_argument(
         "-i", metavar="IMAGES", type=Path,
-        help="folder of images in nnU-Net's format (default: the validation cases of the first fold)",
+        help="folder of images in nnU-Net's format (default: the validation cases of the fold)",
     )  # fmt: skip
     parser.add_argument("-t", metavar="TRUTHS", type=Path, help="folder of their segmentations")
-    parser.add_argument("-f", metavar="FOLD", nargs="+", help="default: the ones that were trained")
+    parser.add_argument(
+        "-f", metavar="FOLD", nargs="+", help="several are an ensemble (default: the one that was trained)"
+    )
     parser.add_argument("-chk", metavar="FILE", default="checkpoint_final.pth", help="default: %(default)s")
     parser.add_argument("--max-cases", metavar="N", type=positive, help="the first N cases alone")
     parser.add_argument(
         "-device", choices=("cpu", "cuda", "mps"), default="cuda", help="as nnU-Net's (default: %(default)s)"
     )
     parser.add_argument("--disable_tta", action="store_true", help="no test-time mirroring, as nnU-Net's")
+
+
+def cases_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_cases` has added, by the names that our functions have for it."""
+    a = arguments
+    return {
+        "images": a.i, "truths": a.t, "folds": a.f, "checkpoint": a.chk, "max_cases": a.max_cases, "device": a.device,
+        "mirroring": not a.disable_tta,
+    }  # fmt: skip

@@ -95,7 +95,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from nnunet_dg.nnunet.evaluate import evaluate
 
     a = arguments
-    table = evaluate(a.truths, a.predictions, a.djfile, a.o, a.missing, a.tolerance, a.np, a.ignore_affine)
+    table = evaluate(
+        a.truths, a.predictions, dataset_json=a.djfile, output=a.o, missing=a.missing, tolerance_mm=a.tolerance,
+        processes=a.np, ignore_affine=a.ignore_affine,
+    )  # fmt: skip
     Console().print(readable_means(table).to_string(index=False), markup=False, highlight=False)
     print(f"Written: {(a.o or a.predictions) / 'evaluation.csv'} and evaluation.json")
     return 0
@@ -116,9 +119,7 @@ def add_report(commands: Commands) -> None:
         "to. The same NAME several times: one trainer, trained repeatedly",
     )  # fmt: skip
     report.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
-    report.add_argument(
-        "--baseline", metavar="NAME", help="that others are tested against (default: nnUNetTrainer, or the first)"
-    )
+    report.add_argument("--baseline", metavar="NAME", help="that others are tested against (default: nnUNetTrainer)")
     report.add_argument(
         "--metric", choices=("dice", "hd95_mm", "assd_mm", "nsd"), default="dice",
         help="of ranks, tests and pictures (default: %(default)s)",

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_dg.cli.arguments import Commands, add_cases, positive
+from nnunet_dg.cli.arguments import Commands, add_cases, cases_of, positive
 
 
 def add_stress(commands: Commands) -> None:
@@ -38,9 +38,7 @@ def _stress(arguments: argparse.Namespace) -> int:
     if unknown := [kind for kind in a.kinds or [] if kind not in KINDS]:
         raise RuntimeError(f"--kinds must be among {', '.join(map(repr, KINDS))}; got {unknown[0]!r}.")
     sources = [Source.parse(text) for text in a.models]
-    table = stress(
-        sources, a.o, a.i, a.t, a.kinds or KINDS, a.f, a.chk, a.max_cases, a.draws, a.seed, a.device, not a.disable_tta
-    )
+    table = stress(sources, a.o, kinds=a.kinds or KINDS, draws=a.draws, seed=a.seed, **cases_of(a))
     print(overview(table).to_string(index=False))
     print(f"Written: {a.o / 'stress.csv'} and stress.png")
     return 0
@@ -88,6 +86,8 @@ def _stability_features(arguments: argparse.Namespace) -> int:
     if len(images) < len(a.images):
         raise RuntimeError("Two images have one name. Say which they are: NAME=IMAGE.")
     weights = {name: path or None for name, _, path in (text.partition("=") for text in a.x)}
+    if len(weights) < len(a.x):
+        raise RuntimeError(f"-x names an extractor twice: {' '.join(a.x)}. Compare its weights in two calls.")
     try:
         extractors = {n: build_extractor(n, weights=w, spatial_dims=len(a.patch)) for n, w in weights.items()}
     except (ValueError, NotImplementedError) as error:
@@ -112,7 +112,7 @@ def _stability_reliance(arguments: argparse.Namespace) -> int:
     from nnunet_dg.nnunet.reliance import reliance
 
     a = arguments
-    table = reliance(a.model, a.o, a.i, a.t, a.f, a.chk, a.max_cases, a.device, not a.disable_tta)
+    table = reliance(a.model, a.o, **cases_of(a))
     means = table.groupby("zeroed", sort=False)["dice"].mean().mul(100).round(1)
     print(means.rename("Dice (%)").reset_index().to_string(index=False))
     print(f"Written: {a.o / 'reliance.csv'}")

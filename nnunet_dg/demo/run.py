@@ -69,7 +69,7 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
         nnunet(f"predict_{trainer}", f"nnUNetv2_predict {what} {how}")
     _report(folder, raw, nnunet)
     scores = read_scores(folder / "report" / "domains.csv")
-    figure(folder, raw).savefig(folder / "demo.png", dpi=150, bbox_inches="tight")
+    figure(folder, raw)[0].savefig(folder / "demo.png", dpi=150, bbox_inches="tight")
     console.print(table(scores))
     console.print(f"Cases, truths and predictions: {folder / 'demo.png'}", markup=False, soft_wrap=True)
     console.print(f"The whole report: {folder / 'report' / 'report.html'}", markup=False, soft_wrap=True)
@@ -168,14 +168,15 @@ def table(scores: Scores) -> Table:
     return result
 
 
-def figure(folder: Path, raw: Path) -> Figure:
+def figure(folder: Path, raw: Path) -> tuple[Figure, NDArray[Any]]:
     """One case in both domains (rows): the image, the truth, and each trainer's prediction."""
     case = sorted((raw / "labelsTs").glob("target_*.nii.gz"))[0].name
     truth = _read(raw / "labelsTs" / case)
     middle = int((truth == LABELS["lesion"]).sum((1, 2)).argmax())
     columns = ("image", "truth", *TRAINERS)
     result = Figure(figsize=(3 * len(columns), 6), layout="constrained")
-    for row, (axes, (domain, name)) in enumerate(zip(result.subplots(2, len(columns)), DOMAINS.items(), strict=True)):
+    grid = result.subplots(2, len(columns))
+    for row, (axes, (domain, name)) in enumerate(zip(grid, DOMAINS.items(), strict=True)):
         own = case.replace("target", domain)
         image = _read(raw / "imagesTs" / own.replace(".nii.gz", "_0000.nii.gz"))[middle]
         masks = [None, truth, *(_read(folder / "predictions" / t / own) for t in TRAINERS)]
@@ -186,7 +187,7 @@ def figure(folder: Path, raw: Path) -> Figure:
                     ax.contour(mask[middle] >= label, levels=[0.5], colors=color, linewidths=2)
             ax.set(xticks=[], yticks=[], title="" if row else title)
         axes[0].set_ylabel(name)
-    return result
+    return result, grid
 
 
 def _read(path: Path) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,25 +22,35 @@ class Corruption:
     """One kind of shift.
 
     Attributes:
-        apply: ``(image (C, *spatial) float32 without axes of length one, strength, seed) -> the same shape``. All
-            channels are changed alike.
+        apply: ``(image (C, *spatial) float32 without axes of length one, strength, seed, voxel) -> the same shape``,
+            where ``voxel`` says how many times the finest axis' spacing each axis has. Intensity ranges are those of
+            each channel; patterns in space are the same for all channels.
         strength: what the number says.
         identity: the strength that changes nothing.
         strengths: the default ones.
     """
 
-    apply: Callable[[Array, float, int], Array]
+    apply: Callable[[Array, float, int, list[float]], Array]
     strength: str
     identity: float
     strengths: tuple[float, ...]
 
-    def __call__(self, image: Array, strength: float, seed: int) -> Array:
-        """The corrupted image, ``(C, *spatial)``, float32; the image itself at the identity."""
+    def __call__(self, image: Array, strength: float, seed: int, spacing: Sequence[float] | None = None) -> Array:
+        """The corrupted image, ``(C, *spatial)``, float32; the image itself at the identity.
+
+        Args:
+            image: ``(C, *spatial)``.
+            strength: see ``strengths``.
+            seed: of what is random.
+            spacing: of each spatial axis; None: equal.
+        """
         image = image.astype(np.float32)
         if strength == self.identity:
             return image
         thin = tuple(axis for axis, length in enumerate(image.shape) if axis and length == 1)
-        return np.expand_dims(self.apply(image.squeeze(thin), strength, seed), thin).astype(np.float32)
+        thick = [mm for axis, mm in enumerate(spacing or [1.0] * (image.ndim - 1), 1) if axis not in thin]
+        voxel = [mm / min(thick) for mm in thick]
+        return np.expand_dims(self.apply(image.squeeze(thin), strength, seed, voxel), thin).astype(np.float32)
 
 
 def seed_of(case: str, seed: int) -> int:
@@ -48,40 +58,46 @@ def seed_of(case: str, seed: int) -> int:
     return zlib.crc32(f"{case} {seed}".encode())
 
 
-def _gamma(image: Array, exponent: float, _: int) -> Array:
+def _range(image: Array, low: float = 0, high: float = 100) -> tuple[Array, Array]:
+    """Percentiles of each channel, ``(C, 1, ...)`` each."""
+    lower, upper = np.percentile(image, (low, high), axis=tuple(range(1, image.ndim)), keepdims=True)
+    return lower, upper
+
+
+def _gamma(image: Array, exponent: float, seed: int, voxel: list[float]) -> Array:
     return np.stack([np.asarray(AdjustContrast(exponent)(channel[None]))[0] for channel in image])
 
 
-def _bias_field(image: Array, magnitude: float, seed: int) -> Array:
-    low = image.min()
+def _bias_field(image: Array, magnitude: float, seed: int, voxel: list[float]) -> Array:
+    low, _ = _range(image)
     field = RandBiasField(degree=3, coeff_range=(-magnitude, magnitude), prob=1)
     field.set_random_state(seed)
     return np.asarray(field(image - low)) + low
 
 
-def _noise(image: Array, fraction: float, seed: int) -> Array:
-    low, high = np.percentile(image, (0.5, 99.5))
+def _noise(image: Array, fraction: float, seed: int, voxel: list[float]) -> Array:
+    low, high = _range(image, 0.5, 99.5)
     return image + fraction * (high - low) * np.random.default_rng(seed).standard_normal(image.shape)
 
 
-def _blur(image: Array, sigma: float, _: int) -> Array:
-    return np.stack([gaussian_filter(channel, sigma) for channel in image])
+def _blur(image: Array, sigma: float, seed: int, voxel: list[float]) -> Array:
+    return np.stack([gaussian_filter(channel, [sigma / v for v in voxel]) for channel in image])
 
 
-def _low_resolution(image: Array, factor: float, _: int) -> Array:
+def _low_resolution(image: Array, factor: float, seed: int, voxel: list[float]) -> Array:
     mode = {2: "bilinear", 3: "trilinear"}[image.ndim - 1]
-    size = [max(1, round(length / factor)) for length in image.shape[1:]]
+    size = [max(1, round(length / max(1, factor / v))) for length, v in zip(image.shape[1:], voxel, strict=True)]
     small = F.interpolate(torch.from_numpy(image)[None], size, mode="area")
     return F.interpolate(small, image.shape[1:], mode=mode)[0].numpy()
 
 
-def _inversion(image: Array, fraction: float, _: int) -> Array:
-    low, high = image.min(), image.max()
+def _inversion(image: Array, fraction: float, seed: int, voxel: list[float]) -> Array:
+    low, high = _range(image)
     threshold = high - fraction * (high - low)
     return np.where(image >= threshold, high + threshold - image, image)
 
 
-def _gibbs(image: Array, alpha: float, _: int) -> Array:
+def _gibbs(image: Array, alpha: float, seed: int, voxel: list[float]) -> Array:
     return np.asarray(GibbsNoise(alpha)(image))
 
 
@@ -89,8 +105,8 @@ CORRUPTIONS = {
     "gamma": Corruption(_gamma, "exponent", 1.0, (0.25, 0.5, 1.0, 2.0, 4.0)),
     "bias field": Corruption(_bias_field, "largest coefficient of its logarithm", 0.0, (0.0, 0.1, 0.2, 0.4, 0.8)),
     "noise": Corruption(_noise, "standard deviation / intensity range", 0.0, (0.0, 0.05, 0.1, 0.2, 0.4)),
-    "blur": Corruption(_blur, "sigma, voxels", 0.0, (0.0, 0.5, 1.0, 1.5, 2.0)),
-    "low resolution": Corruption(_low_resolution, "times coarser", 1.0, (1.0, 1.5, 2.0, 3.0, 4.0)),
+    "blur": Corruption(_blur, "sigma, voxels of the finest axis", 0.0, (0.0, 0.5, 1.0, 1.5, 2.0)),
+    "low resolution": Corruption(_low_resolution, "times the finest spacing", 1.0, (1.0, 1.5, 2.0, 3.0, 4.0)),
     "inversion": Corruption(_inversion, "brightest part of the range, inverted", 0.0, (0.0, 0.25, 0.5, 0.75, 1.0)),
     "gibbs": Corruption(_gibbs, "k-space left out", 0.0, (0.0, 0.3, 0.5, 0.7, 0.85)),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class CaseView:
-    """Image ``(C, *spatial)``, truth and prediction ``(*spatial)``, integer labels, and the spacing of each axis."""
+    """Image ``(C, *spatial)``, truth and prediction ``(*spatial)``, spacing of each axis, and names of the labels."""
 
     image: Array
     truth: Array
     prediction: Array
     spacing: tuple[float, ...]
+    labels: Mapping[int, str] = field(default_factory=dict)
 
     def slice(self) -> CaseView:
         """In 2-D, across the axis with the widest spacing: where most voxels differ, or if none do, most have a label.
@@ -38,15 +39,14 @@ class CaseView:
             np.take(array, index, axis - self.truth.ndim) for array in (self.image, self.truth, self.prediction)
         )
         spacing = tuple(mm for i, mm in enumerate(self.spacing) if i != axis)
-        return CaseView(image if len(image) == 3 else image[:1], truth, prediction, spacing)
+        return CaseView(image if len(image) == 3 else image[:1], truth, prediction, spacing, self.labels)
 
 
-def overlay(views: Mapping[str, CaseView], labels: Mapping[int, str] | None = None) -> tuple[Figure, NDArray[Any]]:
+def overlay(views: Mapping[str, CaseView]) -> tuple[Figure, NDArray[Any]]:
     """Cases in rows: the image, the truth on it, and the prediction on it. Labels differ by colour and by line.
 
     Args:
-        views: by title.
-        labels: names for the legend, ``{integer: name}``.
+        views: by title, of one dataset.
 
     Returns:
         The figure and its axes, ``(len(views), 3)``.
@@ -65,7 +65,7 @@ def overlay(views: Mapping[str, CaseView], labels: Mapping[int, str] | None = No
         ax.set_title(title, fontsize="medium")
     handles = [
         axes[0, 0].plot([], [], color=COLORS[n % len(COLORS)], linestyle=LINES[n % len(LINES)], label=name)[0]
-        for n, name in (labels or {}).items()
+        for n, name in next(iter(views.values())).labels.items()
     ]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunet_dg.evaluation.scores import SETTINGS
-from nnunet_dg.evaluation.style import COLORS, LINES, MARKERS, NAMES
+from nnunet_dg.evaluation.scores import SETTINGS, paired
+from nnunet_dg.evaluation.style import COLORS, MARKERS, NAMES, style_of
 
 
 def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
-    """Every case a point, one box per trainer in each domain, in-domain first.
+    """Every case of every fold and run a point, one box per trainer in each domain, in-domain first.
 
     Args:
         cases: of `per_case`.
@@ -30,7 +30,7 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
     ax = figure.subplots()
     width, rng = 0.8 / len(trainers), np.random.default_rng(0)
     for number, trainer in enumerate(trainers):
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        color, _, marker = style_of(number)
         for place, (setting, domain) in enumerate(groups):
             chosen = (cases["trainer"] == trainer) & (cases["setting"] == setting) & (cases["domain"] == domain)
             values = cases[chosen][metric].to_numpy()
@@ -51,9 +51,8 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
 
 
 def scatter(cases: pd.DataFrame, metric: str, baseline: str, trainer: str) -> tuple[Figure, Axes]:
-    """Each case's value with the baseline (x) and with the trainer (y), on axes of one length, with the diagonal."""
-    table = cases.pivot_table(index=["setting", "domain", "case"], columns="trainer", values=metric)
-    pairs = table[[baseline, trainer]].dropna().reset_index()
+    """Each case of a fold with the baseline (x) and with the trainer (y), on axes of one length, with the diagonal."""
+    pairs = paired(cases, metric)[[baseline, trainer]].dropna().reset_index()
     figure = Figure(figsize=(4, 4.4), layout="constrained")
     ax = figure.subplots()
     for number, setting in enumerate(SETTINGS):
@@ -97,10 +96,10 @@ def draw_curves(ax: Axes, table: pd.DataFrame, x: str, y: str, lines: str) -> No
     """The lines of `curves`, on axes that are there."""
     for number, name in enumerate(dict.fromkeys(table[lines])):
         summary = table[table[lines] == name].groupby(x)[y].agg(["mean", "sem"])
+        color, line, marker = style_of(number)
         ax.errorbar(
-            summary.index, summary["mean"], summary["sem"].fillna(0), color=COLORS[number % len(COLORS)],
-            linestyle=LINES[number % len(LINES)], marker=MARKERS[number % len(MARKERS)], markersize=4, capsize=2,
-            label=name,
+            summary.index, summary["mean"], summary["sem"].fillna(0), color=color, linestyle=line, marker=marker,
+            markersize=4, capsize=2, label=name,
         )  # fmt: skip
 
 

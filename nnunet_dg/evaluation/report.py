@@ -1,60 +1,41 @@
-"""A report from a table of scores: tables (CSV, Markdown, LaTeX), and one self-contained HTML page with pictures."""
+"""A report from a table of scores: trainers beside each other, in-domain and unseen, with tests and worst cases."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from nnunet_dg.evaluation.overlay import CaseView, overlay
 from nnunet_dg.evaluation.plots import box_plot, scatter
-from nnunet_dg.evaluation.scores import ALL, SETTINGS, UNSEEN, against_baseline, average_rank, by_domain, per_case
+from nnunet_dg.evaluation.rendering import Part, write
+from nnunet_dg.evaluation.scores import (
+    ALL,
+    IN_DOMAIN,
+    SETTINGS,
+    UNSEEN,
+    against_baseline,
+    average_rank,
+    by_domain,
+    common,
+    paired,
+    per_case,
+)
 from nnunet_dg.evaluation.style import NAMES
 
 PERCENT = ("dice", "nsd")
 WORST_CASES = 4
 CASE = ("trainer", "run", "fold", "case")
 NOTE = (
-    "Mean ± standard error over cases (number of cases); a case is the mean of its labels, and repeated trainings are "
-    "averaged case by case. Unseen: no training case was from that domain. Nothing was selected on unseen domains: "
-    "every case of every fold and run that was given is counted."
+    "Mean ± standard error over cases (number of cases). A case is the mean of its labels; folds that have the same "
+    "case, and repeated trainings, are averaged case by case. Unseen: no training case was from that domain. This "
+    "report selects nothing: every case that was given is counted, but where truth and prediction are both empty. "
+    "Validations made with --val_best were selected on the cases that they show."
 )
-PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #111; }
-table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .2em .8em; text-align: right; }
-th { border-bottom: 1px solid #111; } th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; display: block; margin: 1em 0; } p.note { color: #444; }
-</style>
-<h1>{{ title }}</h1>
-{% for part in parts %}<h2>{{ part.title }}</h2>
-<p class="note">{{ part.note }}</p>
-{{ part.table | safe }}
-{% for image in part.images %}<img alt="{{ part.title }}" src="data:image/png;base64,{{ image }}">
-{% endfor %}{% endfor %}</html>
-""")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A section: a table as people read it, and pictures by file name."""
-
-    title: str
-    note: str
-    table: pd.DataFrame
-    figures: Mapping[str, Figure]
 
 
 def write_report(
@@ -69,7 +50,7 @@ def write_report(
     Args:
         scores: the table that `nnunet_dg.evaluation.scores` describes.
         output: a folder.
-        baseline: the trainer that others are tested against; None: nnUNetTrainer, or else the first.
+        baseline: the trainer that others are tested against; None: nnUNetTrainer.
         metric: the one that ranks, tests and pictures are of. Tables of the others are written where there are any.
         view: of a row of scores, for pictures of the worst cases; may return None.
 
@@ -79,35 +60,68 @@ def write_report(
     Raises:
         ValueError: no case has the metric, or there is no such baseline.
     """
-    trainers = list(dict.fromkeys(scores["trainer"]))
-    baseline = baseline or ("nnUNetTrainer" if "nnUNetTrainer" in trainers else trainers[0])
     cases = per_case(scores, metric)
     if cases.empty:
         raise ValueError(f"These results have no {NAMES[metric]}. nnunet-dg evaluate measures it.")
+    baseline = baseline or _usual_baseline(list(dict.fromkeys(cases["trainer"])))
+    tests = against_baseline(cases, metric, baseline)
     output.mkdir(parents=True, exist_ok=True)
     scores.to_csv(output / "scores.csv", index=False)
-    tests = against_baseline(cases, metric, baseline)
     tests.to_csv(output / "comparisons.csv", index=False)
     _all_metrics(scores).to_csv(output / "domains.csv", index=False)
     parts = [
-        Part(f"{_unit(metric)}, in-domain and unseen", NOTE, overview(cases, metric),
-             {"cases": box_plot(cases, metric)[0]}),
+        Part(f"{_unit(metric)}, in-domain and unseen", " ".join([NOTE, *_remarks(scores, cases, metric)]),
+             overview(cases, metric), {"cases": box_plot(cases, metric)[0]}),
         *_repeated(cases, metric),
-        Part(f"Against {baseline}", "Wilcoxon's signed-rank test, paired by case, two-sided; p corrected by Holm's "
-             "method over all rows. Points above the diagonal are cases that got larger.", _readable(tests, metric),
-             {f"against_{baseline}_{t}": scatter(cases, metric, baseline, t)[0] for t in trainers if t != baseline}),
-        *(Part(_unit(other), "As above.", overview(per_case(scores, other), other), {})
+        _against(cases, metric, baseline, tests),
+        *(Part(_unit(other), _note(other, scores), overview(per_case(scores, other), other), {})
           for other in METRICS if other != metric and other in scores and scores[other].notna().any()),
-        *_worst(scores, cases, metric, view),
+        _worst(scores, cases, metric, view),
     ]  # fmt: skip
-    title = f"{', '.join(trainers)}: what unseen domains cost"
-    (output / "report.md").write_text(_text(title, parts, "github"))
-    (output / "report.tex").write_text(_latex(parts))
-    (output / "report.html").write_text(_html(title, parts))
-    for part in parts:
-        for name, figure in part.figures.items():
-            figure.savefig(output / f"{re.sub('[^A-Za-z0-9.-]+', '_', name).strip('_')}.png", dpi=150)
+    write(f"{', '.join(dict.fromkeys(cases['trainer']))}: in-domain and unseen", parts, output)
     return parts[0].table
+
+
+def _note(metric: str, scores: pd.DataFrame) -> str:
+    tolerances = scores["tolerance_mm"].dropna().unique() if "tolerance_mm" in scores else []
+    within = f"Surfaces within {tolerances[0]:g} mm. " if metric == "nsd" and len(tolerances) else ""
+    return f"{within}Mean ± standard error, as above."
+
+
+def _usual_baseline(trainers: list[str]) -> str:
+    plain = [trainer for trainer in trainers if trainer.split()[0] == "nnUNetTrainer"] or trainers
+    if len(plain) > 1:
+        raise ValueError(f"Say what others are tested against: --baseline, one of {', '.join(map(repr, trainers))}.")
+    return plain[0]
+
+
+def _remarks(scores: pd.DataFrame, cases: pd.DataFrame, metric: str) -> list[str]:
+    """What a reader must know of these results."""
+    remarks = []
+    if IN_DOMAIN not in set(cases["setting"]):
+        remarks.append("No in-domain case was given: what it costs there is not in this report.")
+    if UNSEEN not in set(cases["setting"]):
+        remarks.append("No unseen case was given: whether it generalizes is not in this report.")
+    shared = paired(common(cases, metric), metric)
+    counts = {t: len(paired(of, metric)) for t, of in cases.groupby("trainer", sort=False)}
+    if set(counts.values()) != {len(shared)}:
+        given = ", ".join(f"{trainer} {count}" for trainer, count in counts.items())
+        remarks.append(
+            f"Not all trainers were given the same cases and folds ({given}): ranks are of the {len(shared)} that all "
+            f"have, tests and scatter plots of those that the two have."
+        )
+    return remarks
+
+
+def _against(cases: pd.DataFrame, metric: str, baseline: str, tests: pd.DataFrame) -> Part:
+    others = [trainer for trainer in dict.fromkeys(cases["trainer"]) if trainer != baseline]
+    better = "better" if HIGHER_IS_BETTER[metric] else "worse"
+    note = (
+        f"Wilcoxon's signed-rank test, paired by case and fold, two-sided; p corrected by Holm's method over all rows. "
+        f"Cases above the diagonal are {better} than with {baseline}."
+    )
+    figures = {f"against_{baseline}_{t}": scatter(cases, metric, baseline, t)[0] for t in others}
+    return Part(f"Against {baseline}", note, _readable(tests, metric), figures)
 
 
 def readable_means(table: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +148,7 @@ def overview(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.D
             if values:
                 columns[setting if domain == ALL else f"{domain}, {setting}"] = values
     table = pd.DataFrame(columns, index=list(dict.fromkeys(summary["trainer"]))).fillna("")
-    rank = average_rank(summary, metric)
+    rank = average_rank(by_domain(common(cases, metric), metric), metric)
     if len(rank) > 1 and not runs_apart:
         table["average rank"] = rank.round(2).astype(str)
     return table.fillna("").rename_axis("trainer").reset_index()
@@ -175,11 +189,11 @@ def _all_metrics(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _worst(
     scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: Callable[[Mapping[str, Any]], CaseView | None] | None
-) -> list[Part]:
-    setting = UNSEEN if (cases["setting"] == UNSEEN).any() else SETTINGS[0]
+) -> Part:
+    setting = UNSEEN if UNSEEN in set(cases["setting"]) else SETTINGS[0]
     chosen = cases[cases["setting"] == setting].sort_values(metric, ascending=HIGHER_IS_BETTER[metric])
     table = chosen.groupby("trainer", sort=False).head(WORST_CASES).sort_values("trainer", kind="stable")
-    figures = {}
+    figures, note = {}, f"The {WORST_CASES} of each trainer."
     for trainer, rows in table.groupby("trainer", sort=False):
         views = {}
         for row in rows.to_dict("records"):
@@ -189,46 +203,8 @@ def _worst(
                 views[f"{row['case']}\n{row['domain']}\n{_number(metric, row[metric])}"] = found
         if views:
             figures[f"worst_{trainer}"] = overlay(views)[0]
-    readable = table[["trainer", "case", "domain", "fold"]].copy()
+        if len(views) < len(rows):
+            note += f" No picture of {len(rows) - len(views)} of {trainer}: their files are not where they were."
+    readable = table[["trainer", "case", "domain", "fold", "run"]].copy()
     readable[NAMES[metric]] = [_number(metric, value) for value in table[metric]]
-    return [Part(f"Worst {setting} cases", f"The {WORST_CASES} of each trainer.", readable, figures)]
-
-
-def _text(title: str, parts: list[Part], form: str) -> str:
-    texts = [f"# {title}"]
-    for part in parts:
-        texts.append(f"## {part.title}\n\n{part.note}")
-        if len(part.table):
-            texts.append(_table(part.table, form))
-    return "\n\n".join(texts) + "\n"
-
-
-def _latex(parts: list[Part]) -> str:
-    return "\n\n".join(
-        f"% {part.title}\n" + _table(part.table, "latex_booktabs").replace("±", r"$\pm$")
-        for part in parts
-        if len(part.table)
-    ) + "\n"  # fmt: skip
-
-
-def _html(title: str, parts: list[Part]) -> str:
-    sections = [
-        {
-            "title": part.title,
-            "note": part.note,
-            "table": "" if part.table.empty else _table(part.table, "html"),
-            "images": [_embedded(figure) for figure in part.figures.values()],
-        }
-        for part in parts
-    ]
-    return PAGE.render(title=title, parts=sections)
-
-
-def _table(table: pd.DataFrame, form: str) -> str:
-    return tabulate(table.astype(str), headers="keys", tablefmt=form, showindex=False, disable_numparse=True)
-
-
-def _embedded(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return Part(f"Worst {setting} cases", note, readable, figures)

@@ -49,6 +49,18 @@ def by_domain(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.
     return summary.rename(columns={"sem": "standard_error", "count": "n"}).reset_index()
 
 
+def paired(cases: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One column per trainer, one row per ``(setting, domain, case, fold)``; repeated trainings are averaged."""
+    return cases.pivot_table(index=["setting", "domain", "case", "fold"], columns="trainer", values=metric, sort=False)
+
+
+def common(cases: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of cases and folds that every trainer has."""
+    index = ["setting", "domain", "case", "fold"]
+    complete = paired(cases, metric).dropna().index
+    return cases[pd.MultiIndex.from_frame(cases[index]).isin(complete)]
+
+
 def average_rank(summary: pd.DataFrame, metric: str) -> pd.Series:
     """Each trainer's rank among the others, averaged over the unseen domains; without any, over the others.
 
@@ -71,8 +83,8 @@ def average_rank(summary: pd.DataFrame, metric: str) -> pd.Series:
 def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
     """Wilcoxon's signed-rank test of each trainer against the baseline, paired by case, in each setting.
 
-    Two-sided; p-values are corrected by Holm's method over all comparisons in the table. Repeated trainings and folds
-    that have the same case are averaged first.
+    Two-sided; p-values are corrected by Holm's method over all comparisons in the table. Pairs are of one fold;
+    repeated trainings, and then folds that have the same case, are averaged.
 
     Args:
         cases: of `per_case`.
@@ -89,17 +101,17 @@ def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.Data
     trainers = list(dict.fromkeys(cases["trainer"]))
     if baseline not in trainers:
         raise ValueError(f"--baseline must be one of {', '.join(trainers)}; got {baseline!r}.")
-    table = cases.pivot_table(index=["setting", "domain", "case"], columns="trainer", values=metric)
+    table = paired(cases, metric)
     rows = []
     for trainer in trainers:
         for setting in SETTINGS:
             if trainer == baseline or setting not in table.index.get_level_values("setting"):
                 continue
             pairs = table.loc[setting, [trainer, baseline]].dropna()
-            difference = pairs[trainer] - pairs[baseline]
+            difference = (pairs[trainer] - pairs[baseline]).groupby(["domain", "case"]).mean()
             if difference.empty:
                 continue
             p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
-            rows.append((trainer, setting, len(pairs), float(difference.mean()), p))
+            rows.append((trainer, setting, len(difference), float(difference.mean()), p))
     result = pd.DataFrame(rows, columns=["trainer", "setting", "n", "mean_difference", "p"])
     return result.assign(p_holm=multipletests(result["p"], method="holm")[1] if len(result) else np.empty(0))

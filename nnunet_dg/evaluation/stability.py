@@ -99,14 +99,13 @@ def read(paths: Mapping[str, Path], patch: Sequence[int]) -> tuple[dict[str, Arr
         raise StabilityError(f"An image cannot be read: {error}") from error
     first, reference = next(iter(volumes.items()))
     for name, volume in volumes.items():
-        same = volume.GetSize() == reference.GetSize() and np.allclose(
-            volume.GetSpacing(), reference.GetSpacing(), 1e-3
-        )
-        if not same or not np.allclose(volume.GetOrigin(), reference.GetOrigin(), atol=0.1):
-            raise StabilityError(
-                f"{name} is not on the grid of {first}: size {volume.GetSize()} and {reference.GetSize()}, spacing "
-                f"{volume.GetSpacing()} and {reference.GetSpacing()}. Images must be co-registered and resampled alike."
-            )
+        for what, tolerance in (("Size", 0), ("Spacing", 1e-3), ("Origin", 0.1), ("Direction", 1e-3)):
+            mine, others = (getattr(image, f"Get{what}")() for image in (volume, reference))
+            if len(mine) != len(others) or not np.allclose(mine, others, rtol=0, atol=tolerance):
+                raise StabilityError(
+                    f"{name} is not on the grid of {first}: {what.lower()} {mine} and {others}. Images must be "
+                    f"co-registered and resampled to one grid."
+                )
     mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(reference, 0, 1))
     if len(patch) != mask.ndim:
         raise StabilityError(f"--patch needs one number per axis, {mask.ndim}; got {len(patch)}.")

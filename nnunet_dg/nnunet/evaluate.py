@@ -19,20 +19,13 @@ import pandas as pd
 import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_dg.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, case_metrics
+from nnunet_dg.nnunet.pairs import EvaluationError, pair
 
 NAME = "evaluation"  # of the files written beside the predictions
-MISSING = {
-    "error": "a prediction that is missing is an error",
-    "zero": "a prediction that is missing counts as an empty one",
-    "skip": "cases without a prediction are left out",
-}
-
-
-class EvaluationError(RuntimeError):
-    """Nothing was evaluated, and why."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +61,10 @@ class Task:
         Raises:
             ValueError: prediction and truth are not of one geometry.
         """
-        truth, properties = self.reader().read_seg(str(self.truth))
+        truth, properties = self._read(self.truth)
         prediction = np.zeros_like(truth)
         if self.prediction is not None:
-            prediction, predicted_properties = self.reader().read_seg(str(self.prediction))
+            prediction, predicted_properties = self._read(self.prediction)
             if not self.ignore_affine and truth.shape == prediction.shape:
                 self._compare(properties, predicted_properties)
         try:
@@ -83,6 +76,12 @@ class Task:
             raise ValueError(f"{self.prediction} does not fit {self.truth}: {error}.") from error
         files = {"prediction_file": str(self.prediction or ""), "reference_file": str(self.truth)}
         return [{"case": self.case, "label": label} | values | files for label, values in metrics.items()]
+
+    def _read(self, path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+        try:
+            return self.reader().read_seg(str(path))
+        except Exception as error:  # five libraries read files for nnU-Net, and each raises what it likes
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
     def _compare(self, truth: dict[str, Any], prediction: dict[str, Any]) -> None:
         for what, expected in _geometry(truth).items():
@@ -97,6 +96,7 @@ class Task:
 def evaluate(
     truths: Path,
     predictions: Path,
+    *,
     dataset_json: Path | None = None,
     output: Path | None = None,
     missing: str = "error",
@@ -110,11 +110,12 @@ def evaluate(
 
     Args:
         truths: a folder of segmentations, for example ``labelsTs``.
-        predictions: a folder of segmentations of the same names.
+        predictions: a folder of segmentations of the same names. Where nnU-Net left a ``summary.json`` in it, as in the
+            validation of a fold, the cases that it names are expected, else all truths.
         dataset_json: says labels, regions and file ending; None: the one that nnU-Net left beside the predictions, or
             in the results folder that they are in.
         output: a folder; None: ``predictions``.
-        missing: one of `MISSING`.
+        missing: one of `pairs.MISSING`.
         tolerance_mm: of the normalized surface Dice.
         processes: how many cases are evaluated at a time.
         ignore_affine: also if origin, direction or spacing of prediction and truth differ; the truth's spacing counts.
@@ -125,9 +126,10 @@ def evaluate(
     Raises:
         EvaluationError: files are missing, too many, or do not fit each other.
     """
+    if not tolerance_mm >= 0:
+        raise EvaluationError(f"--tolerance is in mm, 0 or more; got {tolerance_mm:g}.")
     dataset = _read_dataset(dataset_json, predictions)
-    ending = dataset["file_ending"]
-    pairs = _pair(truths, predictions, ending, missing)
+    pairs = pair(truths.resolve(), predictions.resolve(), dataset["file_ending"], missing)
     example = next(iter(pairs.values()))[0]
     reader = determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)
     labels = Labels.of_dataset(dataset)
@@ -174,33 +176,13 @@ def _read_dataset(given: Path | None, predictions: Path) -> dict[str, Any]:
             f"No dataset.json: {given or f'none in {usual[0].parent} or {usual[1].parent}'}. Name it with -djfile; it "
             f"says labels and file ending."
         )
-    return dict(json.loads(path.read_text()))
-
-
-def _pair(truths: Path, predictions: Path, ending: str, missing: str) -> dict[str, tuple[Path, Path | None]]:
-    expected, found = _cases(truths, ending), _cases(predictions, ending)
-    if extra := sorted(set(found) - set(expected)):
-        raise EvaluationError(f"{_some(extra)} in {predictions} without a truth in {truths}.")
-    if not found:
-        raise EvaluationError(f"No prediction: there is no file *{ending} in {predictions}.")
-    absent = sorted(set(expected) - set(found))
-    if absent and missing == "error":
-        raise EvaluationError(
-            f"{_some(absent)} in {truths} without a prediction in {predictions}. Predict them, or say what they are: "
-            f"--missing zero counts them as empty, --missing skip leaves them out."
-        )
-    cases = found if missing == "skip" else expected
-    return {case: (expected[case], found.get(case)) for case in sorted(cases)}
-
-
-def _cases(folder: Path, ending: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise EvaluationError(f"There is no folder {folder}.")
-    return {path.name.removesuffix(ending): path for path in folder.iterdir() if path.name.endswith(ending)}
-
-
-def _some(cases: list[str]) -> str:
-    return f"{cases[0]!r} is" if len(cases) == 1 else f"{cases[0]!r} and {len(cases) - 1} more are"
+    try:
+        dataset = dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise EvaluationError(f"{path} cannot be read: {error}") from error
+    if lacking := [key for key in ("labels", "file_ending") if key not in dataset]:
+        raise EvaluationError(f"{path} has no {lacking[0]!r}.")
+    return dataset
 
 
 def _geometry(properties: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 
 from nnunet_dg.dropgen import DropGenNetwork
-from nnunet_dg.evaluation.metrics import METRICS
 from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
 
 PARTS = ("nothing", "image", "features")
@@ -20,6 +19,7 @@ PARTS = ("nothing", "image", "features")
 def reliance(
     folder: Path,
     output: Path,
+    *,
     images: Path | None = None,
     truths: Path | None = None,
     folds: Sequence[str] | None = None,
@@ -35,7 +35,7 @@ def reliance(
     Args:
         folder: the model, see `TrainedModel`, as ``folds``, ``checkpoint``, ``device`` and ``mirroring``.
         output: a folder.
-        images: with ``truths``, folders of labelled cases; None: the validation cases of the first fold.
+        images: with ``truths``, folders of labelled cases; None: the validation cases of the fold.
         truths: see ``images``.
         folds: of the model.
         checkpoint: likewise.
@@ -62,8 +62,7 @@ def reliance(
             with zeroed(network, part):
                 scores = model.score(image, truth, properties)
             for label, metrics in scores.items():
-                row = {"zeroed": part, "case": case.name, "label": label}
-                rows.append(row | {metric: metrics[metric] for metric in METRICS})
+                rows.append({"zeroed": part, "case": case.name, "label": label} | metrics)
     table = pd.DataFrame(rows)
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / "reliance.csv", index=False)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunet_dg.evaluation.metrics import METRICS
-from nnunet_dg.evaluation.overlay import CaseView
 from nnunet_dg.evaluation.report import write_report
 from nnunet_dg.evaluation.scores import IN_DOMAIN, UNSEEN
 from nnunet_dg.nnunet.domains import FILE as DOMAINS
-from nnunet_dg.nnunet.evaluate import NAME, Labels
+from nnunet_dg.nnunet.evaluate import NAME
+from nnunet_dg.nnunet.view import view
 
 ONE_DOMAIN = "one domain"
 
@@ -45,15 +43,16 @@ def read_sources(
 ) -> pd.DataFrame:
     """The table of scores (see `nnunet_dg.evaluation.scores`) of several results.
 
-    A source is a results folder of nnU-Net, ``TRAINER__PLANS__CONFIGURATION``, of which every validated fold is read,
-    or a folder that `nnunet-dg evaluate` has written to. A validation is read from its ``evaluation.json``, where there
-    is one, else from nnU-Net's ``summary.json``, which has Dice alone. One name given several times says repeated
-    trainings of one trainer.
+    A source is a results folder of nnU-Net, ``TRAINER__PLANS__CONFIGURATION``, of which every validated fold is read
+    (fold ``all`` was validated on what it was trained on, and is left out), or a folder that `nnunet-dg evaluate` has
+    written to. A validation is read from its ``evaluation.json``, where there is one, else from nnU-Net's
+    ``summary.json``, which has Dice alone. Sources of one name are parts of one training's results where they have no
+    case of a fold in common, and repeated trainings where they have.
 
     Args:
         sources: of any trainers, plans and folds.
         domains: ``{case: domain}`` of the cases of evaluated folders. Those of results folders are read from the
-            dataset's own ``domains.json``.
+            dataset's own ``domains.json``; without one they are of one domain.
         trained_on: domains of the training data of the evaluated folders' models.
 
     Returns:
@@ -62,25 +61,49 @@ def read_sources(
     Raises:
         ResultsError: nothing is there, or it does not say what it must.
     """
+    names = names_of(sources)
+    tables: list[pd.DataFrame] = []
+    settings: dict[str, dict[str, Any]] = {}
+    for name, source in zip(names, sources, strict=True):
+        if any(source.path.glob("fold_*")):
+            table = _read_folds(source.path, settings)
+        else:
+            table = _read_evaluated(source.path, domains, trained_on, settings)
+        found = set(zip(table["fold"], table["case"], strict=True))
+        before = [t for t in tables if t["trainer"].iloc[0] == name]
+        overlapping = [t["run"].iloc[0] for t in before if found & set(zip(t["fold"], t["case"], strict=True))]
+        tables.append(table.assign(trainer=name, run=1 + max(overlapping, default=0)))
+    _refuse_different(settings)
+    return pd.concat(tables, ignore_index=True)
+
+
+def names_of(sources: Sequence[Source]) -> list[str]:
+    """The name of each source, given or its trainer's.
+
+    Raises:
+        ResultsError: a folder is not there, or a trainer is there twice and was not named.
+    """
     for source in sources:
         if not source.path.is_dir():
             raise ResultsError(f"There is no folder {source.path}.")
     names = [source.name or default_name(source.path) for source in sources]
-    unnamed = Counter(name for name, source in zip(names, sources, strict=True) if source.name is None)
-    if twice := sorted(name for name, count in unnamed.items() if count < names.count(name) or count > 1):
+    unnamed = [name for name, source in zip(names, sources, strict=True) if source.name is None]
+    if twice := sorted(name for name in unnamed if names.count(name) > 1):
         raise ResultsError(
             f"Several results are of {twice[0]}. Say which they are: NAME=PATH with different names, or with one name "
             f"for repeated trainings of one trainer."
         )
-    tables, runs = [], Counter[str]()
-    for name, source in zip(names, sources, strict=True):
-        runs[name] += 1
-        if any(source.path.glob("fold_*")):
-            table = _read_folds(source.path)
-        else:
-            table = _read_evaluated(source.path, domains, trained_on)
-        tables.append(table.assign(trainer=name, run=runs[name]))
-    return pd.concat(tables, ignore_index=True)
+    return names
+
+
+def _refuse_different(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Numbers of evaluations with other tolerances, or other policies, do not belong into one table."""
+    for path, given in settings.items():
+        first, expected = next(iter(settings.items()))
+        if given != expected:
+            raise ResultsError(
+                f"{path} was evaluated with {given}, and {first} with {expected}. Evaluate both in one way."
+            )
 
 
 def report(
@@ -118,29 +141,41 @@ def default_name(path: Path) -> str:
     return " ".join([trainer, *(p for p in others[:1] if p != "nnUNetPlans")])
 
 
-def _read_folds(results: Path) -> pd.DataFrame:
+def _read_folds(results: Path, settings: dict[str, dict[str, Any]]) -> pd.DataFrame:
     folds = {p.parent.name.removeprefix("fold_"): p for p in sorted(results.glob("fold_*/validation")) if p.is_dir()}
+    if folds.pop("all", None):
+        print(f"{results}: fold all is left out, for it was validated on the cases it was trained on.")
     if not folds:
         raise ResultsError(f"{results} has no validated fold. nnUNetv2_train ... --val validates one.")
-    dataset = results.resolve().parent.name
-    preprocessed = Path(nnUNet_preprocessed or "", dataset)
-    domain_of = _read_json(preprocessed / DOMAINS) if (preprocessed / DOMAINS).is_file() else None
+    preprocessed = Path(nnUNet_preprocessed or "", results.resolve().parent.name)
+    if not nnUNet_preprocessed or not (preprocessed / "splits_final.json").is_file():
+        raise ResultsError(
+            f"What {results} was trained on is read from nnUNet_preprocessed, and there is no "
+            f"{preprocessed / 'splits_final.json'}. Set nnUNet_preprocessed as for the training."
+        )
+    domain_of = _domains_of(preprocessed)
     tables = []
     for fold, validation in folds.items():
-        table = _read_scores(validation, results / "dataset.json")
+        table = _read_scores(validation, results / "dataset.json", settings)
+        train = _training_cases(preprocessed, fold, table)
         if domain_of is None:
-            table = table.assign(domain=ONE_DOMAIN, setting=IN_DOMAIN)
-        else:
-            table = _with_domains(table, domain_of, preprocessed / DOMAINS)
-            trained_on = {domain_of[case] for case in _training_cases(preprocessed, fold, table, domain_of)}
-            table = table.assign(setting=[IN_DOMAIN if d in trained_on else UNSEEN for d in table["domain"]])
+            tables.append(table.assign(domain=ONE_DOMAIN, setting=IN_DOMAIN, fold=fold))
+            continue
+        table = _with_domains(table, domain_of, preprocessed / DOMAINS)
+        trained_on = {domain_of.get(case) for case in train}
+        table["setting"] = [IN_DOMAIN if domain in trained_on else UNSEEN for domain in table["domain"]]
         tables.append(table.assign(fold=fold))
     return pd.concat(tables, ignore_index=True)
 
 
-def _training_cases(preprocessed: Path, fold: str, table: pd.DataFrame, domain_of: Mapping[str, str]) -> list[str]:
-    if fold == "all":
-        return list(domain_of)
+def _domains_of(preprocessed: Path) -> dict[str, str] | None:
+    """What the raw dataset's ``domains.json`` says, or the preprocessed one's; None without either."""
+    raw = Path(nnUNet_raw or "", preprocessed.name)
+    folder = raw if nnUNet_raw and raw.is_dir() else preprocessed
+    return _read_json(folder / DOMAINS) if (folder / DOMAINS).is_file() else None
+
+
+def _training_cases(preprocessed: Path, fold: str, table: pd.DataFrame) -> list[str]:
     splits = _read_json(preprocessed / "splits_final.json")
     if not fold.isdecimal() or int(fold) >= len(splits) or set(splits[int(fold)]["val"]) != set(table["case"]):
         raise ResultsError(
@@ -150,10 +185,23 @@ def _training_cases(preprocessed: Path, fold: str, table: pd.DataFrame, domain_o
     return list(splits[int(fold)]["train"])
 
 
-def _read_evaluated(folder: Path, domain_of: Mapping[str, str] | None, trained_on: Collection[str]) -> pd.DataFrame:
-    table = _read_scores(folder, folder / "dataset.json").assign(fold="test")
-    if domain_of is None:
-        return table.assign(domain=ONE_DOMAIN, setting=IN_DOMAIN if ONE_DOMAIN in trained_on else UNSEEN)
+def _read_evaluated(
+    folder: Path,
+    domain_of: Mapping[str, str] | None,
+    trained_on: Collection[str],
+    settings: dict[str, dict[str, Any]],
+) -> pd.DataFrame:
+    if folder.resolve().parent.name.startswith("fold_"):
+        raise ResultsError(f"{folder} is one fold's validation. Give the results folder, {folder.parent.parent}.")
+    table = _read_scores(folder, folder / "dataset.json", settings).assign(fold="test")
+    if domain_of is None or not trained_on:
+        raise ResultsError(
+            f"{folder}: say which case is from which domain, --domains FILE, and which of them the model was trained "
+            f"on, --trained-on DOMAIN ...; else nobody knows what was unseen."
+        )
+    if unknown := sorted(set(trained_on) - set(domain_of.values())):
+        there = ", ".join(sorted(set(domain_of.values())))
+        raise ResultsError(f"--trained-on must be among the domains of --domains, {there}; got {unknown[0]!r}.")
     table = _with_domains(table, domain_of, "--domains")
     return table.assign(setting=[IN_DOMAIN if d in trained_on else UNSEEN for d in table["domain"]])
 
@@ -164,16 +212,23 @@ def _with_domains(table: pd.DataFrame, domain_of: Mapping[str, str], source: Pat
     return table.assign(domain=table["case"].map(domain_of))
 
 
-def _read_scores(folder: Path, dataset_json: Path) -> pd.DataFrame:
-    """``case``, ``label``, metrics and files, from evaluation.json or nnU-Net's summary.json."""
-    if (folder / f"{NAME}.json").is_file():
-        return pd.DataFrame(_read_json(folder / f"{NAME}.json")["cases"])
-    if not (folder / "summary.json").is_file():
+def _read_scores(folder: Path, dataset_json: Path, settings: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """``case``, ``label``, metrics and files, from evaluation.json, whose settings are noted, or summary.json."""
+    evaluation, summary = folder / f"{NAME}.json", folder / "summary.json"
+    if evaluation.is_file():
+        content = _read_json(evaluation)
+        files = [summary, *(Path(case["prediction_file"]) for case in content["cases"] if case["prediction_file"])]
+        newer = [f for f in files if f.is_file() and f.stat().st_mtime > evaluation.stat().st_mtime]
+        if newer:
+            raise ResultsError(f"{newer[0]} is newer than {evaluation}. Evaluate again: nnunet-dg evaluate ...")
+        settings[str(evaluation)] = content["settings"]
+        return pd.DataFrame(content["cases"]).assign(tolerance_mm=content["settings"]["tolerance_mm"])
+    if not summary.is_file():
         raise ResultsError(
             f"{folder} holds neither {NAME}.json nor summary.json. First: nnunet-dg evaluate TRUTHS {folder}"
         )
     dataset = _read_json(dataset_json)
-    names = {str(tuple(v) if len(v) > 1 else v[0]): name for name, v in Labels.of_dataset(dataset).foreground.items()}
+    names = _names_in_summary(dataset["labels"])
     rows = [
         {
             "case": Path(case["reference_file"]).name.removesuffix(dataset["file_ending"]),
@@ -182,10 +237,19 @@ def _read_scores(folder: Path, dataset_json: Path) -> pd.DataFrame:
             "prediction_file": case["prediction_file"],
             "reference_file": case["reference_file"],
         }
-        for case in _read_json(folder / "summary.json")["metric_per_case"]
+        for case in _read_json(summary)["metric_per_case"]
         for label, metrics in case["metrics"].items()
     ]
     return pd.DataFrame(rows).reindex(columns=["case", "label", *METRICS, "prediction_file", "reference_file"])
+
+
+def _names_in_summary(labels: Mapping[str, Any]) -> dict[str, str]:
+    """Names of labels and regions by what nnU-Net calls them in ``summary.json``: ``1``, ``(1, 2)``, ``(3,)``."""
+    keys = {name: [str(v)] if isinstance(v, int) else [str(tuple(v))] for name, v in labels.items()}
+    for name, value in labels.items():
+        if not isinstance(value, int) and len(value) == 1:
+            keys[name].append(str(value[0]))  # where no label is a region, nnU-Net takes it for a plain one
+    return {key: name for name, of in keys.items() for key in of}
 
 
 def _read_json(path: Path) -> Any:
@@ -193,33 +257,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path} cannot be read: {error}") from error
-
-
-def view(row: Mapping[str, Any]) -> CaseView | None:
-    """Image, truth and prediction of a row of scores, read as nnU-Net reads them; None if they are not all there.
-
-    The image is looked for where nnU-Net has it: in ``imagesTr`` or ``imagesTs`` beside the truth's folder, or in the
-    raw dataset of preprocessed truths.
-    """
-    truth, prediction = Path(row["reference_file"]), row["prediction_file"]
-    ending = "".join(truth.suffixes) if truth.name.endswith(".nii.gz") else truth.suffix
-    images = _images_of(truth, ending)
-    if not images or not prediction or not Path(prediction).is_file() or not truth.is_file():
-        return None
-    reader = determine_reader_writer_from_dataset_json({"file_ending": ending}, str(truth), verbose=False)()
-    image, properties = reader.read_images([str(path) for path in images])
-    of_truth, of_prediction = (reader.read_seg(str(path))[0][0] for path in (truth, prediction))
-    return CaseView(image, of_truth, of_prediction, tuple(properties["spacing"]))
-
-
-def _images_of(truth: Path, ending: str) -> list[Path]:
-    case = truth.name.removesuffix(ending)
-    folders = {
-        "labelsTr": truth.parent.parent / "imagesTr",
-        "labelsTs": truth.parent.parent / "imagesTs",
-        "gt_segmentations": Path(nnUNet_raw or "", truth.parent.parent.name, "imagesTr"),
-    }
-    folder = folders.get(truth.parent.name)
-    if folder is None:
-        return []
-    return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))

@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pooch
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_dg.evaluation.corruptions import CORRUPTIONS, seed_of
-from nnunet_dg.evaluation.metrics import METRICS
 from nnunet_dg.evaluation.plots import draw_curves, grid
 from nnunet_dg.evaluation.style import NAMES
-from nnunet_dg.nnunet.results import Source, default_name
-from nnunet_dg.nnunet.taps import planned_network
+from nnunet_dg.nnunet.results import Source, names_of
 from nnunet_dg.nnunet.trained_model import Case, ModelError, TrainedModel
+from nnunet_dg.nnunet.weight_noise import trained_tensors, with_noise
 
 WEIGHT_NOISE = "weight noise"
 WEIGHT_NOISE_STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.4)
@@ -31,17 +31,19 @@ NOTHING = "none"  # the identity of every kind, measured once
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is changed, how much, in which case, and the number of the draw."""
+    """What is changed, how much, in which case, the number of the draw, and a hash of the case's files."""
 
     kind: str
     strength: float
     case: str
+    files: str
     draw: int = 0
 
 
 def stress(
     sources: Sequence[Source],
     output: Path,
+    *,
     images: Path | None = None,
     truths: Path | None = None,
     kinds: Sequence[str] = KINDS,
@@ -62,7 +64,7 @@ def stress(
     Args:
         sources: model folders.
         output: a folder; ``stress.csv`` and ``stress.png`` are written there.
-        images: with ``truths``, folders of labelled cases; None: the validation cases of the first fold.
+        images: with ``truths``, folders of labelled cases; None: the validation cases of the fold.
         truths: see ``images``.
         kinds: of `KINDS`.
         folds: see `TrainedModel`, as ``checkpoint``, ``device`` and ``mirroring``.
@@ -77,26 +79,37 @@ def stress(
         One row per trainer, kind, strength, case, draw and label.
 
     Raises:
-        ModelError: a model or its cases are not there, or the folder has measurements of something else.
+        ModelError: a model or its cases are not there, models have other cases, or the folder has measurements of
+            something else.
     """
+    names = names_of(sources)
+    models = {
+        n: TrainedModel(s.path, folds, checkpoint, device, mirroring) for n, s in zip(names, sources, strict=True)
+    }
+    cases = {name: model.cases(images, truths)[:max_cases] for name, model in models.items()}
+    if len({tuple(case.name for case in of) for of in cases.values()}) > 1:
+        raise ModelError("The models were validated on other cases. Give the same ones for all: images -i, truths -t.")
     output.mkdir(parents=True, exist_ok=True)
     tables = []
-    for source in sources:
-        name = source.name or default_name(source.path)
-        model = TrainedModel(source.path, folds, checkpoint, device, mirroring)
-        cases = model.cases(images, truths)[:max_cases]
-        planned = list(_plan(kinds, [case.name for case in cases], draws))
-        checkpoints = [pooch.file_hash(str(path), "sha256") for path in model.checkpoints]
-        record = _Record(output / f"{name}.jsonl", {"checkpoints": checkpoints, "seed": seed, "mirroring": mirroring})
+    for name, model in models.items():
+        planned = list(_plan(kinds, cases[name], draws))
+        record = _Record(output / f"{name}.jsonl", _settings(model, seed, mirroring))
         todo = [measurement for measurement in planned if measurement not in record.scores]
-        by_name = {case.name: case for case in cases}
+        by_name = {case.name: case for case in cases[name]}
         for measurement in tqdm(todo, name, len(planned), initial=len(planned) - len(todo), unit="prediction"):
-            record.add(measurement, _measure(model, by_name[measurement.case], measurement, seed))
+            record.add(measurement, measure(model, by_name[measurement.case], measurement, seed))
         tables.append(_table(planned, record.scores, kinds).assign(trainer=name))
     table = pd.concat(tables, ignore_index=True)
     table.to_csv(output / "stress.csv", index=False)
-    figure(table).savefig(output / "stress.png", dpi=150)
+    figure(table)[0].savefig(output / "stress.png", dpi=150)
     return table
+
+
+def _settings(model: TrainedModel, seed: int, mirroring: bool) -> dict[str, Any]:
+    """What measurements must have in common to be in one file."""
+    checkpoints = [pooch.file_hash(str(path), "sha256") for path in model.checkpoints]
+    versions = {package: version(package) for package in ("nnunet-dg", "nnunetv2")}
+    return {"checkpoints": checkpoints, "seed": seed, "mirroring": mirroring, "versions": versions}
 
 
 def strengths_of(kind: str) -> tuple[float, ...]:
@@ -109,43 +122,34 @@ def identity_of(kind: str) -> float:
     return CORRUPTIONS[kind].identity if kind in CORRUPTIONS else 0.0
 
 
-def _plan(kinds: Sequence[str], cases: Sequence[str], draws: int) -> Iterator[Measurement]:
+def _plan(kinds: Sequence[str], cases: Sequence[Case], draws: int) -> Iterator[Measurement]:
     for case in cases:
-        yield Measurement(NOTHING, 0.0, case)
+        files = sha256("".join(pooch.file_hash(str(path)) for path in (*case.images, case.truth)).encode()).hexdigest()
+        yield Measurement(NOTHING, 0.0, case.name, files)
         for kind in kinds:
             for strength in strengths_of(kind):
                 if strength != identity_of(kind):
                     for draw in range(draws if kind == WEIGHT_NOISE else 1):
-                        yield Measurement(kind, strength, case, draw)
+                        yield Measurement(kind, strength, case.name, files, draw)
 
 
-def _measure(model: TrainedModel, case: Case, wanted: Measurement, seed: int) -> dict[str, dict[str, float]]:
+def measure(model: TrainedModel, case: Case, wanted: Measurement, seed: int) -> dict[str, dict[str, float]]:
+    """Metrics by label of one case, its image or the model's weights changed as ``wanted`` says."""
     image, truth, properties = model.read(case)
     if wanted.kind in CORRUPTIONS:
-        image = CORRUPTIONS[wanted.kind](image, wanted.strength, seed_of(case.name, seed))
+        corruption, own_seed = CORRUPTIONS[wanted.kind], seed_of(case.name, seed)
+        image = corruption(image, wanted.strength, own_seed, properties["spacing"])
     if wanted.kind != WEIGHT_NOISE:
         return model.score(image, truth, properties)
-    kept = model.predictor.list_of_parameters
-    trained = {id(parameter) for parameter in planned_network(model.network).parameters()}
-    names = {name for name, parameter in model.network.named_parameters() if id(parameter) in trained}
+    kept, tensors = model.predictor.list_of_parameters, trained_tensors(model.network)
     try:
         model.predictor.list_of_parameters = [
-            with_noise(state, names, wanted.strength, seed_of(f"draw {wanted.draw}", seed)) for state in kept
+            with_noise(state, tensors, wanted.strength, seed_of(f"draw {wanted.draw} of model {number}", seed))
+            for number, state in enumerate(kept)
         ]
         return model.score(image, truth, properties)
     finally:
         model.predictor.list_of_parameters = kept
-
-
-def with_noise(state: dict[str, Tensor], names: set[str], strength: float, seed: int) -> dict[str, Tensor]:
-    """The state dict with Gaussian noise on the tensors ``names``: ``strength`` times each one's root mean square."""
-    generator = torch.Generator().manual_seed(seed)
-    noisy = dict(state)
-    for name in sorted(names):
-        weight = state[name]
-        scale = strength * float(weight.float().square().mean().sqrt())
-        noisy[name] = weight + scale * torch.randn(weight.shape, generator=generator).to(weight)
-    return noisy
 
 
 class _Record:
@@ -178,7 +182,7 @@ def _table(
         for kind, strength in places:
             for label, metrics in scores[m].items():
                 row = {"kind": kind, "strength": strength, "case": m.case, "draw": m.draw, "label": label}
-                rows.append(row | {metric: metrics[metric] for metric in METRICS})
+                rows.append(row | metrics)
     return pd.DataFrame(rows).sort_values(["kind", "strength", "case", "draw", "label"], ignore_index=True)
 
 
@@ -194,7 +198,7 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
     return (100 * means).round(1).reset_index().rename_axis(columns=None)
 
 
-def figure(table: pd.DataFrame) -> Figure:
+def figure(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     """One panel per kind: Dice over strength, one line per trainer, the identity dashed."""
     cases = mean_of_cases(table)
     kinds = list(dict.fromkeys(cases["kind"]))
@@ -208,4 +212,4 @@ def figure(table: pd.DataFrame) -> Figure:
             ax.set_xscale("log", base=2)
     handles, labels = axes[0].get_legend_handles_labels()
     result.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)))
-    return result
+    return result, axes

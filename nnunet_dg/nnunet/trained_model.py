@@ -21,6 +21,7 @@ from torch import nn
 from nnunet_dg.evaluation.metrics import case_metrics
 from nnunet_dg.nnunet.evaluate import Labels
 from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.nnunet.view import images_in
 
 Array = NDArray[Any]
 
@@ -43,25 +44,29 @@ class TrainedModel:
 
     Args:
         folder: ``TRAINER__PLANS__CONFIGURATION``, as nnU-Net leaves it.
-        folds: None: the ones that are there.
+        folds: several are an ensemble; None: the one that is there.
         checkpoint: the file of each fold.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         mirroring: test-time mirroring, as nnU-Net does by default.
 
     Raises:
-        ModelError: there is no such model, or it is the second stage of a cascade.
+        ModelError: there is no such model, none that can be meant, or it is the second stage of a cascade.
     """
 
     def __init__(
         self, folder: Path, folds: Sequence[str] | None, checkpoint: str, device: str, mirroring: bool = True
     ) -> None:
         there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
+        if folds is None and len(there) > 1:
+            raise ModelError(f"{folder} has fold {', '.join(there)}. Choose one with -f, or an ensemble of several.")
         self.folds = there if folds is None else list(folds)
         if not (folder / "plans.json").is_file() or not self.folds or set(self.folds) - set(there):
             raise ModelError(
                 f"{folder} is no trained model with {checkpoint} of fold {', '.join(self.folds) or 'any'}. Expected: "
                 f"nnU-Net's TRAINER__PLANS__CONFIGURATION folder; folds there: {', '.join(there) or 'none'}."
             )
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ModelError("-device cuda needs a GPU that PyTorch can use, and there is none. Use -device cpu.")
         self.folder = folder
         self.checkpoints = [folder / f"fold_{fold}" / checkpoint for fold in self.folds]
         on_gpu = device == "cuda"
@@ -79,31 +84,42 @@ class TrainedModel:
         return unwrap(self.predictor.network)
 
     def cases(self, images: Path | None = None, truths: Path | None = None) -> list[Case]:
-        """The labelled cases of two folders in nnU-Net's format, or the validation cases of the first fold.
+        """The labelled cases of two folders in nnU-Net's format, or the validation cases of the fold.
 
         Raises:
-            ModelError: there are none, or a folder is not there.
+            ModelError: there are none, images or truths are missing, or several folds have no such cases in common.
         """
         ending = self.predictor.dataset_json["file_ending"]
         if (images is None) != (truths is None):
             raise ModelError("Images (-i) and their truths (-t) go together: give both or none.")
         names = None
         if images is None or truths is None:
-            dataset = self.predictor.plans_manager.dataset_name
-            preprocessed = Path(nnUNet_preprocessed or "", dataset)
-            images, truths = Path(nnUNet_raw or "", dataset, "imagesTr"), preprocessed / "gt_segmentations"
-            if not (preprocessed / "splits_final.json").is_file() or not self.folds[0].isdecimal():
-                raise ModelError(f"No validation cases of fold {self.folds[0]} in {preprocessed}. Give -i and -t.")
-            names = json.loads((preprocessed / "splits_final.json").read_text())[int(self.folds[0])]["val"]
-        found = []
-        for truth in sorted(truths.glob(f"*{ending}")):
-            name = truth.name.removesuffix(ending)
-            channels = tuple(sorted(images.glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}")))
-            if channels and (names is None or name in names):
-                found.append(Case(name, channels, truth))
-        if not found:
-            raise ModelError(f"No case with an image in {images} and a truth in {truths}.")
-        return found
+            images, truths, names = self._validation()
+        found = {path.name.removesuffix(ending): path for path in sorted(truths.glob(f"*{ending}"))}
+        cases = [Case(n, images_in(images, n, ending), t) for n, t in found.items() if names is None or n in names]
+        channels = max([1, *(len(case.images) for case in cases)])
+        if odd := [case for case in cases if len(case.images) < channels]:
+            raise ModelError(
+                f"{len(odd)} cases lack images: {odd[0].name} has {len(odd[0].images)} of {channels} in {images}. The "
+                f"first is called {odd[0].name}_0000{ending}."
+            )
+        if not cases or (names is not None and len(cases) < len(names)):
+            raise ModelError(f"{len(cases)} cases with a truth in {truths}; expected: {len(names or ()) or 'some'}.")
+        return cases
+
+    def _validation(self) -> tuple[Path, Path, list[str]]:
+        """Folders of images and of truths, and the cases that the one fold was validated on."""
+        dataset = self.predictor.plans_manager.dataset_name
+        preprocessed = Path(nnUNet_preprocessed or "", dataset)
+        splits = preprocessed / "splits_final.json"
+        known = json.loads(splits.read_text()) if splits.is_file() else []
+        fold = self.folds[0]
+        if len(self.folds) > 1 or not fold.isdecimal() or int(fold) >= len(known):
+            raise ModelError(
+                f"No validation cases of fold {', '.join(self.folds)}: they are of one numbered fold, and read from "
+                f"{splits}. Choose one fold, or give images and truths, -i and -t."
+            )
+        return Path(nnUNet_raw or "", dataset, "imagesTr"), preprocessed / "gt_segmentations", known[int(fold)]["val"]
 
     def read(self, case: Case) -> tuple[Array, Array, dict[str, Any]]:
         """Image ``(C, *spatial)``, truth ``(*spatial)``, and what nnU-Net's reader says beside them."""
@@ -114,7 +130,7 @@ class TrainedModel:
         return image, reader.read_seg(str(case.truth))[0][0], properties
 
     def score(self, image: Array, truth: Array, properties: dict[str, Any]) -> dict[str, dict[str, float]]:
-        """Predict a raw image as nnU-Net does; metrics by label, see `case_metrics`."""
-        with redirect_stdout(StringIO()):  # nnU-Net prints each patch it predicts
+        """Predict a raw image as nnU-Net does; metrics by label, and voxels, see `case_metrics`."""
+        with redirect_stdout(StringIO()):  # what nnU-Net prints of each image
             prediction = self.predictor.predict_single_npy_array(image.astype(np.float32), properties)
         return case_metrics(prediction, truth, properties["spacing"], self.labels.foreground, self.labels.ignore)

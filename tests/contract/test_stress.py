@@ -2,13 +2,12 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
+import SimpleITK as sitk
 
 from nnunet_dg.cli import main
-from nnunet_dg.nnunet.stress import with_noise
+from nnunet_dg.nnunet.stress import WEIGHT_NOISE, Measurement, measure
 from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
 
 DATASET = "Dataset701_Tiny"
@@ -43,7 +42,6 @@ def test_an_interrupted_stress_goes_on_after_its_last_measurement(here, model, t
     table = pd.read_csv(tmp_path / "stress.csv")
     unchanged = table[table["strength"] == 0]
     assert set(unchanged["kind"]) == {"inversion", "weight noise"}
-    assert unchanged.groupby("label")["dice"].nunique().max() <= 1
     assert set(table["label"]) == {"box", "core"}
     assert (tmp_path / "stress.png").stat().st_size > 5000
 
@@ -61,19 +59,47 @@ def test_an_interrupted_stress_goes_on_after_its_last_measurement(here, model, t
     assert "has measurements with other seed" in capsys.readouterr().err
 
 
-def test_what_the_identity_measures_is_what_nnunet_predicts(host, model, tmp_path):
-    """By the command as users type it: on the validation cases, with mirroring."""
-    host.run(f"nnunet-dg stress {model} -o {tmp_path} --kinds inversion -device cpu")
-    dice = pd.read_csv(tmp_path / "stress.csv").query("strength == 0").set_index("label")["dice"]
+def test_what_is_measured_is_what_nnunet_predicts(host, model, tmp_path):
+    """By the command as users type it, on the validation case, with mirroring; and inverted by hand."""
+    host.run(f"nnunet-dg stress Ours={model} -o {tmp_path} --kinds inversion -device cpu")
+    measured = {entry["measurement"]["strength"]: entry["scores"] for entry in measurements(tmp_path / "Ours.jsonl")}
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["metric_per_case"][0]
-    nnunet = [summary["metrics"][label]["Dice"] for label in ("1", "2")]
-    assert dice[["box", "core"]].tolist() == pytest.approx(nnunet, nan_ok=True)
+    for label, number in (("box", "1"), ("core", "2")):
+        assert measured[0.0][label]["dice"] == pytest.approx(summary["metrics"][number]["Dice"], nan_ok=True)
+        assert measured[0.0][label]["predicted_voxels"] == summary["metrics"][number]["n_pred"]
+
+    case = summary["reference_file"].split("/")[-1].removesuffix(".nii.gz")
+    original = sitk.ReadImage(host.folder / "nnUNet_raw" / DATASET / "imagesTr" / f"{case}_0000.nii.gz")
+    array = sitk.GetArrayFromImage(original)
+    inverted = sitk.GetImageFromArray(array.max() + array.min() - array)
+    inverted.CopyInformation(original)
+    (tmp_path / "in").mkdir()
+    sitk.WriteImage(inverted, tmp_path / "in" / f"{case}_0000.nii.gz")
+    where = f"-i {tmp_path / 'in'} -o {tmp_path / 'out'} -d 701 -c 3d_fullres -f 0 -p tinyPlans -tr {TRAINER}"
+    host.run(f"nnUNetv2_predict {where} -device cpu -npp 1 -nps 1")
+    predicted = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "out" / f"{case}.nii.gz"))
+    for label, number in (("box", 1), ("core", 2)):
+        assert measured[1.0][label]["predicted_voxels"] == (predicted == number).sum()
+    assert measured[1.0] != measured[0.0]
+
+
+def test_noise_on_weights_is_what_is_predicted_with_and_is_taken_back(here, host, model):
+    trained = TrainedModel(model, None, "checkpoint_final.pth", "cpu", mirroring=False)
+    raw = host.folder / "nnUNet_raw" / DATASET
+    (case, *_) = trained.cases(raw / "imagesTr", raw / "labelsTr")
+    kept = trained.predictor.list_of_parameters
+    noisy = measure(trained, case, Measurement(WEIGHT_NOISE, 0.4, case.name, ""), 0)
+    assert trained.predictor.list_of_parameters is kept
+    plain = measure(trained, case, Measurement("none", 0, case.name, ""), 0)
+    assert noisy["box"]["predicted_voxels"] != plain["box"]["predicted_voxels"]
 
 
 def test_reliance_is_measured_with_the_image_or_the_features_gone(here, model, tmp_path, capsys):
     assert here("stability", "reliance", model, "-o", tmp_path) == 0
     table = pd.read_csv(tmp_path / "reliance.csv")
-    assert list(dict.fromkeys(table["zeroed"])) == ["nothing", "image", "features"]
+    voxels = table[table["label"] == "box"].set_index("zeroed")["predicted_voxels"]
+    assert list(voxels.index) == ["nothing", "image", "features"]
+    assert voxels.nunique() == 3
     assert "Dice (%)" in capsys.readouterr().out
 
 
@@ -90,23 +116,29 @@ def test_models_and_kinds_that_are_not_there_are_named(here, model, tmp_path, ca
     assert message in capsys.readouterr().err
 
 
-def test_cases_that_are_not_there_are_named(here, model, tmp_path):
+def test_cases_that_are_not_there_are_named(host, here, model, tmp_path):
     trained = TrainedModel(model, ["0"], "checkpoint_final.pth", "cpu")
     with pytest.raises(ModelError, match="go together"):
         trained.cases(images=tmp_path)
-    with pytest.raises(ModelError, match="No case with an image in"):
+    with pytest.raises(ModelError, match="0 cases with a truth in"):
         trained.cases(tmp_path, tmp_path)
-    with pytest.raises(ModelError, match=r"No validation cases of fold 0 .* Give -i and -t"):
+    with pytest.raises(ModelError, match=r"No validation cases of fold 0: .*give images and truths, -i and -t"):
         trained.cases()  # this process has no nnUNet_preprocessed
+    raw = host.folder / "nnUNet_raw" / DATASET
+    (tmp_path / "images").mkdir()
+    for image in sorted((raw / "imagesTr").iterdir())[1:]:
+        (tmp_path / "images" / image.name).symlink_to(image)
+    with pytest.raises(ModelError, match="1 cases lack images: case_0 has 0 of 1"):
+        trained.cases(tmp_path / "images", raw / "labelsTr")
 
 
-def test_noise_on_weights_is_relative_seeded_and_leaves_others_alone():
-    weights = {"a": torch.full((100, 100), 3.0), "b": torch.randn(50) * 1e-3, "extractor": torch.ones(5)}
-    noisy = with_noise(weights, {"a", "b"}, 0.2, 7)
-    assert torch.equal(noisy["extractor"], weights["extractor"])
-    assert float((noisy["a"] - 3).std()) == pytest.approx(0.6, rel=0.05)
-    assert float((noisy["b"] - weights["b"]).std()) == pytest.approx(0.2e-3, rel=0.4)
-    assert torch.equal(noisy["a"], with_noise(weights, {"a", "b"}, 0.2, 7)["a"])
-    assert not torch.equal(noisy["a"], with_noise(weights, {"a", "b"}, 0.2, 8)["a"])
-    stronger = with_noise(weights, {"a", "b"}, 0.4, 7)["a"] - 3
-    assert np.allclose(stronger, 2 * (noisy["a"] - 3), atol=1e-5)
+def test_several_folds_must_be_chosen_from(model, tmp_path):
+    for fold in (0, 1):
+        (tmp_path / f"fold_{fold}").mkdir()
+        (tmp_path / f"fold_{fold}" / "checkpoint_final.pth").symlink_to(model / "fold_0" / "checkpoint_final.pth")
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / name).symlink_to(model / name)
+    with pytest.raises(ModelError, match=r"has fold 0, 1\. Choose one with -f, or an ensemble"):
+        TrainedModel(tmp_path, None, "checkpoint_final.pth", "cpu")
+    with pytest.raises(ModelError, match="No validation cases of fold 0, 1: they are of one numbered fold"):
+        TrainedModel(tmp_path, ["0", "1"], "checkpoint_final.pth", "cpu").cases()

@@ -68,6 +68,41 @@ def test_a_bias_field_is_smooth_and_multiplies_what_is_above_the_minimum():
     assert (CORRUPTIONS["bias field"](original, 0.8, 3) >= original.min() - 1e-3).all()
 
 
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_each_channel_has_its_own_range(name):
+    """A channel in other units, 1000 times as large, is changed 1000 times as much."""
+    first = image((1, 16, 20))
+    corruption = CORRUPTIONS[name]
+    both = corruption(np.concatenate([first, 1000 * first[:, ::-1]]), corruption.strengths[-1], 5)
+    if name in ("noise", "gibbs"):  # noise of each channel's own; all channels have one k-space filter
+        changes = np.abs(both - np.concatenate([first, 1000 * first[:, ::-1]])).mean((1, 2))
+        assert changes[1] == pytest.approx(1000 * changes[0], rel=0.5)
+        return
+    units = corruption(np.concatenate([first, first[:, ::-1]]), corruption.strengths[-1], 5)
+    assert both[0] == pytest.approx(units[0], rel=1e-3, abs=1e-2)
+    assert both[1] == pytest.approx(1000 * units[1], rel=1e-3, abs=10)
+
+
+def test_blur_and_resolution_are_of_the_finest_spacing():
+    """Slices ten times as far apart as pixels are not blurred into each other."""
+    slices = np.zeros((1, 9, 24, 24), np.float32)
+    slices[0, 4, 8:16, 8:16] = 1
+    for name, strength in (("blur", 2.0), ("low resolution", 4.0)):
+        thick = CORRUPTIONS[name](slices, strength, 0, (10, 1, 1))
+        assert thick[0, 3].max() < 1e-3
+        assert 0.1 < np.abs(thick[0, 4] - slices[0, 4]).max() < 1
+        assert CORRUPTIONS[name](slices, strength, 0, (1, 1, 1))[0, 3].max() > 0.05
+
+
+def test_gibbs_leaves_out_the_edge_of_k_space():
+    original = image((1, 32, 32))
+    corrupted = CORRUPTIONS["gibbs"](original, 0.7, 0)
+    before, after = (np.fft.fftshift(np.abs(np.fft.fft2(a[0]))) for a in (original, corrupted))
+    assert after[16, 16] == pytest.approx(before[16, 16], rel=1e-3)
+    assert after[0, 0] < 1e-2 * before[0, 0] + 1e-2
+    assert before[0, 0] > 0
+
+
 def test_low_resolution_agrees_with_averages_over_blocks():
     original = image((1, 8, 8, 8))
     blocks = original[0].reshape(4, 2, 4, 2, 4, 2).mean((1, 3, 5))

@@ -8,7 +8,7 @@ from PIL import Image, ImageColor
 from nnunet_dg.evaluation.overlay import CaseView, overlay
 from nnunet_dg.evaluation.plots import box_plot, curves, scatter
 from nnunet_dg.evaluation.scores import IN_DOMAIN, UNSEEN
-from nnunet_dg.evaluation.style import COLORS, LINES, MARKERS
+from nnunet_dg.evaluation.style import COLORS, style_of
 
 
 @pytest.fixture
@@ -81,8 +81,14 @@ def test_a_case_is_shown_where_most_is_wrong_across_the_widest_spacing():
     assert right.slice().truth.sum() == 4  # where most has a label
 
 
+def test_the_legend_names_labels():
+    masks = view().truth
+    figure, _ = overlay({"case": CaseView(view().image, masks, masks, (3, 1, 1), {1: "organ", 2: "lesion"})})
+    assert [text.get_text() for text in figure.legends[0].texts] == ["organ", "lesion"]
+
+
 def test_the_overlay_draws_truth_and_prediction_beside_the_image():
-    _, axes = overlay({"case": view()}, {1: "organ"})
+    _, axes = overlay({"case": view()})
     assert axes.shape == (1, 3)
     outlines = [len(ax.collections) for ax in axes[0]]
     assert outlines == [0, 1, 1]
@@ -98,12 +104,13 @@ def test_colour_images_stay_coloured():
 
 
 def test_colours_differ_for_colour_blind_people_and_on_a_grey_print():
-    """By what deuteranopia leaves of them (Viénot et al., 1999), or by line and marker where grey is alike."""
+    """By what deuteranopia leaves of them (Viénot et al., 1999); and with line and marker no two trainers are alike."""
     rgb = np.array([ImageColor.getrgb(color) for color in COLORS]) / 255
     linear = rgb**2.2
     seen = linear @ np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]).T
     distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + np.eye(len(COLORS))
     assert distances.min() > 0.1
-    assert len({(LINES[i % len(LINES)], MARKERS[i]) for i in range(len(COLORS))}) == len(COLORS)
+    assert len({style_of(number) for number in range(64)}) == 64
+    assert all(style_of(number)[0] != style_of(number + 1)[0] for number in range(64))
     assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in COLORS)
     assert Image.new("RGB", (1, 1), COLORS[0]).getpixel((0, 0)) == (0, 114, 178)

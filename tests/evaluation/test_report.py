@@ -57,7 +57,7 @@ def test_the_report_is_complete_and_opens_anywhere(scores, tmp_path):
     assert "| nnUNetTrainer" in markdown
     assert r"80.0 $\pm$ 10.0 (2)" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
-    assert "Against nnUNetTrainer" in page
+    assert "Cases above the diagonal are better than with nnUNetTrainer" in page
     assert "HD95" in page  # which these scores have as well
     assert "ASSD" not in page  # which they do not
     assert "Ours &lt;b&gt;" in page
@@ -95,6 +95,27 @@ def test_repeated_trainings_are_shown_apart_and_count_once(scores, tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert re.search(r"Ours <b>, run 1 .*60\.0 ± 0\.0 \(6\)", markdown)
     assert re.search(r"Ours <b>, run 2 .*40\.0 ± 0\.0 \(6\)", markdown)
+
+
+def test_what_is_missing_is_said(scores, tmp_path):
+    unseen = scores[scores["setting"] == UNSEEN]
+    write_report(unseen, tmp_path)
+    assert "No in-domain case was given" in (tmp_path / "report.md").read_text()
+    fewer = unseen[~((unseen["trainer"] != "nnUNetTrainer") & (unseen["case"] == "x_0"))]
+    write_report(fewer, tmp_path, view=lambda row: None)
+    text = (tmp_path / "report.md").read_text()
+    assert "the same cases and folds (nnUNetTrainer 7, Ours <b> 6): ranks are of the 6" in text
+    assert "No picture of 4 of Ours <b>" in text
+    write_report(scores, tmp_path)
+    assert "No in-domain case" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_usual_baseline_is_nnunettrainer_or_asked_for(scores, tmp_path):
+    renamed = scores.replace("nnUNetTrainer", "nnUNetTrainer nnUNetResEncUNetMPlans")
+    write_report(renamed, tmp_path)
+    assert "Against nnUNetTrainer nnUNetResEncUNetMPlans" in (tmp_path / "report.md").read_text()
+    with pytest.raises(ValueError, match="--baseline, one of 'X', 'Ours <b>'"):
+        write_report(scores.replace("nnUNetTrainer", "X"), tmp_path)
 
 
 def test_one_trainer_alone_has_no_rank_and_no_test(scores, tmp_path):

@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, rankdata
 
-from nnunet_dg.evaluation.scores import ALL, IN_DOMAIN, UNSEEN, against_baseline, average_rank, by_domain, per_case
+from nnunet_dg.evaluation.scores import (
+    ALL,
+    IN_DOMAIN,
+    UNSEEN,
+    against_baseline,
+    average_rank,
+    by_domain,
+    common,
+    per_case,
+)
 
 
 def rows(trainer, setting, domain, values, run=1, label="a"):
@@ -109,6 +118,20 @@ def test_pairs_are_cases_that_both_have_in_a_setting():
     assert result["n"].to_dict() == {IN_DOMAIN: 1, UNSEEN: 1}
     assert result["mean_difference"].to_dict() == pytest.approx({IN_DOMAIN: 0, UNSEEN: 0.2})
     assert result["p"][IN_DOMAIN] == 1
+
+
+def test_folds_are_paired_with_themselves():
+    """Two folds validate the same cases; equal where both were trained, so a missing fold is no gain."""
+    hard, easy = [0.2, 0.25, 0.3, 0.22, 0.28, 0.21, 0.27, 0.26], [0.8, 0.85, 0.9, 0.82, 0.88, 0.81, 0.87, 0.86]
+    scores = [*rows("A", UNSEEN, "x", hard), *({**r, "fold": "1"} for r in rows("A", UNSEEN, "x", easy))]
+    scores += [{**r, "fold": "1"} for r in rows("B", UNSEEN, "x", easy)]
+    cases = per_case(pd.DataFrame(scores), "dice")
+    result = get(against_baseline(cases, "dice", "A"), trainer="B")
+    assert (result["n"], result["mean_difference"], result["p"]) == (8, 0, 1)
+    assert set(common(cases, "dice")["fold"]) == {"1"}
+    assert len(common(cases, "dice")) == 16
+    ranks = average_rank(by_domain(common(cases, "dice"), "dice"), "dice")
+    assert ranks.to_dict() == {"A": 1.5, "B": 1.5}
 
 
 def test_an_unknown_baseline_is_named_with_what_there_is():

@@ -90,6 +90,18 @@ def test_a_missing_prediction_is_an_error_or_counts_as_empty_or_not(folders, cap
     assert set(pd.read_csv(folders[1] / "evaluation.csv")["case"]) == {"a", "c"}
 
 
+def test_of_a_folds_validation_the_cases_that_nnunet_validated_are_expected(folders, capsys):
+    """Truths of all cases; nnU-Net's summary says which the fold has."""
+    (folders[1] / "b.nii.gz").unlink()
+    cases = [{"reference_file": f"elsewhere/{case}.nii.gz"} for case in "ac"]
+    (folders[1] / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+    assert evaluate(folders) == 0
+    assert set(pd.read_csv(folders[1] / "evaluation.csv")["case"]) == {"a", "c"}
+    (folders[1] / "c.nii.gz").unlink()
+    assert evaluate(folders) == 1
+    assert "'c' is in" in capsys.readouterr().err
+
+
 def test_a_prediction_without_a_truth_is_an_error(folders, capsys):
     shutil.copy(folders[1] / "a.nii.gz", folders[1] / "z.nii.gz")
     assert evaluate(folders) == 1
@@ -126,6 +138,17 @@ def test_a_dataset_json_is_needed_and_found_in_the_results_folder(folders, capsy
     (tmp_path / "results" / "dataset.json").unlink()
     assert evaluate((folders[0], validation)) == 1
     assert "Name it with -djfile" in capsys.readouterr().err
+
+
+def test_bad_settings_are_named(folders, capsys):
+    assert evaluate(folders, "--tolerance", "-1") == 1
+    assert "--tolerance is in mm, 0 or more; got -1" in capsys.readouterr().err
+    (folders[1] / "dataset.json").write_text('{"labels": {}}')
+    assert evaluate(folders) == 1
+    assert "dataset.json has no 'file_ending'" in capsys.readouterr().err
+    (folders[1] / "dataset.json").write_text("{")
+    assert evaluate(folders) == 1
+    assert "dataset.json cannot be read" in capsys.readouterr().err
 
 
 def test_an_unreadable_file_and_an_empty_folder_are_named(folders, capsys, tmp_path):

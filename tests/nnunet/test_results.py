@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ import SimpleITK as sitk
 from nnunet_dg.cli import main
 from nnunet_dg.evaluation.scores import IN_DOMAIN, UNSEEN
 from nnunet_dg.nnunet import results
+from nnunet_dg.nnunet import view as views
 from nnunet_dg.nnunet.results import ResultsError, Source, read_sources
 
 DOMAINS = {"a1": "A", "a2": "A", "b1": "B", "b2": "B"}
+SETTINGS = {"missing": "error", "tolerance_mm": 1.0, "ignore_affine": False}
 SPLITS = [{"train": ["a1", "a2"], "val": ["b1", "b2"]}, {"train": ["a1", "b1"], "val": ["a2", "b2"]}]
 
 
@@ -24,6 +28,7 @@ def trained(tmp_path, monkeypatch):
     """A preprocessed dataset of two domains, and a trainer's two validated folds."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.setattr(results, name, str(tmp_path / name))
+    monkeypatch.setattr(views, "nnUNet_raw", str(tmp_path / "nnUNet_raw"))
     preprocessed = tmp_path / "nnUNet_preprocessed" / "Dataset001_X"
     preprocessed.mkdir(parents=True)
     (preprocessed / "domains.json").write_text(json.dumps(DOMAINS))
@@ -35,6 +40,13 @@ def trained(tmp_path, monkeypatch):
         (folder / f"fold_{fold}" / "validation" / "summary.json").write_text(content)
     labels = {"background": 0, "any": [1, 2], "core": 1}
     (folder / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    return folder
+
+
+def evaluated(folder, cases, settings=SETTINGS):
+    folder.mkdir()
+    rows = [{"case": case, "label": "x", "dice": 0.5, "prediction_file": "", "reference_file": ""} for case in cases]
+    (folder / "evaluation.json").write_text(json.dumps({"settings": settings, "cases": rows}))
     return folder
 
 
@@ -65,15 +77,57 @@ def test_an_evaluation_of_a_validation_is_read_in_place_of_the_summary(trained):
         "prediction_file": "",
         "reference_file": "/gt/b1.nii.gz",
     }
-    content = {"cases": [row, row | {"case": "b2"}]}
+    content = {"settings": SETTINGS, "cases": [row, row | {"case": "b2"}]}
     (trained / "fold_0" / "validation" / "evaluation.json").write_text(json.dumps(content))
     scores = read(trained)
     assert scores[scores["fold"] == "0"]["hd95_mm"].tolist() == [3, 3]
 
 
-def test_without_domains_everything_is_in_domain(trained, tmp_path):
+def test_a_dataset_without_domains_is_one_domain(trained, tmp_path):
     (tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "domains.json").unlink()
     assert set(read(trained)["setting"]) == {IN_DOMAIN}
+
+
+def test_the_raw_datasets_domains_count(trained, tmp_path):
+    raw = tmp_path / "nnUNet_raw" / "Dataset001_X"
+    raw.mkdir(parents=True)
+    (raw / "domains.json").write_text(json.dumps(dict.fromkeys(DOMAINS, "everywhere")))
+    assert set(read(trained)["domain"]) == {"everywhere"}
+
+
+def test_nothing_is_guessed_without_the_preprocessed_dataset(trained, monkeypatch):
+    monkeypatch.setattr(results, "nnUNet_preprocessed", None)
+    with pytest.raises(ResultsError, match="Set nnUNet_preprocessed as for the training"):
+        read(trained)
+
+
+def test_fold_all_is_left_out(trained, capsys):
+    shutil.copytree(trained / "fold_0", trained / "fold_all")
+    assert set(read(trained)["fold"]) == {"0", "1"}
+    assert "fold all is left out" in capsys.readouterr().out
+
+
+def test_regions_are_named_as_nnunet_writes_them(trained):
+    labels = {"background": 0, "any": [1, 2], "tumour": [3], "core": 1}
+    (trained / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    path = trained / "fold_0" / "validation" / "summary.json"
+    path.write_text(path.read_text().replace('"(1, 2)"', '"(3,)"'))
+    assert set(read(trained).query("fold == '0'")["label"]) == {"core", "tumour"}
+
+
+def test_an_evaluation_that_is_older_than_what_it_evaluated_is_refused(trained):
+    folder = trained / "fold_0" / "validation"
+    (folder / "evaluation.json").write_text(json.dumps({"settings": SETTINGS, "cases": []}))
+    os.utime(folder / "evaluation.json", (1, 1))
+    with pytest.raises(ResultsError, match=r"summary\.json is newer than .*evaluation\.json"):
+        read(trained)
+
+
+def test_evaluations_of_other_tolerances_are_not_put_into_one_table(tmp_path):
+    for name, tolerance in (("a", 1.0), ("b", 3.0)):
+        evaluated(tmp_path / name, ["a1"], settings=SETTINGS | {"tolerance_mm": tolerance})
+    with pytest.raises(ResultsError, match="Evaluate both in one way"):
+        read(tmp_path / "a", tmp_path / "b", domains=DOMAINS, trained_on=["A"])
 
 
 def test_splits_that_are_not_the_trainings_are_refused(trained, tmp_path):
@@ -91,17 +145,33 @@ def test_one_name_given_twice_is_a_repeated_training(trained):
 
 
 def test_evaluated_folders_have_domains_by_case_and_by_training(tmp_path):
-    rows = [
-        {"case": case, "label": "x", "dice": 0.5, "prediction_file": "", "reference_file": ""} for case in ("a1", "b1")
-    ]
-    (tmp_path / "evaluation.json").write_text(json.dumps({"cases": rows}))
-    scores = read(f"Ours={tmp_path}", domains=DOMAINS, trained_on=["A"])
+    folder = evaluated(tmp_path / "x", ["a1", "b1"])
+    scores = read(f"Ours={folder}", domains=DOMAINS, trained_on=["A"])
     assert scores.set_index("case")["setting"].to_dict() == {"a1": IN_DOMAIN, "b1": UNSEEN}
-    assert set(read(f"Ours={tmp_path}")["setting"]) == {UNSEEN}
-    with pytest.raises(ResultsError, match="--domains names no domain of case 'b1'"):
-        read(tmp_path, domains={"a1": "A"})
-    with pytest.raises(ResultsError, match=r"holds neither evaluation\.json nor summary\.json"):
-        read(tmp_path.parent)
+    assert set(scores["tolerance_mm"]) == {1.0}
+    for options, message in (
+        ({"domains": DOMAINS}, "--trained-on DOMAIN"),
+        ({"trained_on": ["A"]}, "--domains FILE"),
+        ({"domains": {"a1": "A"}, "trained_on": ["A"]}, "--domains names no domain of case 'b1'"),
+        ({"domains": DOMAINS, "trained_on": ["a"]}, "must be among the domains of --domains, A, B; got 'a'"),
+    ):
+        with pytest.raises(ResultsError, match=message):
+            read(folder, **options)
+    with pytest.raises(ResultsError, match="holds neither evaluation.json nor summary.json"):  # noqa: RUF043
+        read(tmp_path, domains=DOMAINS, trained_on=["A"])
+
+
+def test_a_fold_given_for_itself_is_refused(trained):
+    with pytest.raises(ResultsError, match="is one fold's validation. Give the results folder"):  # noqa: RUF043
+        read(trained / "fold_0" / "validation", domains=DOMAINS, trained_on=["A"])
+
+
+def test_parts_of_one_name_are_one_run_unless_they_overlap(trained, tmp_path):
+    inside, other = evaluated(tmp_path / "x", ["a1"]), evaluated(tmp_path / "y", ["a1", "b2"])
+    scores = read(f"M={trained}", f"M={inside}", f"M={other}", domains=DOMAINS, trained_on=["A"])
+    runs = scores.groupby(["fold", "case"])["run"].unique().map(list).to_dict()
+    assert runs == {("0", "b1"): [1], ("0", "b2"): [1], ("1", "a2"): [1], ("1", "b2"): [1],
+                    ("test", "a1"): [1, 2], ("test", "b2"): [2]}  # fmt: skip
 
 
 def test_the_command_writes_a_report_and_names_what_is_wrong(trained, tmp_path, capsys):
@@ -129,10 +199,14 @@ def test_images_of_the_worst_cases_are_found_where_nnunet_has_them(trained, tmp_
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         name = "a1_0000.nii.gz" if "images" in folder else "a1.nii.gz"
         sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / folder / name)
-    row = {"reference_file": str(tmp_path / truths / "a1.nii.gz"), "prediction_file": str(tmp_path / "p" / "a1.nii.gz")}
-    view = results.view(row)
+    row = {
+        "case": "a1",
+        "reference_file": str(tmp_path / truths / "a1.nii.gz"),
+        "prediction_file": str(tmp_path / "p" / "a1.nii.gz"),
+    }
+    view = views.view(row)
     assert (view.image == 7).all()
     assert view.image.shape == (1, 1, 4, 4)
     assert view.truth.sum() == 4
     assert view.prediction.sum() == 0
-    assert results.view(row | {"prediction_file": ""}) is None
+    assert views.view(row | {"prediction_file": ""}) is None
