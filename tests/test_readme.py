@@ -58,7 +58,7 @@ def test_the_example_settings_are_accepted():
 
 def test_our_own_commands_parse():
     ours = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("nnunet-dg")]
-    assert len(ours) == 7
+    assert len(ours) == 8
     for arguments in ours:
         _parser().parse_args(arguments)
 

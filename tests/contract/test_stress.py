@@ -132,7 +132,7 @@ def test_cases_that_are_not_there_are_named(host, here, model, tmp_path):
         trained.cases(tmp_path / "images", raw / "labelsTr")
 
 
-def test_several_folds_must_be_chosen_from(model, tmp_path):
+def test_several_folds_must_be_chosen_from(here, model, tmp_path):
     for fold in (0, 1):
         (tmp_path / f"fold_{fold}").mkdir()
         (tmp_path / f"fold_{fold}" / "checkpoint_final.pth").symlink_to(model / "fold_0" / "checkpoint_final.pth")
