@@ -125,7 +125,7 @@ def _last_line(log: Path) -> str:
 def _write_small_plans(preprocessed: Path) -> None:
     """nnU-Net's plans with a network and patches small enough for two CPU cores, under another name.
 
-    Channels are dropped a little less often than by default: 2500 steps are few, and p = 0.5 costs more in-domain in so few.
+    Channels are dropped a little less often than by default: so few steps cost more in-domain with p = 0.5.
     """
     plans: dict[str, Any] = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
