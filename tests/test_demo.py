@@ -55,6 +55,24 @@ def test_the_table_is_of_all_cases_in_each_setting(tmp_path):
     assert cells == [list(run.TRAINERS), ["90.0"] * 2, ["25.0"] * 2]
 
 
+def test_the_picture_shows_both_domains_and_every_prediction(tmp_path):
+    raw = tmp_path / "raw"
+    phantom.write_dataset(raw, num_training=1, num_test=1)
+    for trainer in run.TRAINERS:
+        (tmp_path / "predictions" / trainer).mkdir(parents=True)
+        for label in (raw / "labelsTs").iterdir():
+            (tmp_path / "predictions" / trainer / label.name).symlink_to(label)
+    _, axes = run.figure(tmp_path, raw)
+    assert axes.shape == (2, 2 + len(run.TRAINERS))
+    source, target = (ax.images[0].get_array() for ax in axes[:, 0])
+    assert source.shape == target.shape
+    assert not np.array_equal(source, target)
+    truth, *predictions = ([c.get_paths()[0].vertices.tolist() for c in ax.collections] for ax in axes[0, 1:])
+    assert len(truth) == 2  # organ and lesion
+    assert all(predicted == truth for predicted in predictions)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["in-domain", "unseen"]
+
+
 def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     (tmp_path / "nnUNet_raw" / run.DATASET).mkdir(parents=True)
     (tmp_path / "nnUNet_raw" / run.DATASET / "dataset.json").write_text("{}")
