@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pooch
 import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -140,7 +141,10 @@ def evaluate(
     output = output or predictions
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / f"{NAME}.csv", index=False)
-    (output / f"{NAME}.json").write_text(json.dumps(_as_json(table, settings), indent=1) + "\n")
+    files = [path for _, path in pairs.values() if path is not None]
+    files += [path for path in [predictions.resolve() / "summary.json"] if path.is_file()]
+    content = _as_json(table, settings) | {"sha256": {str(path): pooch.file_hash(str(path)) for path in files}}
+    (output / f"{NAME}.json").write_text(json.dumps(content, indent=1) + "\n")
     return table
 
 

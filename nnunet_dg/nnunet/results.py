@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pooch
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunet_dg.evaluation.metrics import METRICS
@@ -217,10 +218,9 @@ def _read_scores(folder: Path, dataset_json: Path, settings: dict[str, dict[str,
     evaluation, summary = folder / f"{NAME}.json", folder / "summary.json"
     if evaluation.is_file():
         content = _read_json(evaluation)
-        files = [summary, *(Path(case["prediction_file"]) for case in content["cases"] if case["prediction_file"])]
-        newer = [f for f in files if f.is_file() and f.stat().st_mtime > evaluation.stat().st_mtime]
-        if newer:
-            raise ResultsError(f"{newer[0]} is newer than {evaluation}. Evaluate again: nnunet-dg evaluate ...")
+        for path, digest in content["sha256"].items():
+            if Path(path).is_file() and pooch.file_hash(path) != digest:
+                raise ResultsError(f"{path} is not the file that {evaluation} is of. Evaluate again.")
         settings[str(evaluation)] = content["settings"]
         return pd.DataFrame(content["cases"]).assign(tolerance_mm=content["settings"]["tolerance_mm"])
     if not summary.is_file():

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 
 import numpy as np
@@ -46,7 +45,7 @@ def trained(tmp_path, monkeypatch):
 def evaluated(folder, cases, settings=SETTINGS):
     folder.mkdir()
     rows = [{"case": case, "label": "x", "dice": 0.5, "prediction_file": "", "reference_file": ""} for case in cases]
-    (folder / "evaluation.json").write_text(json.dumps({"settings": settings, "cases": rows}))
+    (folder / "evaluation.json").write_text(json.dumps({"settings": settings, "cases": rows, "sha256": {}}))
     return folder
 
 
@@ -77,7 +76,7 @@ def test_an_evaluation_of_a_validation_is_read_in_place_of_the_summary(trained):
         "prediction_file": "",
         "reference_file": "/gt/b1.nii.gz",
     }
-    content = {"settings": SETTINGS, "cases": [row, row | {"case": "b2"}]}
+    content = {"settings": SETTINGS, "sha256": {}, "cases": [row, row | {"case": "b2"}]}
     (trained / "fold_0" / "validation" / "evaluation.json").write_text(json.dumps(content))
     scores = read(trained)
     assert scores[scores["fold"] == "0"]["hd95_mm"].tolist() == [3, 3]
@@ -115,11 +114,11 @@ def test_regions_are_named_as_nnunet_writes_them(trained):
     assert set(read(trained).query("fold == '0'")["label"]) == {"core", "tumour"}
 
 
-def test_an_evaluation_that_is_older_than_what_it_evaluated_is_refused(trained):
+def test_an_evaluation_of_files_that_have_changed_is_refused(trained):
     folder = trained / "fold_0" / "validation"
-    (folder / "evaluation.json").write_text(json.dumps({"settings": SETTINGS, "cases": []}))
-    os.utime(folder / "evaluation.json", (1, 1))
-    with pytest.raises(ResultsError, match=r"summary\.json is newer than .*evaluation\.json"):
+    content = {"settings": SETTINGS, "cases": [], "sha256": {"/gone": "1", str(folder / "summary.json"): "2"}}
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(ResultsError, match=r"summary\.json is not the file that .*evaluation\.json is of"):
         read(trained)
 
 
