@@ -6,6 +6,8 @@ from importlib.metadata import entry_points
 import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners as resenc
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -32,6 +34,16 @@ FROZEN = {
     nnUNetTrainer.get_training_transforms: (
         "patch_size", "rotation_for_DA", "deep_supervision_scales", "mirror_axes", "do_dummy_2d_data_aug",
         "use_mask_for_norm", "is_cascaded", "foreground_labels", "regions", "ignore_label",
+    ),
+    nnUNetPredictor.initialize_from_trained_model_folder: (
+        "self", "model_training_output_dir", "use_folds", "checkpoint_name",
+    ),
+    nnUNetPredictor.predict_single_npy_array: (
+        "self", "input_image", "image_properties", "segmentation_previous_stage", "output_file_truncated",
+        "save_or_return_probabilities",
+    ),
+    determine_reader_writer_from_dataset_json: (
+        "dataset_json_content", "example_file", "allow_nonmatching_filename", "verbose",
     ),
     ExperimentPlanner: PLANNER,
     resenc.nnUNetPlannerResEncM: PLANNER,
