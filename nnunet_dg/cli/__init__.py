@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         return 130
-    except RuntimeError as error:  # WeightsError, DemoError
+    except (RuntimeError, OSError) as error:  # WeightsError, DemoError, EvaluationError and the like
         print(f"nnunet-dg: {error}", file=sys.stderr)
         return 1
 

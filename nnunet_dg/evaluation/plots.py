@@ -105,7 +105,7 @@ def draw_curves(ax: Axes, table: pd.DataFrame, x: str, y: str, lines: str) -> No
 
 def grid(panels: Sequence[str], width: float = 3.2, height: float = 2.6) -> tuple[Figure, list[Axes]]:
     """One figure with a panel per title, four in a row at most."""
-    columns = min(4, len(panels))
+    columns = max(1, min(4, len(panels)))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

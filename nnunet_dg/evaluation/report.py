@@ -61,8 +61,8 @@ def write_report(
         ValueError: no case has the metric, or there is no such baseline.
     """
     cases = per_case(scores, metric)
-    if cases.empty:
-        raise ValueError(f"These results have no {NAMES[metric]}. nnunet-dg evaluate measures it.")
+    if without := [t for t in dict.fromkeys(scores["trainer"]) if t not in set(cases["trainer"])]:
+        raise ValueError(f"{without[0]} has no {NAMES[metric]}. nnunet-dg evaluate measures it.")
     baseline = baseline or _usual_baseline(list(dict.fromkeys(cases["trainer"])))
     tests = against_baseline(cases, metric, baseline)
     output.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def write_report(
              overview(cases, metric), {"cases": box_plot(cases, metric)[0]}),
         *_repeated(cases, metric),
         _against(cases, metric, baseline, tests),
-        *(Part(_unit(other), _note(other, scores), overview(per_case(scores, other), other), {})
+        *(Part(_unit(other), _note(other, scores, cases), overview(per_case(scores, other), other), {})
           for other in METRICS if other != metric and other in scores and scores[other].notna().any()),
         _worst(scores, cases, metric, view),
     ]  # fmt: skip
@@ -82,10 +82,11 @@ def write_report(
     return parts[0].table
 
 
-def _note(metric: str, scores: pd.DataFrame) -> str:
+def _note(metric: str, scores: pd.DataFrame, cases: pd.DataFrame) -> str:
     tolerances = scores["tolerance_mm"].dropna().unique() if "tolerance_mm" in scores else []
     within = f"Surfaces within {tolerances[0]:g} mm. " if metric == "nsd" and len(tolerances) else ""
-    return f"{within}Mean ± standard error, as above."
+    fewer = len(per_case(scores, metric)) < len(cases)
+    return f"{within}Mean ± standard error, as above{', but not all cases were evaluated with it' if fewer else ''}."
 
 
 def _usual_baseline(trainers: list[str]) -> str:
@@ -200,7 +201,8 @@ def _worst(
             same = (scores[list(CASE)] == [row[name] for name in CASE]).all(axis=1)
             found = None if view is None else view(scores[same].iloc[0].to_dict())
             if found is not None:
-                views[f"{row['case']}\n{row['domain']}\n{_number(metric, row[metric])}"] = found
+                title = f"{row['case']}, {row['domain']}\nfold {row['fold']}, run {row['run']}\n"
+                views[title + _number(metric, row[metric])] = found
         if views:
             figures[f"worst_{trainer}"] = overlay(views)[0]
         if len(views) < len(rows):

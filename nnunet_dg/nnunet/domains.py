@@ -55,7 +55,7 @@ def read_domains(
     if not path.is_file():
         log(f"Domains: one, for there is no {path}")
         return Domains(("all",), dict.fromkeys(cases, 0))
-    given = _read(path)
+    given = read_file(path)
     if missing := [case for case in cases if case not in given]:
         raise ValueError(f"{path}: {_some(missing)} without a domain. Add every training case, or remove the file.")
     if unknown := sorted(set(given) - set(cases)):
@@ -85,10 +85,15 @@ def _carry(source: Path, target: Path, log: Callable[[str], None]) -> None:
         log(f"{source} could not be carried to {target.parent}: {error}")
 
 
-def _read(path: Path) -> dict[str, str]:
+def read_file(path: Path) -> dict[str, str]:
+    """``{case: domain}`` as it is written.
+
+    Raises:
+        ValueError: it cannot be read, or is something else.
+    """
     try:
         given = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(given, dict) or not all(isinstance(domain, str) for domain in given.values()):
         raise ValueError(f'{path} must look like {{"case": "domain", ...}}.')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -86,7 +87,8 @@ class Task:
 
     def _compare(self, truth: dict[str, Any], prediction: dict[str, Any]) -> None:
         for what, expected in _geometry(truth).items():
-            if not np.allclose(expected, got := _geometry(prediction)[what], rtol=1e-3, atol=1e-3):
+            got = _geometry(prediction).get(what, ())
+            if np.size(expected) != np.size(got) or not np.allclose(expected, got, rtol=1e-3, atol=1e-3):
                 raise ValueError(
                     f"{self.prediction} does not lie where {self.truth} lies: its {what} is {_numbers(got)}, the "
                     f"truth's {_numbers(expected)}. Evaluate what belongs together, or compare voxel by voxel with "
@@ -135,15 +137,21 @@ def evaluate(
     reader = determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)
     labels = Labels.of_dataset(dataset)
     tasks = [Task(c, *files, reader, labels, tolerance_mm, ignore_affine) for c, files in pairs.items()]
+    output = output or predictions
+    output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise EvaluationError(f"{output} cannot be written to. Choose another folder with -o.")
     rows = [row for of_case in run_all(tasks, processes, "evaluating") for row in of_case]
     table = pd.DataFrame(rows).sort_values(["case", "label"], ignore_index=True)
     settings = {"missing": missing, "tolerance_mm": tolerance_mm, "ignore_affine": ignore_affine}
-    output = output or predictions
-    output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / f"{NAME}.csv", index=False)
     files = [path for _, path in pairs.values() if path is not None]
     files += [path for path in [predictions.resolve() / "summary.json"] if path.is_file()]
-    content = _as_json(table, settings) | {"sha256": {str(path): pooch.file_hash(str(path)) for path in files}}
+    hashes = {
+        name: {str(path): pooch.file_hash(str(path)) for path in of}
+        for name, of in (("sha256", files), ("sha256_of_truths", [truth for truth, _ in pairs.values()]))
+    }
+    content = _as_json(table, settings) | hashes
     (output / f"{NAME}.json").write_text(json.dumps(content, indent=1) + "\n")
     return table
 

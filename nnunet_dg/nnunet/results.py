@@ -16,6 +16,7 @@ from nnunet_dg.evaluation.metrics import METRICS
 from nnunet_dg.evaluation.report import write_report
 from nnunet_dg.evaluation.scores import IN_DOMAIN, UNSEEN
 from nnunet_dg.nnunet.domains import FILE as DOMAINS
+from nnunet_dg.nnunet.domains import read_file
 from nnunet_dg.nnunet.evaluate import NAME
 from nnunet_dg.nnunet.view import view
 
@@ -132,7 +133,7 @@ def report(
         ResultsError: see `read_sources`.
         ValueError: see `write_report`.
     """
-    scores = read_sources(sources, None if domains is None else _read_json(domains), trained_on)
+    scores = read_sources(sources, None if domains is None else read_file(domains), trained_on)
     return write_report(scores, output, baseline, metric, view)
 
 
@@ -148,13 +149,15 @@ def _read_folds(results: Path, settings: dict[str, dict[str, Any]]) -> pd.DataFr
         print(f"{results}: fold all is left out, for it was validated on the cases it was trained on.")
     if not folds:
         raise ResultsError(f"{results} has no validated fold. nnUNetv2_train ... --val validates one.")
-    preprocessed = Path(nnUNet_preprocessed or "", results.resolve().parent.name)
+    preprocessed = Path(nnUNet_preprocessed or "", _read_json(results / "plans.json")["dataset_name"])
     if not nnUNet_preprocessed or not (preprocessed / "splits_final.json").is_file():
         raise ResultsError(
             f"What {results} was trained on is read from nnUNet_preprocessed, and there is no "
             f"{preprocessed / 'splits_final.json'}. Set nnUNet_preprocessed as for the training."
         )
     domain_of = _domains_of(preprocessed)
+    if domain_of is None:
+        print(f"{preprocessed.name} has no {DOMAINS}: all of its cases count as one domain, in-domain.")
     tables = []
     for fold, validation in folds.items():
         table = _read_scores(validation, results / "dataset.json", settings)
@@ -173,7 +176,7 @@ def _domains_of(preprocessed: Path) -> dict[str, str] | None:
     """What the raw dataset's ``domains.json`` says, or the preprocessed one's; None without either."""
     raw = Path(nnUNet_raw or "", preprocessed.name)
     folder = raw if nnUNet_raw and raw.is_dir() else preprocessed
-    return _read_json(folder / DOMAINS) if (folder / DOMAINS).is_file() else None
+    return read_file(folder / DOMAINS) if (folder / DOMAINS).is_file() else None
 
 
 def _training_cases(preprocessed: Path, fold: str, table: pd.DataFrame) -> list[str]:
@@ -200,9 +203,8 @@ def _read_evaluated(
             f"{folder}: say which case is from which domain, --domains FILE, and which of them the model was trained "
             f"on, --trained-on DOMAIN ...; else nobody knows what was unseen."
         )
-    if unknown := sorted(set(trained_on) - set(domain_of.values())):
-        there = ", ".join(sorted(set(domain_of.values())))
-        raise ResultsError(f"--trained-on must be among the domains of --domains, {there}; got {unknown[0]!r}.")
+    for domain in sorted(set(trained_on) - set(domain_of.values())):
+        print(f"{folder}: no case is of domain {domain!r}, which was trained on (--trained-on).")
     table = _with_domains(table, domain_of, "--domains")
     return table.assign(setting=[IN_DOMAIN if d in trained_on else UNSEEN for d in table["domain"]])
 
@@ -218,11 +220,13 @@ def _read_scores(folder: Path, dataset_json: Path, settings: dict[str, dict[str,
     evaluation, summary = folder / f"{NAME}.json", folder / "summary.json"
     if evaluation.is_file():
         content = _read_json(evaluation)
-        for path, digest in content["sha256"].items():
-            if Path(path).is_file() and pooch.file_hash(path) != digest:
+        hashes = {_here(folder, path): digest for path, digest in content["sha256"].items()}
+        for path, digest in (hashes | {Path(p): d for p, d in content["sha256_of_truths"].items()}).items():
+            if path.is_file() and pooch.file_hash(str(path)) != digest:
                 raise ResultsError(f"{path} is not the file that {evaluation} is of. Evaluate again.")
         settings[str(evaluation)] = content["settings"]
-        return pd.DataFrame(content["cases"]).assign(tolerance_mm=content["settings"]["tolerance_mm"])
+        table = pd.DataFrame(content["cases"]).assign(tolerance_mm=content["settings"]["tolerance_mm"])
+        return table.assign(prediction_file=[str(_here(folder, p)) if p else "" for p in table["prediction_file"]])
     if not summary.is_file():
         raise ResultsError(
             f"{folder} holds neither {NAME}.json nor summary.json. First: nnunet-dg evaluate TRUTHS {folder}"
@@ -232,15 +236,21 @@ def _read_scores(folder: Path, dataset_json: Path, settings: dict[str, dict[str,
     rows = [
         {
             "case": Path(case["reference_file"]).name.removesuffix(dataset["file_ending"]),
-            "label": names[label],
+            "label": names.get(label, label),
             "dice": metrics["Dice"],
-            "prediction_file": case["prediction_file"],
+            "prediction_file": str(_here(folder, case["prediction_file"])),
             "reference_file": case["reference_file"],
         }
         for case in _read_json(summary)["metric_per_case"]
         for label, metrics in case["metrics"].items()
     ]
     return pd.DataFrame(rows).reindex(columns=["case", "label", *METRICS, "prediction_file", "reference_file"])
+
+
+def _here(folder: Path, path: str) -> Path:
+    """A file of that name in the folder, for folders are moved, or else where it was."""
+    local = folder / Path(path).name
+    return local.resolve() if local.is_file() else Path(path)
 
 
 def _names_in_summary(labels: Mapping[str, Any]) -> dict[str, str]:

@@ -83,6 +83,8 @@ def stress(
             something else.
     """
     names = names_of(sources)
+    if odd := [name for name in names if names.count(name) > 1 or "/" in name]:
+        raise ModelError(f"Models need names of their own that can be files' names; got {odd[0]!r}.")
     models = {
         n: TrainedModel(s.path, folds, checkpoint, device, mirroring) for n, s in zip(names, sources, strict=True)
     }
@@ -138,7 +140,7 @@ def measure(model: TrainedModel, case: Case, wanted: Measurement, seed: int) -> 
     image, truth, properties = model.read(case)
     if wanted.kind in CORRUPTIONS:
         corruption, own_seed = CORRUPTIONS[wanted.kind], seed_of(case.name, seed)
-        image = corruption(image, wanted.strength, own_seed, properties["spacing"])
+        image = model.in_range(corruption(image, wanted.strength, own_seed, properties["spacing"]))
     if wanted.kind != WEIGHT_NOISE:
         return model.score(image, truth, properties)
     kept, tensors = model.predictor.list_of_parameters, trained_tensors(model.network)
@@ -202,6 +204,8 @@ def figure(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     """One panel per kind: Dice over strength, one line per trainer, the identity dashed."""
     cases = mean_of_cases(table)
     kinds = list(dict.fromkeys(cases["kind"]))
+    if not kinds:
+        raise ModelError("In no case is there anything to find. Choose other cases.")
     result, axes = grid(kinds)
     for ax, kind in zip(axes, kinds, strict=True):
         draw_curves(ax, cases[cases["kind"] == kind], "strength", "dice", "trainer")

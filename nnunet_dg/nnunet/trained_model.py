@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from numpy.typing import NDArray
@@ -119,18 +118,37 @@ class TrainedModel:
                 f"No validation cases of fold {', '.join(self.folds)}: they are of one numbered fold, and read from "
                 f"{splits}. Choose one fold, or give images and truths, -i and -t."
             )
-        return Path(nnUNet_raw or "", dataset, "imagesTr"), preprocessed / "gt_segmentations", known[int(fold)]["val"]
+        if not nnUNet_raw:
+            raise ModelError(
+                "nnUNet_raw is not set, where the images are. Set it, or give images and truths, -i and -t."
+            )
+        names = known[int(fold)]["val"]
+        summary = self.folder / f"fold_{fold}" / "validation" / "summary.json"
+        if summary.is_file():
+            cases = json.loads(summary.read_text())["metric_per_case"]
+            ending = self.predictor.dataset_json["file_ending"]
+            if {Path(case["reference_file"]).name.removesuffix(ending) for case in cases} != set(names):
+                raise ModelError(
+                    f"{self.folder} was not validated on the cases that {splits} names for fold {fold}; they may be "
+                    f"its training cases. Put back the splits of that training, or give images and truths, -i and -t."
+                )
+        return Path(nnUNet_raw, dataset, "imagesTr"), preprocessed / "gt_segmentations", names
 
     def read(self, case: Case) -> tuple[Array, Array, dict[str, Any]]:
         """Image ``(C, *spatial)``, truth ``(*spatial)``, and what nnU-Net's reader says beside them."""
-        reader = determine_reader_writer_from_dataset_json(
-            self.predictor.dataset_json, str(case.images[0]), verbose=False
-        )()
+        reader = self.predictor.plans_manager.image_reader_writer_class()
         image, properties = reader.read_images([str(path) for path in case.images])
         return image, reader.read_seg(str(case.truth))[0][0], properties
 
+    def in_range(self, image: Array) -> Array:
+        """The image ``(C, *spatial)`` as nnU-Net accepts it: colours are in [0, 255] where it scales them by that."""
+        schemes = self.predictor.configuration_manager.normalization_schemes
+        return np.clip(image, 0, 255) if "RGBTo01Normalization" in schemes else image
+
     def score(self, image: Array, truth: Array, properties: dict[str, Any]) -> dict[str, dict[str, float]]:
         """Predict a raw image as nnU-Net does; metrics by label, and voxels, see `case_metrics`."""
+        if image.shape[1:] != truth.shape:
+            raise ModelError(f"An image's shape is {image.shape[1:]}, and its truth's {truth.shape}.")
         with redirect_stdout(StringIO()):  # what nnU-Net prints of each image
             prediction = self.predictor.predict_single_npy_array(image.astype(np.float32), properties)
         return case_metrics(prediction, truth, properties["spacing"], self.labels.foreground, self.labels.ignore)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_raw
 
@@ -25,12 +26,14 @@ def view(row: Mapping[str, Any]) -> CaseView | None:
     images = images_of(truth, row["case"], ending)
     if not images or not prediction.is_file() or not truth.is_file():
         return None
-    dataset = next((p for p in (prediction.parent, prediction.parents[2]) if (p / "dataset.json").is_file()), None)
+    dataset = next((p for p in list(prediction.parents)[:3] if (p / "dataset.json").is_file()), None)
     labels = {} if dataset is None else json.loads((dataset / "dataset.json").read_text())["labels"]
     reader = determine_reader_writer_from_dataset_json({"file_ending": ending}, str(truth), verbose=False)()
     image, properties = reader.read_images([str(images[0])])
     of_truth, of_prediction = (reader.read_seg(str(path))[0][0] for path in (truth, prediction))
-    names = {number: name for name, number in labels.items() if isinstance(number, int) and number}
+    numbers = sorted({*np.unique(of_truth).tolist(), *np.unique(of_prediction).tolist()} - {0})
+    names = {int(n): f"label {int(n)}" for n in numbers}
+    names |= {number: name for name, number in labels.items() if isinstance(number, int) and number}
     return CaseView(image, of_truth, of_prediction, tuple(properties["spacing"]), names)
 
 

@@ -125,8 +125,13 @@ def test_one_trainer_alone_has_no_rank_and_no_test(scores, tmp_path):
 
 
 def test_a_metric_that_nobody_measured_is_named_with_the_next_step(scores, tmp_path):
-    with pytest.raises(ValueError, match=r"have no ASSD.* nnunet-dg evaluate measures it"):
+    with pytest.raises(ValueError, match=r"nnUNetTrainer has no ASSD.* nnunet-dg evaluate measures it"):
         write_report(scores.assign(assd_mm=math.nan), tmp_path, metric="assd_mm")
+    partly = scores.assign(assd_mm=[1.0 if t != "nnUNetTrainer" else math.nan for t in scores["trainer"]])
+    with pytest.raises(ValueError, match="nnUNetTrainer has no ASSD"):
+        write_report(partly, tmp_path, metric="assd_mm")
+    write_report(partly, tmp_path)
+    assert "as above, but not all cases were evaluated with it" in (tmp_path / "report.md").read_text()
 
 
 def test_means_of_labels():

@@ -55,6 +55,7 @@ def test_cases_and_labels_are_written_with_files_and_means(folders, capsys):
     assert content["settings"] == {"missing": "error", "tolerance_mm": 1.0, "ignore_affine": False}
     assert [row["dice"] for row in content["cases"] if row["case"] == "c"] == [None, None]
     assert content["cases"][0]["reference_file"] == str(folders[0] / "a.nii.gz")
+    assert set(content["sha256_of_truths"]) == {str(folders[0] / f"{case}.nii.gz") for case in "abc"}
     assert set(content["sha256"]) == {str(folders[1] / f"{case}.nii.gz") for case in "abc"}
     printed = capsys.readouterr().out
     assert "83.3" in printed
