@@ -22,7 +22,7 @@ README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
 ]
 
 
@@ -58,7 +58,7 @@ def test_the_example_settings_are_accepted():
 
 def test_our_own_commands_parse():
     ours = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("nnunet-dg")]
-    assert len(ours) == 8
+    assert len(ours) == 9
     for arguments in ours:
         _parser().parse_args(arguments)
 
