@@ -197,7 +197,7 @@ def mean_of_cases(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
 def overview(table: pd.DataFrame) -> pd.DataFrame:
     """Mean Dice in percent, one row per kind and strength, one column per trainer."""
     means = mean_of_cases(table).pivot_table(index=["kind", "strength"], columns="trainer", values="dice", sort=False)
-    return (100 * means).round(1).reset_index().rename_axis(columns=None)
+    return (100 * means).round(1).reset_index().rename_axis(columns=None).sort_values(["kind", "strength"])
 
 
 def figure(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
