@@ -51,7 +51,7 @@ def _splits(arguments: argparse.Namespace) -> int:
     }
     try:
         print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force)}")
-    except (ValueError, FileExistsError) as error:
+    except ValueError as error:
         raise RuntimeError(str(error)) from error
     return 0
 
@@ -116,7 +116,8 @@ def add_report(commands: Commands) -> None:
     report.add_argument(
         "results", metavar="[NAME=]RESULT", nargs="+",
         help="a results folder of nnU-Net, TRAINER__PLANS__CONFIGURATION, or a folder that nnunet-dg evaluate wrote "
-        "to. The same NAME several times: one trainer, trained repeatedly",
+        "to. The same NAME several times: parts of one trainer's results, or repeated trainings where they have a case "
+        "of a fold in common",
     )  # fmt: skip
     report.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
     report.add_argument("--baseline", metavar="NAME", help="that others are tested against (default: nnUNetTrainer)")

@@ -90,7 +90,7 @@ def _stability_features(arguments: argparse.Namespace) -> int:
         raise RuntimeError(f"-x names an extractor twice: {' '.join(a.x)}. Compare its weights in two calls.")
     try:
         extractors = {n: build_extractor(n, weights=w, spatial_dims=len(a.patch)) for n, w in weights.items()}
-    except (ValueError, NotImplementedError) as error:
+    except ValueError as error:
         raise RuntimeError(str(error)) from error
     print(stability(images, extractors, a.patch, a.o).to_string(index=False))
     print(f"Written: {a.o / 'contrasts.csv'}, gamma.csv, and pictures")
@@ -99,13 +99,10 @@ def _stability_features(arguments: argparse.Namespace) -> int:
 
 def _named(texts: Sequence[str]) -> dict[str, Path]:
     """``NAME=PATH``, or a path, whose name is its file's."""
-    found = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
-            name, path = Path(text).name.split(".")[0], text
-        found[name] = Path(path)
-    return found
+    from nnunet_dg.nnunet.results import Source
+
+    sources = [Source.parse(text) for text in texts]
+    return {source.name or source.path.name.split(".")[0]: source.path for source in sources}
 
 
 def _stability_reliance(arguments: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ def read_domains(
         ValueError: the file is no ``{case: domain}``, a case has no domain, or a case is unknown.
     """
     cases = sorted(cases)
-    path = raw / FILE if raw is not None and raw.is_dir() else preprocessed / FILE
+    path = locate(raw, preprocessed)
     if not path.is_file():
         log(f"Domains: one, for there is no {path}")
         return Domains(("all",), dict.fromkeys(cases, 0))
@@ -83,6 +83,11 @@ def _carry(source: Path, target: Path, log: Callable[[str], None]) -> None:
         os.replace(temporary.name, target)
     except OSError as error:  # the training has what it needs
         log(f"{source} could not be carried to {target.parent}: {error}")
+
+
+def locate(raw: Path | None, preprocessed: Path) -> Path:
+    """Where a dataset's domains are said: in its raw folder, where there is one. The file may be missing."""
+    return (raw if raw is not None and raw.is_dir() else preprocessed) / FILE
 
 
 def read_file(path: Path) -> dict[str, str]:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-MISSING = {
-    "error": "a prediction that is missing is an error",
-    "zero": "a prediction that is missing counts as an empty one",
-    "skip": "cases without a prediction are left out",
-}
+MISSING = ("error", "zero", "skip")  # a missing prediction is an error, counts as an empty one, or is left out
 
 
 class EvaluationError(RuntimeError):
@@ -28,8 +24,10 @@ def pair(truths: Path, predictions: Path, ending: str, missing: str) -> dict[str
     Raises:
         EvaluationError: files are missing, or are too many.
     """
+    if missing not in MISSING:
+        raise EvaluationError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}.")
     known, found = _cases(truths, ending), _cases(predictions, ending)
-    validated = _validated(predictions, ending)
+    validated = validated_cases(predictions, ending)
     expected = known if validated is None else {case: path for case, path in known.items() if case in validated}
     if extra := sorted(set(found) - set(expected)):
         raise EvaluationError(f"{_some(extra)} in {predictions} without a truth in {truths}.")
@@ -55,7 +53,7 @@ def _some(cases: list[str]) -> str:
     return f"{cases[0]!r} is" if len(cases) == 1 else f"{cases[0]!r} and {len(cases) - 1} more are"
 
 
-def _validated(predictions: Path, ending: str) -> set[str] | None:
+def validated_cases(predictions: Path, ending: str) -> set[str] | None:
     """The cases that nnU-Net evaluated in this folder; None if it did not."""
     summary = predictions / "summary.json"
     if not summary.is_file():

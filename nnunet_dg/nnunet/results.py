@@ -16,7 +16,7 @@ from nnunet_dg.evaluation.metrics import METRICS
 from nnunet_dg.evaluation.report import write_report
 from nnunet_dg.evaluation.scores import IN_DOMAIN, UNSEEN
 from nnunet_dg.nnunet.domains import FILE as DOMAINS
-from nnunet_dg.nnunet.domains import read_file
+from nnunet_dg.nnunet.domains import locate, read_file
 from nnunet_dg.nnunet.evaluate import NAME
 from nnunet_dg.nnunet.view import view
 
@@ -174,9 +174,8 @@ def _read_folds(results: Path, settings: dict[str, dict[str, Any]]) -> pd.DataFr
 
 def _domains_of(preprocessed: Path) -> dict[str, str] | None:
     """What the raw dataset's ``domains.json`` says, or the preprocessed one's; None without either."""
-    raw = Path(nnUNet_raw or "", preprocessed.name)
-    folder = raw if nnUNet_raw and raw.is_dir() else preprocessed
-    return read_file(folder / DOMAINS) if (folder / DOMAINS).is_file() else None
+    path = locate(Path(nnUNet_raw, preprocessed.name) if nnUNet_raw else None, preprocessed)
+    return read_file(path) if path.is_file() else None
 
 
 def _training_cases(preprocessed: Path, fold: str, table: pd.DataFrame) -> list[str]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from nnunet_dg.evaluation.metrics import case_metrics
 from nnunet_dg.nnunet.evaluate import Labels
+from nnunet_dg.nnunet.pairs import validated_cases
 from nnunet_dg.nnunet.unwrap import unwrap
 from nnunet_dg.nnunet.view import images_in
 
@@ -123,15 +124,13 @@ class TrainedModel:
                 "nnUNet_raw is not set, where the images are. Set it, or give images and truths, -i and -t."
             )
         names = known[int(fold)]["val"]
-        summary = self.folder / f"fold_{fold}" / "validation" / "summary.json"
-        if summary.is_file():
-            cases = json.loads(summary.read_text())["metric_per_case"]
-            ending = self.predictor.dataset_json["file_ending"]
-            if {Path(case["reference_file"]).name.removesuffix(ending) for case in cases} != set(names):
-                raise ModelError(
-                    f"{self.folder} was not validated on the cases that {splits} names for fold {fold}; they may be "
-                    f"its training cases. Put back the splits of that training, or give images and truths, -i and -t."
-                )
+        validation = self.folder / f"fold_{fold}" / "validation"
+        validated = validated_cases(validation, self.predictor.dataset_json["file_ending"])
+        if validated is not None and validated != set(names):
+            raise ModelError(
+                f"{self.folder} was not validated on the cases that {splits} names for fold {fold}; they may be its "
+                f"training cases. Put back the splits of that training, or give images and truths, -i and -t."
+            )
         return Path(nnUNet_raw, dataset, "imagesTr"), preprocessed / "gt_segmentations", names
 
     def read(self, case: Case) -> tuple[Array, Array, dict[str, Any]]:

@@ -8,6 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_dg.cli import main
+from nnunet_dg.nnunet import evaluate as library
+from nnunet_dg.nnunet.pairs import EvaluationError
 
 LABELS = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
 
@@ -140,6 +142,11 @@ def test_a_dataset_json_is_needed_and_found_in_the_results_folder(folders, capsy
     (tmp_path / "results" / "dataset.json").unlink()
     assert evaluate((folders[0], validation)) == 1
     assert "Name it with -djfile" in capsys.readouterr().err
+
+
+def test_an_unknown_policy_is_no_silent_default(folders):
+    with pytest.raises(EvaluationError, match="missing must be one of error, zero, skip; got 'zeros'"):
+        library.evaluate(*folders, missing="zeros", processes=1)
 
 
 def test_bad_settings_are_named(folders, capsys):
