@@ -4,8 +4,9 @@
     nnUNetv2_plan_experiment -d 501 -pl nnUNetPlannerDropGen
     python benchmarks/planned_memory.py $nnUNet_preprocessed/Dataset501_NAME
 
-Each in a process of its own: PyTorch's allocations on CUDA, under autocast as nnU-Net trains; on CPU the resident set,
-in single precision and so more than the planner's target. The first row is nnUNetTrainer on nnU-Net's own plans.
+On CUDA: PyTorch's allocations in a process of its own, under autocast as nnU-Net trains. Without: the tensors that are
+alive, counted and not computed (see live_memory.py), so that plans for any card are compared on any machine.
+The first row is nnUNetTrainer on nnU-Net's own plans.
 """
 
 import argparse
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from live_memory import peak_live_memory
 from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from step_cost import peak_memory_in_a_fresh_process
+from step_cost import Step, peak_memory_in_a_fresh_process
 
 TRAINERS = {trainer.__name__: trainer for trainer in (nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND)}
 
@@ -27,7 +29,9 @@ def main() -> None:
     parser.add_argument("--plain", default="nnUNetPlans")
     parser.add_argument("--dropgen", default="nnUNetDropGenPlans")
     parser.add_argument("--configuration", default="3d_fullres")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--how", choices=("cuda", "counted"), default="cuda" if torch.cuda.is_available() else "counted"
+    )
     parser.add_argument("--trainer", choices=TRAINERS, default="nnUNetTrainerDropGen", help="in 2-D: ..._MIND")
     arguments = parser.parse_args()
     rows = (
@@ -35,14 +39,21 @@ def main() -> None:
         (TRAINERS[arguments.trainer], arguments.plain),
         (TRAINERS[arguments.trainer], arguments.dropgen),
     )
-    print(f"| trainer | plans | patch | batch | peak memory on {arguments.device}, GiB | ratio |")
+    dataset = load_json(str(arguments.folder / "dataset.json"))
+    print(f"| trainer | plans | patch | batch | peak memory ({arguments.how}), GiB | ratio |")
     print("| --- | --- | --- | --- | --- | --- |")
     base = None
     for trainer, name in rows:
         plans = load_json(str(arguments.folder / f"{name}.json"))
         configuration = PlansManager(plans).get_configuration(arguments.configuration)
-        device = torch.device(arguments.device)
-        peak = peak_memory_in_a_fresh_process(trainer, plans, device, arguments.configuration)
+        if arguments.how == "cuda":
+            device = torch.device("cuda")
+            peak = peak_memory_in_a_fresh_process(trainer, plans, device, arguments.configuration, dataset)
+        else:
+            step = Step(
+                trainer, plans, torch.device("cpu"), configuration_name=arguments.configuration, dataset=dataset
+            )
+            peak = peak_live_memory(step.trainer, step.batch)
         base = base or peak
         patch = "x".join(map(str, configuration.patch_size))
         row = (trainer.__name__, name, patch, configuration.batch_size, f"{peak:.2f}", f"{peak / base:.2f}")

@@ -31,7 +31,7 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNet
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG  # noqa: E402
 from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG  # noqa: E402
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
-from on_noise import batch, initialized, plans  # noqa: E402
+from on_noise import DATASET, batch, initialized, plans  # noqa: E402
 from plain_anatomix import PlainAnatomix, random_weights  # noqa: E402
 
 from nnunet_dg.extractors.anatomix import Anatomix  # noqa: E402
@@ -69,9 +69,10 @@ class Step:
         device: torch.device,
         compiled: bool = False,
         configuration_name: str = "3d_fullres",
+        dataset: dict[str, Any] = DATASET,
     ) -> None:
         os.environ["nnUNet_compile"] = str(compiled)  # noqa: SIM112
-        self.trainer = initialized(trainer, plans, device, configuration_name)
+        self.trainer = initialized(trainer, plans, device, configuration_name, dataset)
         network = unwrap(self.trainer.network)
         if isinstance(getattr(network, "extractor", None), Anatomix):
             network.extractor.load_published(random_weights())
@@ -124,12 +125,14 @@ def report(title: str, times: dict[str, list[float]], memory: dict[str, float] |
         print(f"| {name} | {median(taken):.3f} | {ratio:.2f} | {f'{memory[name]:.2f} |' if memory else ''}", flush=True)
 
 
-def peak_memory(trainer: type, plans: dict[str, Any], device: torch.device, configuration_name: str) -> float:
+def peak_memory(
+    trainer: type, plans: dict[str, Any], device: torch.device, configuration_name: str, dataset: dict[str, Any]
+) -> float:
     """GiB at the peak of two training steps: the process's resident set on CPU, PyTorch's allocations on CUDA."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    step = Step(trainer, plans, device, configuration_name=configuration_name)
+    step = Step(trainer, plans, device, configuration_name=configuration_name, dataset=dataset)
     step.train()
     step.train()
     if device.type == "cuda":
@@ -138,10 +141,14 @@ def peak_memory(trainer: type, plans: dict[str, Any], device: torch.device, conf
 
 
 def peak_memory_in_a_fresh_process(
-    trainer: type, plans: dict[str, Any], device: torch.device, configuration_name: str = "3d_fullres"
+    trainer: type,
+    plans: dict[str, Any],
+    device: torch.device,
+    configuration_name: str = "3d_fullres",
+    dataset: dict[str, Any] = DATASET,
 ) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_memory, (trainer, plans, device, configuration_name))
+        return pool.apply(peak_memory, (trainer, plans, device, configuration_name, dataset))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ single precision. (nnU-Net's trainer leaves an empty training log in the fold's 
 """
 
 import argparse
+import os
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--batches", type=int, default=10)
     arguments = parser.parse_args()
+    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112, batches come from this process: there is none to shut down
     name, plans, configuration = arguments.fold.resolve().parent.name.split("__")
     fold = arguments.fold.resolve().name.removeprefix("fold_")
     dataset = arguments.fold.resolve().parents[1].name

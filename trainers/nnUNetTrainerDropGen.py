@@ -32,7 +32,7 @@ class nnUNetTrainerDropGen(MethodTrainer):
         except NotImplementedError as error:
             by_plans = settings.extractor != cls.dropgen.extractor
             advice = 'Change extractor in plans["nnunet_dg"].' if by_plans else "Use -tr nnUNetTrainerDropGen_MIND."
-            raise NotImplementedError(f"{cls.__name__}: {error} {advice}") from error
+            raise NotImplementedError(f"{cls.__name__}: {error} {advice}") from None
 
     def on_train_start(self):
         if not self.was_initialized:

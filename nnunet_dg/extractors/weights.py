@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,6 +201,11 @@ def _not_a_state_dict(path: Path) -> str:
         return "is a web page, not a weights file: a proxy or a login answered the download"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer, not the file itself"
+    if zipfile.is_zipfile(path):
+        return (
+            "is damaged, or holds other things than tensors, such as NumPy arrays, objects of a program, or code; "
+            "to read those means to run them, which is refused"
+        )
     if start.startswith(b"PK") or not start:
         return f"is truncated or damaged: PyTorch cannot read its {path.stat().st_size} bytes"
     return "is not a PyTorch file of tensors alone: it is truncated, foreign, or asks to run code, which is refused"

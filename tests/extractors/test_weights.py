@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 from plain_anatomix import random_weights
@@ -213,6 +214,7 @@ def test_truncated_foreign_and_dangerous_files_are_refused_by_name(unpublished, 
     refused("dev.pth", random_weights("anatomix-dev"), "checkpoint of another network, not anatomix.pth: ")
     refused("nnunet.pth", {"network_weights": {}, "trainer_name": "nnUNetTrainer"}, "holds no state dict")
     refused("list.pth", [torch.zeros(1)], "holds no state dict .* but a list")
+    refused("numpy.pth", {"weight": np.zeros(1)}, "holds other things than tensors, such as NumPy arrays")
     refused("code.pth", pickle.dumps(_Dangerous()), "asks to run code")
     refused("pointer.pth", b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer")
     assert not _Dangerous.ran

@@ -1,0 +1,80 @@
+"""What a training step holds at most, counted without a GPU: the bytes of all tensors alive, none of them computed.
+
+PyTorch's fake tensors have shapes and types, but no numbers, so a step for a 40 GB card is counted in seconds on any
+machine. Counted are weights, optimiser, batch, activations and gradients, activations in 16 bits as under nnU-Net's
+autocast. Not counted: workspaces of cuDNN, fragmentation and the CUDA context, which are not less for any trainer.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+
+class LiveMemory(TorchDispatchMode):
+    """While it is entered: the bytes of the tensors that are alive, and the most that were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def count(self, tensors: Any) -> None:
+        """Add what is not known yet; views share their storage, and it is counted once."""
+        for tensor in tree_leaves(tensors):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage not in self._known:
+                self._known[storage] = size = storage.nbytes()
+                self.now += size
+                weakref.finalize(storage, self._gone, size)
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count(result)
+        return result
+
+
+def _make_fake(network: torch.nn.Module, fake: FakeTensorMode) -> None:
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            made = torch.nn.Parameter(fake.from_tensor(parameter.detach()), parameter.requires_grad)
+            setattr(module, name, made)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, fake.from_tensor(buffer))
+
+
+def peak_live_memory(trainer: nnUNetTrainer, batch: dict[str, Any]) -> float:
+    """GiB at the peak of two training steps: forward pass, loss, backward pass and optimiser, as in `train_step`.
+
+    The trainer's network is of fake tensors from then on.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        _make_fake(trainer.network, fake)
+        optimizer, _ = trainer.configure_optimizers()
+        given = tree_map_only(torch.Tensor, fake.from_tensor, batch)
+        memory = LiveMemory()
+        memory.count([*trainer.network.parameters(), *trainer.network.buffers(), given])
+        trainer.network.train()
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                output = trainer.network(given["data"])
+                loss = trainer.loss(output, given["target"])
+            loss.backward()
+            optimizer.step()
+
+        with memory:
+            step()
+            step()
+    return memory.peak / 2**30
