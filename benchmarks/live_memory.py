@@ -5,43 +5,14 @@ machine. Counted are weights, optimiser, batch, activations and gradients, activ
 autocast. Not counted: workspaces of cuDNN, fragmentation and the CUDA context, which are not less for any trainer.
 """
 
-import weakref
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-
-class LiveMemory(TorchDispatchMode):
-    """While it is entered: the bytes of the tensors that are alive, and the most that were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-    def count(self, tensors: Any) -> None:
-        """Add what is not known yet; views share their storage, and it is counted once."""
-        for tensor in tree_leaves(tensors):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            if storage not in self._known:
-                self._known[storage] = size = storage.nbytes()
-                self.now += size
-                weakref.finalize(storage, self._gone, size)
-        self.peak = max(self.peak, self.now)
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.count(result)
-        return result
+from nnunet_dg.extractors.memory import LiveMemory
 
 
 def _make_fake(network: torch.nn.Module, fake: FakeTensorMode) -> None:

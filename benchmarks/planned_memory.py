@@ -12,6 +12,9 @@ The first row is nnUNetTrainer on nnU-Net's own plans.
 import argparse
 from pathlib import Path
 
+import aside  # noqa: F401, before nnU-Net
+
+# isort: split
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from live_memory import peak_live_memory

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import platform
 import resource
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,19 +22,19 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
-for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # read when nnU-Net is imported
-    os.environ[name] = tempfile.mkdtemp(prefix=f"{name}-")
+import aside  # noqa: F401, before nnU-Net
 
-import torch  # noqa: E402
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND  # noqa: E402
-from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG  # noqa: E402
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG  # noqa: E402
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
-from on_noise import DATASET, batch, initialized, plans  # noqa: E402
-from plain_anatomix import PlainAnatomix, random_weights  # noqa: E402
+# isort: split
+import torch
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
+from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from on_noise import DATASET, batch, initialized, plans
+from plain_anatomix import PlainAnatomix, random_weights
 
-from nnunet_dg.extractors.anatomix import Anatomix  # noqa: E402
-from nnunet_dg.nnunet.unwrap import unwrap  # noqa: E402
+from nnunet_dg.extractors.anatomix import Anatomix
+from nnunet_dg.nnunet.unwrap import unwrap
 
 
 def tinymig(*ablate: str, **settings: Any) -> dict[str, Any]:

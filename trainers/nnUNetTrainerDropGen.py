@@ -3,6 +3,7 @@
 from nnunet_dg.dropgen import DropGenSettings, build_dropgen_network
 from nnunet_dg.nnunet.load_extractor import load_extractor
 from nnunet_dg.nnunet.method_trainer import MethodTrainer
+from nnunet_dg.nnunet.planning import planned_for_other
 from nnunet_dg.nnunet.settings import resolve
 from nnunet_dg.nnunet.unwrap import unwrap
 
@@ -30,14 +31,17 @@ class nnUNetTrainerDropGen(MethodTrainer):
         try:
             return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, spatial_dims)
         except NotImplementedError as error:
-            by_plans = settings.extractor != cls.dropgen.extractor
-            advice = 'Change extractor in plans["nnunet_dg"].' if by_plans else "Use -tr nnUNetTrainerDropGen_MIND."
-            raise NotImplementedError(f"{cls.__name__}: {error} {advice}") from None
+            raise NotImplementedError(
+                f'{cls.__name__}: {error} Use -tr nnUNetTrainerDropGen_MIND, and no extractor in plans["nnunet_dg"].'
+            ) from None
 
     def on_train_start(self):
         if not self.was_initialized:
             self.initialize()
         load_extractor(unwrap(self.network), self.print_to_log_file)
+        spatial_dims = len(self.configuration_manager.patch_size)
+        if other := planned_for_other(self.plans_manager.plans, self.settings("dropgen"), spatial_dims):
+            self.print_to_log_file(other)
         super().on_train_start()
 
 

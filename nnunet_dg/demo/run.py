@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,10 +98,16 @@ class _NNUNet:
         if done.exists():
             return
         program, *arguments = shlex.split(command)
+        beside = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+        found = shutil.which(program, path=beside)
+        if found is None:
+            raise DemoError(
+                f"{program} is neither in {sysconfig.get_path('scripts')} nor on PATH. Is nnU-Net installed?"
+            )
         start = time.monotonic()
         with log.open("w") as output, self.console.status("") as status:
             process = subprocess.Popen(  # noqa: S603
-                [str(Path(sysconfig.get_path("scripts")) / program), *arguments],
+                [found, *arguments],
                 env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:

@@ -1,4 +1,4 @@
-"""How much an extractor holds in memory while it computes, without computing anything."""
+"""How much memory a computation holds, without computing anything."""
 
 from __future__ import annotations
 
@@ -25,33 +25,44 @@ def peak_numbers(extractor: FrozenExtractor, shape: tuple[int, ...]) -> int:
     extractor.has_weights = True  # nothing is computed
     with FakeTensorMode(allow_non_fake_inputs=True):
         image = torch.empty(shape)
-        with _Alive() as alive:
+        with LiveMemory() as memory:
             extractor(image)
-    return alive.peak // image.element_size()
+    return memory.peak // image.element_size()
 
 
-class _Alive(TorchDispatchMode):
-    """Adds up the bytes of storages that operations make, and takes them off when they are freed."""
+class LiveMemory(TorchDispatchMode):
+    """While it is entered, adds up the bytes of the tensors that operations make, and takes off what is freed.
+
+    Views share their storage, which counts once.
+
+    Attributes:
+        now: bytes that are alive.
+        peak: the most that were.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.sizes: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+
+    def count(self, tensors: Any) -> None:
+        """Add tensors that were there before, in any nesting of lists and dicts."""
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
 
     def __torch_dispatch__(self, operation: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operation(*args, **kwargs or {})
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
+        self.count(result)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key not in self.sizes:
-            self.sizes[key] = storage.nbytes()
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
+        self.now -= self._sizes.pop(key)

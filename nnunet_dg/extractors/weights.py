@@ -18,7 +18,6 @@ from pathlib import Path
 
 import platformdirs
 import pooch
-import requests
 import torch
 from torch import Tensor
 
@@ -112,9 +111,9 @@ def fetch(weights: PublishedWeights) -> Path:
         print(f"Fetching {weights.filename} from {weights.url}")
         try:
             pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(weights.url, str(partial), None)
-        except requests.RequestException as error:
+            verify(partial, weights, called=weights.url)
+        except (OSError, WeightsError) as error:  # requests' own errors are of OSError
             raise WeightsError(_missing(weights, str(error))) from error
-        verify(partial, weights)
     return cached_path(weights)
 
 
@@ -146,7 +145,7 @@ def accepted_blob(weights: PublishedWeights) -> str | None:
     return note.read_text().strip() if note.is_file() else None
 
 
-def verify(path: Path, weights: PublishedWeights, accepted: str | None = None, called: Path | None = None) -> None:
+def verify(path: Path, weights: PublishedWeights, accepted: str | None = None, called: Path | str = "") -> None:
     """Refuse a file that is neither the published nor the accepted one, by name of what is wrong with it.
 
     Args:
@@ -173,7 +172,7 @@ def verify(path: Path, weights: PublishedWeights, accepted: str | None = None, c
         )
 
 
-def read(path: Path, called: Path | None = None) -> dict[str, Tensor]:
+def read(path: Path, called: Path | str = "") -> dict[str, Tensor]:
     """The state dict in a file, read with ``weights_only=True``.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cached_property
 from math import prod
@@ -18,6 +19,7 @@ from nnunet_dg.extractors import FrozenExtractor
 from nnunet_dg.extractors.memory import peak_numbers
 from nnunet_dg.nnunet.settings import KEY, PLANNED_FOR
 
+WHAT_IS_COUNTED = ("extractor", "layer", "combine", "inputs")  # settings that decide how much memory features take
 MIN_PATCH_AXIS = 2  # voxels: fewer have no context, and extractors refuse them
 WHAT_MAKES_THE_DATASET = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
 WHAT_MAKES_THE_DATA = (
@@ -82,7 +84,7 @@ class DropGenPlanning:
         network = super().static_estimate_VRAM_usage(  # type: ignore[misc]
             patch_size, combined, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
         )
-        patch = tuple(map(int, patch_size))
+        patch = _usable(patch_size)
         passing = peak_numbers(extractor, (input_channels, 1, *patch)) if extractor else 0
         return max(network + combined * prod(patch) / 2, passing / 2)
 
@@ -103,7 +105,7 @@ class DropGenPlanning:
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """nnU-Net's, with no patch axis below `MIN_PATCH_AXIS` voxels."""
         plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)  # type: ignore[misc]
-        plan["patch_size"] = [max(int(size), MIN_PATCH_AXIS) for size in plan["patch_size"]]
+        plan["patch_size"] = _usable(plan["patch_size"])
         return plan
 
     def generate_data_identifier(self, configuration_name: str) -> str:
@@ -127,6 +129,21 @@ class DropGenPlanning:
         super().save_plans(plans)  # type: ignore[misc]
 
 
+def _usable(patch_size: Iterable[int]) -> list[int]:
+    """With no axis below `MIN_PATCH_AXIS` voxels."""
+    return [max(int(size), MIN_PATCH_AXIS) for size in patch_size]
+
+
+def planned_for_other(plans: dict[str, Any], settings: DropGenSettings, spatial_dims: int) -> str:
+    """In words, where a training computes other features than the planner counted; empty where it does not."""
+    counted = plans.get(KEY, {}).get(PLANNED_FOR, {}).get(f"{spatial_dims}d", {})
+    names = [n for n in WHAT_IS_COUNTED if n in counted and counted[n] != getattr(settings, n)]
+    if not names:
+        return ""
+    differ = ", ".join(f"{name} {counted[name]!r}, and this training has {getattr(settings, name)!r}" for name in names)
+    return f"These plans' patch and batch size were chosen for {differ}. Memory may run short, or be left over."
+
+
 def share_data(plans: dict[str, Any], folder: Path) -> None:
     """Let configurations use the data of other plans in the preprocessed ``folder``, where the data are the same.
 
@@ -137,7 +154,7 @@ def share_data(plans: dict[str, Any], folder: Path) -> None:
     others = [load_json(str(path)) for path in paths if path.stem != plans["plans_name"]]
     others = [other for other in others if isinstance(other, dict) and "configurations" in other]
     same_dataset = [o for o in others if all(plans[key] == o.get(key) for key in WHAT_MAKES_THE_DATASET)]
-    to_do = []
+    to_do, shared = [], False
     for name, configuration in plans["configurations"].items():
         if "spacing" not in configuration:
             continue
@@ -151,7 +168,10 @@ def share_data(plans: dict[str, Any], folder: Path) -> None:
         configuration["data_identifier"] = (there or identifiers)[0]
         if there:
             print(f"{name}: the preprocessed data of {there[0]} are used.")
+            shared = shared or there[0] in same
         else:
             to_do.append(name)
+    if shared:
+        print("nnUNetv2_plan_and_preprocess deletes them and makes them again; nnUNetv2_plan_experiment does not.")
     if to_do:
         print(f"To be preprocessed: nnUNetv2_preprocess -plans_name {plans['plans_name']} -c {' '.join(to_do)}")

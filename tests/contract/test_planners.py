@@ -1,6 +1,7 @@
 """The planners, by nnU-Net's own commands: memory, patches, names, and data that are not preprocessed twice."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +42,33 @@ def test_other_spacing_memory_and_name_work_as_in_nnunet(host):
     assert plans["plans_name"] == "otherSpacingPlans"
     assert configuration["spacing"] == [2.0, 2.0, 2.0]
     assert configuration["data_identifier"] == "otherSpacingPlans_3d_fullres"  # other data than nnU-Net's
+
+
+def test_memory_target_and_shortest_patch_axis(host):
+    code = (
+        "from nnunet_dg.planners.nnUNetPlannerDropGen import nnUNetPlannerDropGenResEncL as Planner\n"
+        "print('TARGETS', Planner(701).UNet_vram_target_GB, Planner(701, 3).UNet_vram_target_GB)\n"
+        "thin = ((5.0, 1.0, 1.0), (1, 64, 64), 'x', 1e9, {})\n"
+        "print('PATCH', Planner(701).get_plans_for_configuration(*thin)['patch_size'])"
+    )
+    printed = host.python(code)
+    assert "TARGETS 24 3" in printed
+    assert "PATCH [2, 64, 64]" in printed  # nnU-Net's own planner takes one voxel, of which extractors see nothing
+
+
+def test_a_new_dataset_is_planned_and_preprocessed_by_one_command_and_keeps_settings(host):
+    dataset = "Dataset704_New"
+    shutil.copytree(host.folder / "nnUNet_raw" / DATASET, host.folder / "nnUNet_raw" / dataset)
+    printed = host.run("nnUNetv2_plan_and_preprocess -d 704 -c 3d_fullres -pl nnUNetPlannerDropGen -np 1 -npfp 1")
+    assert "deletes them" not in printed
+    folder = host.folder / "nnUNet_preprocessed" / dataset
+    assert len(list((folder / "nnUNetDropGenPlans_3d_fullres").glob("*.pkl"))) == 5
+    path = folder / "nnUNetDropGenPlans.json"
+    plans = json.loads(path.read_text())
+    plans["nnunet_dg"]["dropgen"] = {"p": 0.25}
+    path.write_text(json.dumps(plans))
+    again = plan(host, "nnUNetPlannerDropGen", dataset=dataset)
+    assert again["nnunet_dg"] == plans["nnunet_dg"]
 
 
 @pytest.fixture(scope="module")

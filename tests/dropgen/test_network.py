@@ -70,6 +70,20 @@ def test_the_image_can_be_min_maxed():
     torch.testing.assert_close(net.network.given[:, :1], minmax(x))
 
 
+@pytest.mark.parametrize("scaling", ["minmax", "zscore"])
+def test_the_extractor_gets_the_scaling_that_was_set(scaling, monkeypatch):
+    net = build(DropGenSettings(extractor="mind", extractor_scaling=scaling)).eval()
+    seen, compute = [], net.extractor.features
+    monkeypatch.setattr(net.extractor, "features", lambda x: seen.append(x) or compute(x))
+    x = 3 + 100 * torch.randn(2, 1, 8, 8, 8)
+    net(x)
+    lowest = x.amin((1, 2, 3, 4), keepdim=True)
+    mean, std = x.mean((1, 2, 3, 4), keepdim=True), x.std((1, 2, 3, 4), keepdim=True)
+    of_minmax = (x - lowest) / (x.amax((1, 2, 3, 4), keepdim=True) - lowest)
+    expected = {"minmax": of_minmax, "zscore": (x - mean) / std}[scaling]
+    torch.testing.assert_close(seen[0], expected, rtol=1e-2, atol=1e-2)
+
+
 def test_previous_stage_is_never_dropped():
     torch.manual_seed(0)
     net = build(DropGenSettings(extractor="mind", p=0.9), rest=2).train()
@@ -180,6 +194,7 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
         ({"combine": "sum"}, "combine must be one of concat, mean; got 'sum'"),
         ({"inputs": "both"}, r"inputs must be one of image\+features, features, image; got 'both'"),
         ({"masking": "block"}, "masking must be one of channel, structured; got 'block'"),
+        ({"extractor_scaling": "none"}, "extractor_scaling must be one of minmax, zscore; got 'none'"),
         ({"image_scaling": "zscore"}, "image_scaling must be one of none, minmax; got 'zscore'"),
         ({"weights": 3}, "weights must be the path of a file, .*; got 3"),
         ({"weights": ""}, "weights must be the path of a file, .*; got ''"),

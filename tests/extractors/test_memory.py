@@ -4,7 +4,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nnunet_dg.extractors import build_extractor, create_extractor
 from nnunet_dg.extractors.base import FrozenExtractor
-from nnunet_dg.extractors.memory import peak_numbers
+from nnunet_dg.extractors.memory import LiveMemory, peak_numbers
 
 
 class Wide(FrozenExtractor):
@@ -19,6 +19,21 @@ def test_by_hand():
     voxels = 2 * 8**3
     # the scaled image and twenty copies, and for a moment the sum
     assert 22 * voxels <= peak_numbers(Wide(), (2, 1, 8, 8, 8)) <= 24 * voxels
+
+
+def test_counts_what_is_kept_once_and_takes_off_what_is_freed():
+    x = torch.empty(1000, requires_grad=True)
+    memory = LiveMemory()
+    memory.count({"given": [x, x.view(10, 100)]})
+    assert memory.now == 4000
+    with memory:
+        y = x.exp().exp()  # both outputs are kept for the backward pass
+        view = y.view(10, 100)
+        assert memory.now == memory.peak == 12_000
+        del y, view
+        assert memory.now == 4000
+        torch.empty(1000)
+        assert (memory.now, memory.peak) == (4000, 12_000)
 
 
 def test_is_linear_in_the_batch_and_leaves_the_extractor_alone():

@@ -4,55 +4,77 @@ import json
 from copy import deepcopy
 
 import pytest
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_dg.dropgen import DropGenSettings
-from nnunet_dg.nnunet.planning import WHAT_MAKES_THE_DATA, WHAT_MAKES_THE_DATASET, DropGenPlanning, share_data
+from nnunet_dg.nnunet.planning import (
+    WHAT_MAKES_THE_DATA,
+    WHAT_MAKES_THE_DATASET,
+    DropGenPlanning,
+    planned_for_other,
+    share_data,
+)
 
 
-class Host:
-    """Stands where nnU-Net's planner stands."""
-
-    def __init__(self, *args, **kwargs):
-        self.arguments = kwargs
-
-    @staticmethod
-    def static_estimate_VRAM_usage(patch_size, input_channels, *rest):
-        return 1000 * input_channels
-
-    def get_plans_for_configuration(self, *args, **kwargs):
-        return {"patch_size": [1, 64, 64], "batch_size": 2}
-
-
-class Planner(DropGenPlanning, Host):
+class Planner(DropGenPlanning, ExperimentPlanner):
     plans_name = "somePlans"
     dropgen = DropGenSettings(extractor="mind")
 
 
-def test_names_and_targets_are_the_planners_own_unless_given():
-    assert Planner(1).arguments["plans_name"] == "somePlans"
-    assert "gpu_memory_target_in_gb" not in Planner(1).arguments
-    given = Planner(1, 24, plans_name="mine", overwrite_target_spacing=[1.0, 1.0, 1.0]).arguments
-    assert (given["plans_name"], given["gpu_memory_target_in_gb"]) == ("mine", 24)
-    assert given["overwrite_target_spacing"] == [1.0, 1.0, 1.0]
+class PlannerAnatomix(DropGenPlanning, ExperimentPlanner):
+    plans_name = "somePlans"
 
 
-def test_counts_the_combined_channels_or_what_the_extractor_holds_by_hand():
-    one_channel = Planner(1).static_estimate_VRAM_usage((2, 2, 2), 1, 3, "", {}, ())
-    assert one_channel == 1000 * 13 + 13 * 8 / 2
-    wide = Planner(1).static_estimate_VRAM_usage((64, 64, 64), 1, 3, "", {}, ())
-    assert wide > 13_000 + 13 * 64**3 / 2  # MIND holds about 51 numbers a voxel: more than this network
-    assert wide == pytest.approx(51 * 64**3 / 2, rel=0.02)
+def network(spatial_dims, features):
+    """A class and its arguments, as plans have them."""
+    arguments = {
+        "n_stages": 2, "features_per_stage": [features] * 2, "kernel_sizes": [3, 3], "strides": [1, 2],
+        "conv_op": f"torch.nn.modules.conv.Conv{spatial_dims}d",
+        "n_conv_per_stage": [1, 1], "n_conv_per_stage_decoder": [1],
+    }  # fmt: skip
+    return "dynamic_network_architectures.architectures.unet.PlainConvUNet", arguments, ("conv_op",)
+
+
+def counted(planner, patch, channels, features):
+    """By a planner without a dataset: counting needs none."""
+    made = planner.__new__(planner)
+    return made.static_estimate_VRAM_usage(patch, channels, 3, *network(len(patch), features))
+
+
+def by_nnunet(patch, channels, features):
+    return ExperimentPlanner.static_estimate_VRAM_usage(patch, channels, 3, *network(len(patch), features))
+
+
+def test_counts_nnunets_network_on_the_combined_channels_and_those_channels_once():
+    patch = (16, 16, 16)
+    expected = by_nnunet(patch, 13, 32) + 13 * 16**3 / 2
+    assert counted(Planner, patch, 1, 32) == expected
+    assert expected > by_nnunet(patch, 1, 32)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_or_what_the_extractor_holds_where_that_is_more(channels):
+    patch, combined = (64, 64, 64), channels * 13
+    network_alone = by_nnunet(patch, combined, 1) + combined * 64**3 / 2
+    extractor = channels * 51 * 64**3 / 2  # MIND holds about 51 numbers a voxel and channel
+    assert extractor > network_alone
+    assert counted(Planner, patch, channels, 1) == pytest.approx(extractor, rel=0.02)
 
 
 def test_in_two_dimensions_the_features_are_minds():
-    class Anatomix(Planner):
-        dropgen = DropGenSettings()
-
-    assert Anatomix(1).static_estimate_VRAM_usage((2, 2), 1, 3, "", {}, ()) == 1000 * 5 + 5 * 4 / 2
+    patch = (32, 32)
+    assert counted(PlannerAnatomix, patch, 1, 32) == by_nnunet(patch, 5, 32) + 5 * 32**2 / 2
 
 
-def test_no_axis_of_a_patch_is_too_short_for_an_extractor():
-    assert Planner(1).get_plans_for_configuration()["patch_size"] == [2, 64, 64]
+COUNTED = {"nnunet_dg": {"planned_for": {"3d": {"extractor": "anatomix", "layer": "penultimate", "p": 0.5}}}}
+
+
+def test_a_training_with_other_features_than_were_counted_is_told_so():
+    assert planned_for_other(COUNTED, DropGenSettings(p=0.25), 3) == ""
+    assert planned_for_other(COUNTED, DropGenSettings(extractor="mind"), 2) == ""  # nobody counted
+    assert planned_for_other({}, DropGenSettings(), 3) == ""
+    told = planned_for_other(COUNTED, DropGenSettings(extractor="anatomix-dev"), 3)
+    assert "chosen for extractor 'anatomix', and this training has 'anatomix-dev'" in told
 
 
 def plans(name, **changed):
@@ -86,7 +108,9 @@ def test_the_same_data_are_shared(tmp_path, capsys):
 def test_data_that_exist_come_first(tmp_path, capsys):
     (tmp_path / "resEncPlans_3d_fullres").mkdir()
     assert shared(tmp_path, plans("ours"), plans("nnUNetPlans"), plans("resEncPlans")) == "resEncPlans_3d_fullres"
-    assert "To be preprocessed" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "To be preprocessed" not in printed
+    assert "nnUNetv2_plan_and_preprocess deletes them" in printed  # they are another plans file's
 
 
 @pytest.mark.parametrize("key", [*WHAT_MAKES_THE_DATA, *WHAT_MAKES_THE_DATASET])

@@ -1,6 +1,7 @@
 """The trainers' classes in this process: their settings, and the networks nnU-Net gets from them."""
 
 import pytest
+from helpers import REPOSITORY
 from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen,
     nnUNetTrainerDropGen_MIND,
@@ -80,6 +81,16 @@ def test_previous_stage_channels_of_a_cascade_are_not_image_channels(image_chann
     assert first.shape[1] == image_channels * (1 + 12) + previous_stage
     assert isinstance(network.dropout, ChannelDropout)
     assert network.dropout.p == 0.5
+
+
+@pytest.mark.parametrize("trainer", [nnUNetTrainerDropGen, nnUNetTrainerDropGenSgCG, nnUNetTrainerDropGen_Paper])
+def test_refuses_two_dimensions_in_the_words_of_the_table(trainer):
+    manager = plans(16)
+    configuration = manager.get_configuration("3d_fullres")
+    configuration.configuration["patch_size"] = [16, 16]
+    with pytest.raises(NotImplementedError, match="Use -tr nnUNetTrainerDropGen_MIND") as refusal:
+        trainer.build_network_architecture(manager, configuration, 1, 3)
+    assert f"refused: “NotImplementedError: {refusal.value}”" in (REPOSITORY / "docs/capabilities.md").read_text()
 
 
 def test_the_paper_min_maxes_the_image_in_training_and_at_inference():
