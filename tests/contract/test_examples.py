@@ -25,18 +25,36 @@ def test_a_job_of_the_array_trains_its_fold_and_a_requeued_one_goes_on(host):
     assert list((host.results(TRAINER, "4") / "validation").glob("*.npz"))
 
 
-def test_several_gpus_are_given_to_nnunet(host, tmp_path):
+@pytest.fixture
+def printing(host, tmp_path):
+    """A PATH on which nnUNetv2_train prints its arguments."""
     command = tmp_path / "nnUNetv2_train"
     command.write_text('#!/bin/sh\necho "$@"\n')
     command.chmod(0o755)
+    return f"{tmp_path}:{host.environment['PATH']}"
+
+
+@pytest.mark.parametrize(("dataset", "waits"), [("501", False), ("Dataset501_X", False), ("5", True), ("502", True)])
+def test_other_folds_wait_for_the_splits_of_their_dataset(host, printing, tmp_path, dataset, waits):
+    (tmp_path / "preprocessed" / "Dataset501_X").mkdir(parents=True)
+    (tmp_path / "preprocessed" / "Dataset501_X" / "splits_final.json").touch()
+    printed = host.run(
+        f"{EXAMPLES}/slurm/five_folds.sbatch {dataset} 3d_fullres",
+        SLURM_ARRAY_TASK_ID="1", WAIT_FOR_SPLITS="0", PATH=printing, nnUNet_preprocessed=f"{tmp_path}/preprocessed",
+    )  # fmt: skip
+    assert printed.splitlines()[-1] == f"{dataset} 3d_fullres 1 --npz --c"
+    assert ("Fold 0 has written no splits" in printed) == waits
+
+
+def test_several_gpus_are_given_to_nnunet(host, printing):
     printed = host.run(
         f"{EXAMPLES}/slurm/several_gpus.sbatch 501 3d_fullres 0 -tr nnUNetTrainerDropGen",
-        SLURM_GPUS_ON_NODE="2", PATH=f"{tmp_path}:{host.environment['PATH']}",
+        SLURM_GPUS_ON_NODE="2", PATH=printing,
     )  # fmt: skip
     assert printed.strip() == "501 3d_fullres 0 -num_gpus 2 --npz --c -tr nnUNetTrainerDropGen"
     assert "--c" not in host.run(
         f"{EXAMPLES}/slurm/several_gpus.sbatch 501 3d_fullres 0 --val",
-        SLURM_GPUS_ON_NODE="2", PATH=f"{tmp_path}:{host.environment['PATH']}",
+        SLURM_GPUS_ON_NODE="2", PATH=printing,
     )  # fmt: skip
 
 
