@@ -2,7 +2,7 @@
 
 PyTorch's fake tensors have shapes and types, but no numbers, so a step for a 40 GB card is counted in seconds on any
 machine. Counted are weights, optimiser, batch, activations and gradients, activations in 16 bits as under nnU-Net's
-autocast. Not counted: workspaces of cuDNN, fragmentation and the CUDA context, which are not less for any trainer.
+autocast. Not counted: workspaces of cuDNN, fragmentation, and the CUDA context.
 """
 
 from typing import Any

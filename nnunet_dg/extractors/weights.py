@@ -112,7 +112,7 @@ def fetch(weights: PublishedWeights) -> Path:
         try:
             pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(weights.url, str(partial), None)
             verify(partial, weights, called=weights.url)
-        except (OSError, WeightsError) as error:  # requests' own errors are of OSError
+        except (OSError, WeightsError) as error:  # requests' errors are OSErrors
             raise WeightsError(_missing(weights, str(error))) from error
     return cached_path(weights)
 
