@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from capability_table import CapabilityTable
 
+pytest.register_assert_rewrite("trainer_contract", "export_contract", "nnunet_model")
 pytest_plugins = ["helpers", "nnunet_host"]
 
 

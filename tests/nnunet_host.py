@@ -51,6 +51,10 @@ def tiny(base):
             super().on_train_epoch_start()
             self.seed(self.current_epoch)
 
+        def perform_actual_validation(self, save_probabilities=False):
+            if "TINY_UNVALIDATED" not in os.environ:
+                super().perform_actual_validation(save_probabilities)
+
         def on_epoch_end(self):
             super().on_epoch_end()
             if os.environ.get("TINY_STOP_AFTER") == str(self.current_epoch):
@@ -87,6 +91,8 @@ for base in (nnUNetTrainer, *own):
 '''
 OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
 TINY_NAMES = [f"Tiny_{name}" for name in ("nnUNetTrainer", *OURS)]
+UNVALIDATED = {"TINY_UNVALIDATED": "1"}  # for trainings whose validation nobody looks at; it starts two more processes
+PREDICTION = "-device cpu -npp 0 -nps 0 --disable_tta"  # in one process, where nnU-Net can
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection: a compute node without internet
 
 
@@ -131,8 +137,31 @@ class Host:
         """Run Python code in a fresh process."""
         return self.run(f"{shlex.quote(sys.executable)} -W ignore -c {shlex.quote(code)}", status, **environment)
 
-    def results(self, trainer: str, fold: str = "0", configuration: str = "3d_fullres", dataset: str = "") -> Path:
-        base = self.folder / "nnUNet_results" / (dataset or DATASET) / f"{trainer}__tinyPlans__{configuration}"
+    def train(
+        self, trainer: str, options: str = "", fold: str = "0", configuration: str = "3d_fullres", dataset: int = 701,
+        plans: str = "tinyPlans", status: int | None = 0, **environment: str,
+    ) -> str:  # fmt: skip
+        """nnUNetv2_train on the CPU."""
+        command = f"nnUNetv2_train {dataset} {configuration} {fold} -p {plans} -tr {trainer} -device cpu {options}"
+        return self.run(command, status, **environment)
+
+    def predict(
+        self, trainer: str, images: Path, out: Path, options: str = "", fold: str = "0",
+        configuration: str = "3d_fullres", dataset: int = 701, plans: str = "tinyPlans", **environment: str,
+    ) -> None:  # fmt: skip
+        """nnUNetv2_predict on the CPU, without mirroring."""
+        self.run(
+            f"nnUNetv2_predict -i {images} -o {out} -d {dataset} -c {configuration} -f {fold} -p {plans} -tr {trainer} "
+            f"{PREDICTION} {options}",
+            **environment,
+        )
+
+    def results(
+        self, trainer: str, fold: str = "0", configuration: str = "3d_fullres", dataset: str = "",
+        plans: str = "tinyPlans",
+    ) -> Path:  # fmt: skip
+        """The folder that a training of this host leaves."""
+        base = self.folder / "nnUNet_results" / (dataset or DATASET) / f"{trainer}__{plans}__{configuration}"
         return base / f"fold_{fold}"
 
 
@@ -167,6 +196,14 @@ def shrink_plans(preprocessed: Path, features: int = 4, plans: str = "nnUNetPlan
     configurations["3d_lowres"] = lowres | {"data_identifier": f"{name}_3d_lowres"}
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     (preprocessed / f"{name}.json").write_text(json.dumps(content | {"plans_name": name}))
+
+
+def one_case(host: Host, folder: Path) -> Path:
+    """A new folder with the images of case_0 alone."""
+    folder.mkdir(parents=True)
+    image = "case_0_0000.nii.gz"
+    (folder / image).symlink_to(host.folder / "nnUNet_raw" / DATASET / "imagesTr" / image)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from nnunet_dg.extractors.memory import peak_numbers
 from nnunet_dg.nnunet.settings import KEY, PLANNED_FOR
 
 WHAT_IS_COUNTED = ("extractor", "layer", "combine", "inputs")  # settings that decide how much memory features take
+DEFAULT = DropGenSettings()
 MIN_PATCH_AXIS = 2  # voxels: fewer have no context, and extractors refuse them
 WHAT_MAKES_THE_DATASET = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
 WHAT_MAKES_THE_DATA = (
@@ -37,11 +38,12 @@ class DropGenPlanning:
     A configuration that asks for the same data as nnU-Net's own plans of the dataset uses them.
 
     Attributes:
-        dropgen: what the memory estimate counts. A planner for another extractor is a subclass with other settings.
+        dropgen: what the memory estimate counts. A planner for another extractor is a subclass with other settings;
+            those that differ from the defaults are written to ``plans["nnunet_dg"]["dropgen"]``, for every trainer.
         plans_name: of the plans file, unless another is given.
     """
 
-    dropgen = DropGenSettings()
+    dropgen = DEFAULT
     plans_name: str
 
     def __init__(
@@ -115,13 +117,15 @@ class DropGenPlanning:
     def save_plans(self, plans: dict[str, Any]) -> None:
         """nnU-Net's, after noting what was counted and sharing preprocessed data with the dataset's other plans.
 
-        Settings that somebody wrote into an earlier plans file of this name stay, as custom configurations do.
+        Settings in an earlier plans file of this name stay, as custom configurations do, and come before the planner's.
         """
         folder = Path(nnUNet_preprocessed) / self.dataset_name  # type: ignore[attr-defined]
         own = folder / f"{self.plans_identifier}.json"  # type: ignore[attr-defined]
         kept = load_json(str(own)).get(KEY, {}) if own.is_file() else {}
         counted = {f"{dims}d": asdict(settings) for dims, (settings, _) in self._planned_for.items()}
-        plans[KEY] = kept | {PLANNED_FOR: counted}
+        chosen = {name: value for name, value in asdict(self.dropgen).items() if value != getattr(DEFAULT, name)}
+        settings = {"dropgen": chosen | kept.get("dropgen", {})} if chosen else {}
+        plans[KEY] = kept | settings | {PLANNED_FOR: counted}
         if methods := sorted(set(kept) - {PLANNED_FOR}):
             print(f"Settings in {own.name} are kept: {', '.join(methods)}.")
         recursive_fix_for_json_export(plans)

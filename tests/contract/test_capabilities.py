@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunet_host import DATASET, Host, shrink_plans
+from nnunet_host import DATASET, UNVALIDATED, Host, one_case, shrink_plans
 
 pytestmark = pytest.mark.matrix
 LABELS = {
@@ -43,23 +43,16 @@ def label_kinds(host):
 
 @pytest.fixture(scope="session")
 def one_image(host):
-    folder = host.folder / "one_image"
-    folder.mkdir()
-    image = "case_0_0000.nii.gz"
-    (folder / image).symlink_to(host.folder / "nnUNet_raw" / DATASET / "imagesTr" / image)
-    return folder
+    return one_case(host, host.folder / "one_image")
 
 
 @pytest.fixture(scope="session")
 def plain(host, one_image):
     """nnU-Net's own trainer, trained and validated beside ours, and a folder with its prediction."""
     trainer = "Tiny_nnUNetTrainer"
-    host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu --npz", nnUNet_n_proc_DA="0")
+    host.train(trainer, "--npz", nnUNet_n_proc_DA="0")
     out = host.folder / "predicted_by_plain"
-    host.run(
-        f"nnUNetv2_predict -i {one_image} -o {out} -d 701 -c 3d_fullres -f 0 -p tinyPlans -tr {trainer} -device cpu "
-        f"-npp 1 -nps 1 --disable_tta --save_probabilities"
-    )
+    host.predict(trainer, one_image, out, "--save_probabilities")
     return trainer, out
 
 
@@ -79,30 +72,25 @@ class Capabilities:
     def _noted_for_the_table(self, request, record_property):
         record_property("trainer", self.trainer.removeprefix("Tiny_"))
 
-    def train(self, host, fold="0", options="", configuration="3d_fullres", dataset=701, status=0, **environment):
-        command = f"nnUNetv2_train {dataset} {configuration} {fold} -p tinyPlans -tr {self.trainer} -device cpu"
-        return host.run(f"{command} {options}", status, **{"nnUNet_n_proc_DA": "0"} | environment)
+    def train(self, host, options="", **how):
+        return host.train(self.trainer, options, nnUNet_n_proc_DA="0", **how)
 
-    def predict(self, host, images, out, options="", configuration="3d_fullres", fold="0", dataset=701, **environment):
-        host.run(
-            f"nnUNetv2_predict -i {images} -o {out} -d {dataset} -c {configuration} -f {fold} -p tinyPlans "
-            f"-tr {self.trainer} -device cpu -npp 1 -nps 1 --disable_tta {options}",
-            **environment,
-        )
+    def predict(self, host, images, out, options="", **how):
+        host.predict(self.trainer, images, out, options, **how)
         return segmentation_in(out)
 
     @pytest.fixture(scope="class")
     def model(self, host):
         """Trained without interruption, from a known random state."""
         shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # of another test's training
-        self.train(host, options="--npz", **SAME_RANDOM_STATE)
+        self.train(host, "--npz", **SAME_RANDOM_STATE)
         return host.results(self.trainer)
 
     @pytest.fixture(scope="class")
     def predicted(self, host, model, one_image, tmp_path_factory):
-        """A folder with the segmentation and the probabilities that nnU-Net's command gives."""
+        """A folder with the segmentation and the probabilities that nnU-Net's command gives, with its workers."""
         out = tmp_path_factory.mktemp("predicted")
-        self.predict(host, one_image, out, "--save_probabilities")
+        self.predict(host, one_image, out, "-npp 1 -nps 1 --save_probabilities")
         return out
 
     @pytest.mark.capability("3d_fullres")
@@ -112,9 +100,9 @@ class Capabilities:
     @pytest.mark.capability("2d")
     def test_two_dimensions(self, host, record_property):
         if not self.refuses_2d:
-            host.run(f"nnUNetv2_train 701 2d 0 -p {self.plans_2d} -tr {self.trainer} -device cpu", nnUNet_n_proc_DA="0")
-            results = host.folder / "nnUNet_results" / DATASET / f"{self.trainer}__{self.plans_2d}__2d"
-            assert (results / "fold_0" / "validation" / "summary.json").is_file()
+            self.train(host, configuration="2d", plans=self.plans_2d)
+            results = host.results(self.trainer, configuration="2d", plans=self.plans_2d)
+            assert (results / "validation" / "summary.json").is_file()
             return
         printed = self.train(host, configuration="2d", status=1)
         refusal = next(line for line in printed.splitlines() if "NotImplementedError:" in line)
@@ -167,7 +155,7 @@ class Capabilities:
         try:
             self.train(host, status=-9, TINY_STOP_AFTER="1", **SAME_RANDOM_STATE)
             killed = torch.load(model / "checkpoint_latest.pth", weights_only=False)
-            self.train(host, options="--c", **SAME_RANDOM_STATE)
+            self.train(host, "--c", **SAME_RANDOM_STATE, **UNVALIDATED)
             other = torch.load(model / "checkpoint_final.pth", weights_only=False)
             model.rename(resumed)
         finally:
@@ -205,13 +193,13 @@ class Capabilities:
         summary = model / "validation" / "summary.json"
         before = summary.read_text()
         summary.unlink()
-        self.train(host, options="--val")
+        self.train(host, "--val")
         assert json.loads(summary.read_text())["mean"] == json.loads(before)["mean"]
 
     @pytest.mark.capability("--val_best")
     def test_validates_with_the_best_checkpoint(self, host, model):
         (model / "validation" / "summary.json").unlink()
-        self.train(host, options="--val --val_best --npz")
+        self.train(host, "--val --val_best --npz")
         assert (model / "validation" / "summary.json").is_file()
 
     @pytest.mark.capability("--npz")
@@ -228,7 +216,7 @@ class Capabilities:
         source = model / "checkpoint_final.pth"
         options = f"-pretrained_weights {source} --disable_checkpointing"
         home = {"NNUNET_DG_HOME": str(tmp_path / "empty")} if self.trains_without_weights else {}
-        printed = self.train(host, "1", options, **home)
+        printed = self.train(host, options, fold="1", **home, **UNVALIDATED)
         assert "Loading pretrained weights from file" in printed
         assert not (tmp_path / "empty").exists()
         assert not list(host.results(self.trainer, "1").glob("*.pth"))
@@ -238,9 +226,9 @@ class Capabilities:
     def test_a_compiled_training_of_fold_all_saves_what_an_uncompiled_one_does(self, host, model):
         final = host.results(self.trainer, "all") / "checkpoint_final.pth"
         weights = []
-        for compiled in ({}, {"TINY_COMPILED": "1"}):
-            printed = self.train(host, "all", **SAME_RANDOM_STATE, **compiled)
-            assert ("Using torch.compile" in printed) == bool(compiled)
+        for compiled in (UNVALIDATED, {"TINY_COMPILED": "1"}):
+            printed = self.train(host, fold="all", **SAME_RANDOM_STATE, **compiled)
+            assert ("Using torch.compile" in printed) == ("TINY_COMPILED" in compiled)
             weights.append(torch.load(final, weights_only=False)["network_weights"])
         on_other_cases = torch.load(model / "checkpoint_final.pth", weights_only=False)["network_weights"]
         assert weights[0].keys() == weights[1].keys()
@@ -317,10 +305,9 @@ predictor.predict_from_files_sequential([[{image!r}]], [{str(tmp_path / "api")!r
         """Plan, shrink, train: the plans that the training recorded, and its fold's folder."""
         host.run(f"nnUNetv2_plan_experiment -d 701 -pl {planner}")
         shrink_plans(host.folder / "nnUNet_preprocessed" / DATASET, plans=plans, name=plans)
-        train = f"nnUNetv2_train 701 3d_fullres 0 -p {plans} -tr {self.trainer} -device cpu"
-        host.run(train, nnUNet_n_proc_DA="0")
-        results = host.folder / "nnUNet_results" / DATASET / f"{self.trainer}__{plans}__3d_fullres"
-        return json.loads((results / "plans.json").read_text()), results / "fold_0"
+        self.train(host, plans=plans)
+        results = host.results(self.trainer, plans=plans)
+        return json.loads((results.parent / "plans.json").read_text()), results
 
 
 class TestDropGen(Capabilities):
@@ -364,7 +351,7 @@ class TestTinyMIG(Capabilities):
 def test_a_trained_nnunet_is_an_extractor_and_predicting_does_not_need_its_folder(
     host, one_image, tmp_path, configuration
 ):
-    host.run(f"nnUNetv2_train 701 {configuration} all -p tinyPlans -tr Tiny_nnUNetTrainer -device cpu")
+    host.train("Tiny_nnUNetTrainer", fold="all", configuration=configuration, **UNVALIDATED)
     folder = host.results("Tiny_nnUNetTrainer", "all", configuration).parent
     teacher = tmp_path / "published model"
     shutil.copytree(folder, teacher)
@@ -372,14 +359,12 @@ def test_a_trained_nnunet_is_an_extractor_and_predicting_does_not_need_its_folde
     plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": "nnunetPlans"}
     plans["nnunet_dg"] = {"dropgen": {"extractor": "nnunet", "weights": str(teacher)}}
     (preprocessed / "nnunetPlans.json").write_text(json.dumps(plans))
-    run = "-p nnunetPlans -tr Tiny_nnUNetTrainerDropGen -device cpu"
-    printed = host.run(f"nnUNetv2_train 701 {configuration} 0 {run}")
+    trainer, how = "Tiny_nnUNetTrainerDropGen", {"configuration": configuration, "plans": "nnunetPlans"}
+    printed = host.train(trainer, **how, **UNVALIDATED)
     assert f"Extractor nnunet: weights from {teacher}" in printed
     shutil.rmtree(teacher)
-    host.run(f"nnUNetv2_train 701 {configuration} 0 {run} --val")
-    host.run(
-        f"nnUNetv2_predict -i {one_image} -o {tmp_path / 'out'} -d 701 -c {configuration} -f 0 {run} -npp 1 -nps 1"
-    )
+    host.train(trainer, "--val", **how)
+    host.predict(trainer, one_image, tmp_path / "out", **how)
     assert (tmp_path / "out" / "case_0.nii.gz").is_file()
 
 
@@ -421,10 +406,8 @@ def test_adds_nothing_to_what_it_combines_and_trains(host, one_image, tmp_path, 
     record_property("same_as", f"{first}` and `{second}")
     assert declared[combination].__bases__ == (declared[first], declared[second])
     assert all(name.startswith("__") and name != "__init__" for name in vars(declared[combination]))
-    model = f"-p tinyPlans -tr Tiny_{combination} -device cpu"
-    host.run(f"nnUNetv2_train 701 3d_fullres 0 {model}", nnUNet_n_proc_DA="0")
-    home = {"NNUNET_DG_HOME": str(tmp_path / "empty")}
-    host.run(f"nnUNetv2_predict -i {one_image} -o {tmp_path} -d 701 -c 3d_fullres -f 0 {model} -npp 1 -nps 1", **home)
+    host.train(f"Tiny_{combination}", nnUNet_n_proc_DA="0")
+    host.predict(f"Tiny_{combination}", one_image, tmp_path, NNUNET_DG_HOME=str(tmp_path / "empty"))
     assert segmentation_in(tmp_path).shape == (20, 24, 20)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from helpers import REPOSITORY
-from nnunet_host import DATASET, NOWHERE
+from nnunet_host import DATASET, NOWHERE, UNVALIDATED, one_case
 from PIL import Image
 
 EXAMPLES = REPOSITORY / "examples"
@@ -66,7 +66,7 @@ def test_a_script_that_slurm_did_not_start_says_so(host, script):
 def test_a_submission_predicts_with_five_folds_offline(host, tmp_path):
     trainer = "Tiny_nnUNetTrainerDropGen"
     if not (host.results(trainer) / "checkpoint_final.pth").exists():
-        host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu")
+        host.train(trainer, **UNVALIDATED)
     results = host.results(trainer).parent
     five = tmp_path / "results" / DATASET / results.name
     for fold in range(5):
@@ -78,9 +78,7 @@ def test_a_submission_predicts_with_five_folds_offline(host, tmp_path):
         f"nnUNetv2_export_model_to_zip -d 701 -o {zipped} -c 3d_fullres -tr {trainer} -p tinyPlans",
         nnUNet_results=str(tmp_path / "results"),
     )
-    images = tmp_path / "images"
-    images.mkdir()
-    (images / "case_0_0000.nii.gz").symlink_to(host.folder / "nnUNet_raw" / DATASET / "imagesTr" / "case_0_0000.nii.gz")
+    images = one_case(host, tmp_path / "images")
     printed = host.run(
         f"{EXAMPLES}/challenge/predict.sh {zipped} {images} {tmp_path / 'out'} -device cpu -npp 1 -nps 1 --disable_tta",
         NNUNET_DG_HOME=str(tmp_path / "empty"), https_proxy=NOWHERE, TMPDIR=str(tmp_path),
@@ -97,7 +95,7 @@ def test_embeddings_are_read_and_drawn(host, tmp_path):
     trainers = ("Tiny_nnUNetTrainer", "Tiny_nnUNetTrainerDropGen_MIND")
     for trainer in trainers:
         if not (host.results(trainer) / "checkpoint_final.pth").exists():
-            host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu")
+            host.train(trainer, **UNVALIDATED)
     folders = " ".join(str(host.results(trainer).parent) for trainer in trainers)
     example = f"{shlex.quote(sys.executable)} {EXAMPLES}/sgcg/embeddings.py"
     printed = host.run(f"{example} {folders} -o {tmp_path / 'picture.png'} --voxels 20")

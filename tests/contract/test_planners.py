@@ -33,6 +33,7 @@ def test_plans_are_found_written_and_share_nnunets_data(host, planner):
         assert plans["configurations"][configuration]["architecture"]["network_class_name"].endswith(network)
     assert plans["nnunet_dg"]["planned_for"]["3d"]["extractor"] == "anatomix"
     assert plans["nnunet_dg"]["planned_for"]["2d"]["extractor"] == "mind"
+    assert plans["nnunet_dg"].keys() == {"planned_for"}  # no settings, so each trainer keeps its own
 
 
 def test_other_spacing_memory_and_name_work_as_in_nnunet(host):
@@ -42,6 +43,25 @@ def test_other_spacing_memory_and_name_work_as_in_nnunet(host):
     assert plans["plans_name"] == "otherSpacingPlans"
     assert configuration["spacing"] == [2.0, 2.0, 2.0]
     assert configuration["data_identifier"] == "otherSpacingPlans_3d_fullres"  # other data than nnU-Net's
+
+
+def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
+    code = (
+        "from nnunet_dg.dropgen import DropGenSettings\n"
+        "from nnunet_dg.planners.nnUNetPlannerDropGen import nnUNetPlannerDropGen\n"
+        "class Mine(nnUNetPlannerDropGen):\n"
+        "    plans_name, dropgen = 'minePlans', DropGenSettings(extractor='mind', p=0.25)\n"
+        "Mine(701).plan_experiment()"
+    )
+    path = host.folder / "nnUNet_preprocessed" / DATASET / "minePlans.json"
+    host.python(code)
+    plans = json.loads(path.read_text())
+    assert plans["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.25}
+    assert plans["nnunet_dg"]["planned_for"]["3d"]["extractor"] == "mind"
+    plans["nnunet_dg"]["dropgen"] = {"p": 0.1}  # by hand
+    path.write_text(json.dumps(plans))
+    host.python(code)
+    assert json.loads(path.read_text())["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.1}
 
 
 def test_memory_target_and_shortest_patch_axis(host):

@@ -7,19 +7,19 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunet_host import DATASET, UNVALIDATED
 
 from nnunet_dg.cli import main
 from nnunet_dg.nnunet.stress import WEIGHT_NOISE, Measurement, measure
 from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
 
-DATASET = "Dataset701_Tiny"
 TRAINER = "Tiny_nnUNetTrainerDropGen_MIND"
 
 
 @pytest.fixture(scope="module")
 def model(host, tmp_path_factory):
     """A model whose last layer sees all labels: after so little training it might see nothing but background."""
-    host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {TRAINER} -device cpu", nnUNet_n_proc_DA="0")
+    host.train(TRAINER, nnUNet_n_proc_DA="0", **UNVALIDATED)
     trained, folder = host.results(TRAINER).parent, tmp_path_factory.mktemp("model")
     (folder / "fold_0").mkdir()
     for name in ("plans.json", "dataset.json"):

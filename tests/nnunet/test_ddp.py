@@ -2,11 +2,13 @@
 
 import shlex
 import sys
+from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import entry_points
 
 import pytest
 import torch
+from nnunet_host import one_case
 from nnunet_model import write_model
 from on_noise import plans
 from torch import multiprocessing, nn
@@ -14,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
 from nnunet_dg.extractors import build_extractor, load_weights
+from nnunet_dg.nnunet.unwrap import unwrap
 
 TRAINERS = ("nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerDropGen_Paper")
 
@@ -31,8 +34,8 @@ class FixedDropout(nn.Module):
         return z * scales[self.samples]
 
 
-def gradients(rank, world_size, folder, trainer, settings):
-    """Train one step of ``trainer``'s network in ``world_size`` processes; the first writes the gradients.
+def gradients(rank, folder, trainer, settings):
+    """One step in each of two processes with half the batch; then, in the first alone, one with the whole batch.
 
     In double precision throughout: features of random weights, normalised, would blow single precision's rounding up.
     """
@@ -48,31 +51,29 @@ def gradients(rank, world_size, folder, trainer, settings):
     network = trainer.build_network_architecture(manager, configuration, 1, 3, True)
     load_weights(network.extractor, network.settings.extractor, network.settings.weights)
     images, weights = torch.rand(2, 1, 16, 16, 16), torch.rand(2, 3, 16, 16, 16)
-    samples = slice(0, 2) if world_size == 1 else slice(rank, rank + 1)
-    network = network.double()
-    network.dropout = FixedDropout(samples)
-    network.train()
-    wrapped = network
-    if world_size > 1:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
-        )
-        wrapped = DistributedDataParallel(network)
-    outputs = wrapped(images[samples])
-    sum(
-        (output * nn.functional.interpolate(weights[samples], output.shape[2:])).square().mean() for output in outputs
-    ).backward()
-    frozen = {key: value.clone() for key, value in network.state_dict().items() if key.startswith("extractor.")}
+    network = network.double().train()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    halves = step(DistributedDataParallel(deepcopy(network)), images, weights, slice(rank, rank + 1))
+    torch.distributed.destroy_process_group()
     if rank == 0:
-        grads = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
-        torch.save((grads, frozen), folder / f"{world_size}.pt")
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
+        torch.save(halves, folder / "2.pt")
+        torch.save(step(network, images, weights, slice(0, 2)), folder / "1.pt")
+
+
+def step(wrapped, images, weights, samples):
+    """Gradients by name, and what is frozen, after a step with some of the samples."""
+    network = unwrap(wrapped)
+    network.dropout = FixedDropout(samples)
+    sum(
+        (output * nn.functional.interpolate(weights[samples], output.shape[2:])).square().mean()
+        for output in wrapped(images[samples])
+    ).backward()
+    gradients = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    return gradients, {k: v.clone() for k, v in network.state_dict().items() if k.startswith("extractor.")}
 
 
 def assert_equal_gradients(folder, trainer, settings):
-    multiprocessing.spawn(gradients, (2, folder, trainer, settings), nprocs=2)
-    multiprocessing.spawn(gradients, (1, folder, trainer, settings), nprocs=1)
+    multiprocessing.spawn(gradients, (folder, trainer, settings), nprocs=2)
     (one, frozen), (two, frozen_there) = (torch.load(folder / f"{n}.pt") for n in (1, 2))
     assert one.keys() == two.keys()
     assert not any(name.startswith("extractor.") for name in one)
@@ -151,7 +152,8 @@ def assert_trains_in_two_processes(host, folder, trainer):
     assert all(torch.equal(network[key], saved["network_weights"][key]) for key in network)
     assert saved["optimizer_state"].get("nnunet_dg_auxiliary", {}).get("modules", {}).keys() == auxiliary.keys()
     assert bool(auxiliary) == trainer.endswith(("SgCG", "TinyMIG"))
-    host.run(f"nnUNetv2_train 701 3d_fullres 0 -p tinyPlans -tr {trainer} -device cpu --val")
+    host.predict(trainer, one_case(host, folder / "in"), folder / "out")
+    assert (folder / "out" / "case_0.nii.gz").is_file()
 
 
 @pytest.mark.parametrize("trainer", ["Tiny_nnUNetTrainerDropGen_MIND", "Tiny_nnUNetTrainerSgCG"])
