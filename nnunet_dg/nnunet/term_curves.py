@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -36,12 +37,12 @@ def add_term_curves(picture: Path, curves: Mapping[str, Sequence[float]]) -> Non
     """Put the panels under ``picture``, a PNG file, in its width."""
     with Image.open(picture) as opened:
         above = opened.convert("RGB")
-    drawn = io.BytesIO()
     figure, _ = draw_term_curves(curves)
-    figure.savefig(drawn, dpi=above.width / figure.get_figwidth())
-    with Image.open(drawn) as opened:
-        below = opened.convert("RGB")
+    figure.set_dpi(above.width / figure.get_figwidth())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    below = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     together = Image.new("RGB", (above.width, above.height + below.height), "white")
     together.paste(above, (0, 0))
     together.paste(below, (0, above.height))
-    together.save(picture)
+    together.save(picture, compress_level=1)  # written anew after every epoch
