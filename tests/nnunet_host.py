@@ -222,7 +222,6 @@ def host(tmp_path_factory, anatomix_weights) -> Host:
     (raw / "dataset.json").write_text(json.dumps(dataset))
     host.run("nnUNetv2_plan_and_preprocess -d 701 -c 2d 3d_fullres -np 1 -npfp 1")
     shrink_plans(host.folder / "nnUNet_preprocessed" / DATASET)
-    host.run("nnUNetv2_preprocess -d 701 -plans_name tinyPlans -c 3d_lowres -np 1")
     torch.save(anatomix_weights, host.folder / "random.pth")
     host.run(f"nnunet-dg weights install anatomix {host.folder / 'random.pth'} --unpublished")
     return host

@@ -42,6 +42,11 @@ def label_kinds(host):
 
 
 @pytest.fixture(scope="session")
+def _lowres(host):
+    host.run("nnUNetv2_preprocess -d 701 -plans_name tinyPlans -c 3d_lowres -np 1")
+
+
+@pytest.fixture(scope="session")
 def one_image(host):
     return one_case(host, host.folder / "one_image")
 
@@ -111,6 +116,7 @@ class Capabilities:
         assert "Epoch 0" not in printed
 
     @pytest.mark.capability("3d_lowres to 3d_cascade_fullres")
+    @pytest.mark.usefixtures("_lowres")
     def test_cascade(self, host, one_image, tmp_path):
         self.train(host, fold="all", configuration="3d_lowres")
         self.train(host, configuration="3d_cascade_fullres")
