@@ -51,6 +51,13 @@ def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
     assert "Weights are published for anatomix and ViTs of timm; got 'dino'" in unknown
 
 
+def test_paths_with_brackets_are_shown_as_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NNUNET_DG_HOME", str(tmp_path / "cache[/lab]"))
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["weights", "list"]) == 0
+    assert "cache[/lab]/anatomix.pth" in capsys.readouterr().out
+
+
 def test_fetching_offline_says_what_to_do(tmp_path):
     printed = cli(
         "weights", "fetch", "anatomix", status=1, NNUNET_DG_HOME=str(tmp_path), https_proxy=NOWHERE, no_proxy=""

@@ -27,9 +27,9 @@ class nnUNetTrainerDropGen(MethodTrainer):
 
         settings = resolve(plans_manager.plans, "dropgen", cls.dropgen)
         num_image_channels = len(configuration_manager.normalization_schemes)
-        spatial_dims = len(configuration_manager.patch_size)
+        patch_size = configuration_manager.patch_size
         try:
-            return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, spatial_dims)
+            return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, patch_size)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f'{cls.__name__}: {error} Use -tr nnUNetTrainerDropGen_MIND, and no extractor in plans["nnunet_dg"].'

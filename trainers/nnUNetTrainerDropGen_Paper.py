@@ -2,7 +2,6 @@
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 
@@ -49,7 +48,8 @@ class nnUNetTrainerDropGen_Paper(nnUNetTrainerDropGen):
         planned = nnUNetTrainerDropGen.get_training_transforms(
             patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, *args, **kwargs
         ).transforms
-        # what nnU-Net does after augmenting stays: masking, label handling, the cascade's channels, deep supervision
-        labels = next(i for i, t in enumerate(planned) if isinstance(t, (MaskImageTransform, RemoveLabelTansform)))
+        # what nnU-Net does after augmenting stays: label handling, the cascade's channels, deep supervision. Not its
+        # masking: zero is black in a min-maxed image, and at inference the outside is grey
+        labels = next(i for i, t in enumerate(planned) if isinstance(t, RemoveLabelTansform))
         augmentation = paper_augmentation(tuple(patch_size), mirror_axes, do_dummy_2d_data_aug)
         return ComposeTransforms([*augmentation, *planned[labels:]])

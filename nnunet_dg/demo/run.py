@@ -114,13 +114,22 @@ class _NNUNet:
                     status.update(escape(f"{time.monotonic() - start:4.0f} s  {_last_line(log)}"))
                     time.sleep(1)
             finally:
-                with suppress(ProcessLookupError):  # on Ctrl-C, with nnU-Net's own workers; mostly it has ended
-                    os.killpg(process.pid, signal.SIGKILL)
+                if process.poll() is None:  # on Ctrl-C
+                    _kill(process)
         if process.returncode:
             raise DemoError(
                 f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}"
             )
         done.touch()
+
+
+def _kill(process: subprocess.Popen[Any]) -> None:
+    """With nnU-Net's own workers, where processes have groups (not on Windows)."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _last_line(log: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nnunet_dg.dropgen.dropout import ChannelDropout, StructuredDropout
 from nnunet_dg.dropgen.settings import DropGenSettings
 from nnunet_dg.extractors import FrozenExtractor, create_extractor
-from nnunet_dg.extractors.base import minmax
+from nnunet_dg.extractors.base import check_size, minmax
 
 
 class DropGenNetwork(nn.Module):
@@ -121,7 +121,7 @@ def build_dropgen_network(
     build_network: Callable[[int], nn.Module],
     num_input_channels: int,
     num_image_channels: int,
-    spatial_dims: int,
+    patch_size: Sequence[int],
 ) -> DropGenNetwork:
     """The network that ``settings`` describe, its extractor still without weights.
 
@@ -130,12 +130,15 @@ def build_dropgen_network(
         build_network: makes the segmentation network for a number of input channels.
         num_input_channels: C + R, what the whole takes.
         num_image_channels: C, the first of them.
-        spatial_dims: 2 or 3.
+        patch_size: of the configuration, two axes or three.
 
     Raises:
-        NotImplementedError: the extractor does not exist for ``spatial_dims``.
+        NotImplementedError: the extractor does not exist for so many axes.
+        ValueError: the patch is too small for features.
     """
-    extractor = extractor_of(settings, spatial_dims)
+    extractor = extractor_of(settings, len(patch_size))
+    if extractor is not None:
+        check_size(patch_size)
     dropout: nn.Module = nn.Identity()
     if settings.sees_image and settings.sees_features:
         structured = settings.masking == "structured"

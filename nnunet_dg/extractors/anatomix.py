@@ -117,7 +117,7 @@ class Anatomix(FrozenExtractor):
         ValueError: unknown variant or layer.
     """
 
-    layer_index: Tensor  # in the state dict, so that a checkpoint for another layer is told apart
+    layer_index: nn.Parameter  # in the state dict, so that a checkpoint for another layer is told apart
 
     def __init__(self, variant: str = "anatomix", layer: str = "penultimate") -> None:
         super().__init__()
@@ -144,8 +144,9 @@ class Anatomix(FrozenExtractor):
         else:
             last = Layer(width, width, norm, activation=True)
             self.decoder.append(DecoderBlock(self._merge(width), last, Layer(width, width)))
-        self.register_buffer("layer_index", torch.tensor(LAYERS.index(layer)))
         self.freeze()
+        # no buffer: DDP would broadcast it in the first forward pass, and wait for processes without a case to validate
+        self.layer_index = nn.Parameter(torch.tensor(LAYERS.index(layer)), requires_grad=False)
 
     def _merge(self, width: int, raw: bool = False) -> nn.Module:
         if self.variant.trilinear_upsampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,11 +83,7 @@ class FrozenExtractor(nn.Module):
         if x.ndim - 2 not in self.accepted_dims or x.shape[1] != 1:
             axes = " or ".join(f"(B, 1, {', '.join('XYZ'[:n])})" for n in self.accepted_dims)
             raise ValueError(f"{name} takes an input of shape {axes}; got {tuple(x.shape)}.")
-        if min(x.shape[2:]) < 2:
-            raise ValueError(
-                f"{name}: patch too small: every spatial axis needs at least 2 voxels, got {tuple(x.shape[2:])}. "
-                f"Increase patch_size in the plans, or use a 2-D configuration for single slices."
-            )
+        check_size(x.shape[2:])
         if not self.has_weights:
             raise RuntimeError(
                 f"{name} has no weights yet. nnU-Net's run_training loads them (on_train_start), so does a checkpoint; "
@@ -106,6 +103,15 @@ class FrozenExtractor(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         loaded = [state_dict.get(prefix + key) for key in self.state_dict()]
         self.has_weights = self.has_weights or all(v is not None and bool(v.isfinite().all()) for v in loaded)
+
+
+def check_size(spatial: Sequence[int]) -> None:
+    """Raises a ValueError where an axis has less than two voxels: there is nothing to normalise, and no context."""
+    if min(spatial) < 2:
+        raise ValueError(
+            f"patch too small: every spatial axis needs at least 2 voxels; got {tuple(spatial)}. "
+            f"Increase patch_size in the plans, or use a 2-D configuration for single slices."
+        )
 
 
 def minmax(x: Tensor) -> Tensor:

@@ -169,7 +169,8 @@ def _numpy_globals() -> list[Any]:
         def call(*arguments: Any) -> Any:
             return function(*arguments)
 
-        call.__module__, call.__qualname__ = f"numpy.{module}.multiarray", function.__name__
+        call.__module__ = f"numpy.{module}.multiarray"
+        call.__name__ = call.__qualname__ = function.__name__  # PyTorch looks at one before 2.7, at the other after
         return call
 
     functions = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]  # scalar and _reconstruct

@@ -154,10 +154,11 @@ def locate(name: str) -> Path:
         print(f"Fetching {FILE} of {repository} from {huggingface_hub.constants.ENDPOINT}")
         try:
             published = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, FILE)).etag
+            _note(repository).parent.mkdir(parents=True, exist_ok=True)
+            _note(repository).write_text(f"{published}\n")  # before the file is there, so that it never is without
             path = Path(download())
         except Exception as error:  # whatever of the network stack fails
             raise WeightsError(_missing(name, repository, str(error))) from error
-        _note(repository).write_text(f"{published}\n")
     _verify(path, _note(repository), name)
     return path
 

@@ -98,7 +98,13 @@ def locate(weights: PublishedWeights) -> Path:
     if path.is_file():
         verify(path, weights, accepted=accepted_blob(weights))
         return path
-    return fetch(weights)
+    try:
+        return fetch(weights)
+    except WeightsError:
+        if not path.is_file():
+            raise
+        verify(path, weights)  # another training has fetched it meanwhile; Windows lets nobody replace it then
+        return path
 
 
 def fetch(weights: PublishedWeights) -> Path:

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nnunet_dg.extractors import vit
@@ -55,7 +56,7 @@ def classes_table() -> tuple[Table, bool]:
             except Exception as error:  # whatever a package's import raises is what the user needs to see
                 found, text = None, f"FAILED: {error}"
             all_found &= found is not None
-            table.add_row(name, text)
+            table.add_row(name, escape(text))
     return table, all_found
 
 
@@ -65,9 +66,9 @@ def weights_table() -> Table:
     table.add_column("state", overflow="fold")
     table.add_column("where", overflow="fold")
     for weights in room.PUBLISHED.values():
-        table.add_row(weights.name, room.state(weights), str(room.cached_path(weights)))
+        table.add_row(weights.name, escape(room.state(weights)), escape(str(room.cached_path(weights))))
     for name, path in vit.on_this_machine():
-        table.add_row(name, "fetched", str(path))
+        table.add_row(name, "fetched", escape(str(path)))
     return table
 
 

@@ -19,7 +19,7 @@ def load_extractor(network: DropGenNetwork, log: Callable[[str], None]) -> None:
         return
     name, given = network.settings.extractor, network.settings.weights
     if network.extractor.has_weights:
-        log(f"Extractor {name}: weights from the checkpoint")
+        log(f"Extractor {name}: weights from the checkpoint" + (f"; {given} is not read" if given else ""))
         return
     path = load_weights(network.extractor, name, given)
     log(f"Extractor {name}: weights from {path} ({'as set' if given else room.state(room.published(name))})")

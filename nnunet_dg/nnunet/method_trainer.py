@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ class MethodTrainer(nnUNetTrainer):
     """A trainer that has one or more methods; each is a class attribute that holds its settings, named as in `METHODS`.
 
     ``plans["nnunet_dg"]`` comes before the attributes. All settings are written into the plans, from where
-    ``plans.json``, checkpoints and inference have them. A training is not resumed with other settings.
+    ``plans.json``, checkpoints and inference have them. A training is not resumed with other settings, nor is another
+    fold trained with them: all folds share one ``plans.json``.
     """
 
     def __init__(
@@ -29,7 +31,14 @@ class MethodTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         for method, values in settings.items():
             earlier = recorded(self.output_folder_base, method, getattr(self, method))
-            record(self.plans_manager.plans, method, complete(values, earlier))
+            completed = complete(values, earlier)
+            if earlier is not None and (others := self._other_trained_folds()):
+                refuse_other_settings(completed, earlier, f"{', '.join(others)} in {self.output_folder_base} was")
+            record(self.plans_manager.plans, method, completed)
+
+    def _other_trained_folds(self) -> list[str]:
+        checkpoints = Path(self.output_folder_base).glob("fold_*/checkpoint_*.pth")
+        return sorted({path.parent.name for path in checkpoints} - {f"fold_{self.fold}"})
 
     @classmethod
     def methods(cls) -> list[str]:

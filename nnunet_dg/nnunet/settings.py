@@ -50,6 +50,9 @@ def recorded(results: str | Path, method: str, defaults: T) -> T | None:
         results: the folder ``TRAINER__PLANS__CONFIGURATION``.
         method: for example ``"dropgen"``.
         defaults: the trainer class's settings.
+
+    Raises:
+        ValueError: they are not accepted, as those of another version may be.
     """
     path = Path(results) / "plans.json"
     if not path.is_file():
@@ -58,7 +61,12 @@ def recorded(results: str | Path, method: str, defaults: T) -> T | None:
         plans = json.loads(path.read_text())
     except ValueError:  # another fold is writing it, or was killed while it did
         return None
-    return resolve(plans, method, defaults) if method in plans.get(KEY, {}) else None
+    if method not in plans.get(KEY, {}):
+        return None
+    try:
+        return resolve(plans, method, defaults)
+    except ValueError as error:
+        raise ValueError(f"{path}, of an earlier training: {error} Move that folder away to train anew.") from error
 
 
 def complete(settings: T, earlier: T | None) -> T:
@@ -66,7 +74,7 @@ def complete(settings: T, earlier: T | None) -> T:
     return settings.completed(earlier) if hasattr(settings, "completed") else settings
 
 
-def refuse_other_settings(now: T, earlier: T) -> None:
+def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was") -> None:
     """A checkpoint means what it meant when it was written: stop where a setting that decides this has changed since.
 
     Raises:
@@ -80,7 +88,7 @@ def refuse_other_settings(now: T, earlier: T) -> None:
     if changed:
         what = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())
         raise ValueError(
-            f"This checkpoint was trained with other settings: {what}. Put them back in "
+            f"{whose} trained with other settings: {what}. Put them back in "
             f'plans["{KEY}"], or train under another plans_name.'
         )
 

@@ -1,6 +1,7 @@
 """One suite per trainer, by nnU-Net's own commands: train, be killed, resume, validate, predict, without network."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,8 @@ def plans(host):
     yield write
     for path in written:
         path.unlink(missing_ok=True)
+    for results in (host.folder / "nnUNet_results" / DATASET).glob("*__otherPlans__*"):
+        shutil.rmtree(results)
 
 
 @pytest.mark.parametrize(
@@ -202,13 +205,17 @@ def test_missing_weights_stop_the_training_before_it_starts(host, tmp_path):
     assert "Epoch 0" not in printed
 
 
-def test_resuming_with_another_extractor_is_refused(host, plans):
+def test_resuming_or_training_another_fold_with_another_extractor_is_refused(host, plans):
     """Train with MIND, then ask for anatomix in the same folder by changing the plans."""
     trainer = "Tiny_nnUNetTrainerDropGen"
     host.train(trainer, fold="2", plans=plans({"dropgen": {"extractor": "mind"}}), status=-9, TINY_STOP_AFTER="1")
     printed = host.train(trainer, "--c", fold="2", plans=plans({"dropgen": {"extractor": "anatomix"}}), status=1)
     assert "This checkpoint was trained with other settings" in printed
     assert "extractor was 'mind' and is 'anatomix'" in printed
+    another_fold = host.train(trainer, fold="3", plans="otherPlans", status=1)
+    assert "fold_2 in " in another_fold
+    assert "was trained with other settings: extractor was 'mind'" in another_fold
+    assert "Epoch 0" not in another_fold
 
 
 def test_pretrained_weights_of_another_dropgen_model_bring_their_extractor(host, tmp_path):

@@ -25,7 +25,7 @@ class Recorder(nn.Module):
 
 
 def build(settings, image_channels=1, rest=0, spatial_dims=3):
-    return build_dropgen_network(settings, Recorder, image_channels + rest, image_channels, spatial_dims)
+    return build_dropgen_network(settings, Recorder, image_channels + rest, image_channels, (16,) * spatial_dims)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,18 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
 def test_settings_name_what_is_accepted(given, message):
     with pytest.raises(ValueError, match=message):
         DropGenSettings(**given)
+
+
+@pytest.mark.parametrize("settings", [DropGenSettings(), MIND])
+def test_has_no_buffers(settings):
+    """DDP broadcasts buffers in forward passes, and hangs where one process validates fewer cases than another."""
+    assert not list(build(settings).buffers())
+
+
+def test_a_patch_without_context_is_refused_when_the_network_is_built():
+    with pytest.raises(ValueError, match=r"patch too small: .*got \(1, 32, 32\)"):
+        build_dropgen_network(MIND, Recorder, 1, 1, (1, 32, 32))
+    build_dropgen_network(DropGenSettings(inputs="image"), Recorder, 1, 1, (1, 32, 32))
 
 
 def test_two_dimensional_anatomix_is_refused():

@@ -164,7 +164,7 @@ def test_computes_without_gradient(anatomix_weights):
 def test_part_of_a_state_dict_does_not_count_as_weights(anatomix_weights):
     whole = loaded(weights=anatomix_weights).state_dict()
     empty = Anatomix()
-    assert all(parameter.isnan().all() for parameter in empty.parameters())
+    assert all(parameter.isnan().all() for parameter in empty.parameters() if parameter.is_floating_point())
     empty.load_state_dict(dict(list(whole.items())[:-1]), strict=False)
     assert not empty.has_weights
     unloaded = Anatomix().state_dict()

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +129,19 @@ def test_blocked_says_where_the_file_belongs_and_what_to_do(how, file, home, tmp
     ):
         assert part in str(caught.value)
     assert list(home.iterdir()) == []
+
+
+def test_a_file_that_another_training_placed_first_is_taken(file, home, monkeypatch):
+    """As on Windows, where nobody replaces a file that somebody reads."""
+
+    def placed_by_another(self, target):
+        target.write_bytes(self.read_bytes())
+        raise PermissionError(13, "Access is denied")
+
+    with Server(file.read_bytes()) as server:
+        weights = published(file, server.url)
+        monkeypatch.setattr(Path, "replace", placed_by_another)
+        assert room.locate(weights) == home / "anatomix.pth"
 
 
 def test_installed_by_hand_and_then_used(file, home, anatomix_weights):

@@ -13,10 +13,10 @@ def seeded():
     torch.manual_seed(0)
 
 
-def transforms(patch_size, in_plane_only=False, mirror_axes=None, **more):
+def transforms(patch_size, in_plane_only=False, mirror_axes=None, masked=False, **more):
     return nnUNetTrainerDropGen_Paper.get_training_transforms(
         patch_size, None, [[1.0] * len(patch_size), [0.5] * len(patch_size)], mirror_axes, in_plane_only,
-        use_mask_for_norm=[False], **more,
+        use_mask_for_norm=[masked], **more,
     )  # fmt: skip
 
 
@@ -37,6 +37,17 @@ def test_patches_labels_and_range(patch_size, in_plane_only):
         assert full.shape == (1, *patch_size)
         assert half.shape == (1, *(n // 2 for n in patch_size))
         assert set(full.unique().tolist()) <= {0, 1, 2}  # nnU-Net's own label handling is still there
+
+
+def test_outside_of_a_mask_is_as_grey_as_at_inference():
+    """nnU-Net leaves zero where nothing is, in the middle of what it normalised; inference min-maxes that."""
+    augment = transforms((16, 16, 16), masked=True)
+    corners = []
+    for _ in range(40):
+        image, segmentation = torch.randn(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int16)
+        image[:, :4], segmentation[:, :4] = 0, -1
+        corners.append(augment(image=image, segmentation=segmentation)["image"][0, 0, 0, 0].item())
+    assert 0.3 < np.median(corners) < 0.7  # zero would be black
 
 
 def test_every_transform_of_the_paper_is_there_in_its_range():

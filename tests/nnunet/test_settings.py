@@ -55,6 +55,12 @@ def test_settings_of_an_earlier_start_are_read_from_the_results(tmp_path):
     assert recorded(tmp_path, "dropgen", DropGenSettings()) is None
 
 
+def test_settings_of_another_version_are_named_with_their_file(tmp_path):
+    (tmp_path / "plans.json").write_text(json.dumps({"nnunet_dg": {"dropgen": {"prob": 1}}}))
+    with pytest.raises(ValueError, match=r"plans\.json, of an earlier training: Unknown setting .*'prob'.* Move"):
+        recorded(tmp_path, "dropgen", DropGenSettings())
+
+
 def test_a_checkpoint_is_not_continued_with_other_settings():
     refuse_other_settings(DropGenSettings(), DropGenSettings())
     refuse_other_settings(DropGenSettings(weights="here"), DropGenSettings(weights="there"))
