@@ -36,13 +36,15 @@ def test_plans_are_found_written_and_share_nnunets_data(host, planner):
     assert plans["nnunet_dg"].keys() == {"planned_for"}  # no settings, so each trainer keeps its own
 
 
-def test_other_spacing_memory_and_name_work_as_in_nnunet(host):
-    options = "-overwrite_plans_name otherSpacingPlans -overwrite_target_spacing 2.0 2.0 2.0 -gpu_memory_target 3"
-    plans = plan(host, "nnUNetPlannerDropGen", options, name="otherSpacingPlans")
+@pytest.mark.parametrize("planner", ["nnUNetPlannerDropGen", "nnUNetPlannerDropGenResEncM"])
+def test_other_spacing_memory_and_name_work_as_in_nnunet(host, planner):
+    name = f"otherSpacing{planner}"
+    options = f"-overwrite_plans_name {name} -overwrite_target_spacing 2.0 2.0 2.0 -gpu_memory_target 3"
+    plans = plan(host, planner, options, name=name)
     configuration = plans["configurations"]["3d_fullres"]
-    assert plans["plans_name"] == "otherSpacingPlans"
+    assert plans["plans_name"] == name
     assert configuration["spacing"] == [2.0, 2.0, 2.0]
-    assert configuration["data_identifier"] == "otherSpacingPlans_3d_fullres"  # other data than nnU-Net's
+    assert configuration["data_identifier"] == f"{name}_3d_fullres"  # other data than nnU-Net's
 
 
 def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
@@ -64,15 +66,17 @@ def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
     assert json.loads(path.read_text())["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.1}
 
 
-def test_memory_target_and_shortest_patch_axis(host):
+def test_memory_target_preprocessor_and_shortest_patch_axis(host):
     code = (
         "from nnunet_dg.planners.nnUNetPlannerDropGen import nnUNetPlannerDropGenResEncL as Planner\n"
         "print('TARGETS', Planner(701).UNet_vram_target_GB, Planner(701, 3).UNet_vram_target_GB)\n"
+        "print('PREPROCESSOR', Planner(701, preprocessor_name='Mine').preprocessor_name)\n"
         "thin = ((5.0, 1.0, 1.0), (1, 64, 64), 'x', 1e9, {})\n"
         "print('PATCH', Planner(701).get_plans_for_configuration(*thin)['patch_size'])"
     )
     printed = host.python(code)
     assert "TARGETS 24 3" in printed
+    assert "PREPROCESSOR Mine" in printed
     assert "PATCH [2, 64, 64]" in printed  # nnU-Net's own planner takes one voxel, of which extractors see nothing
 
 

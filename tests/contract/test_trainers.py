@@ -42,7 +42,9 @@ class TestPaper(TrainerContract):
         rates = self.checkpoint(host)["logging"]["lrs"]
         # three epochs of two steps: 2e-4 * (1 + cos(pi * step / 6)) / 2 at steps 0, 2, 4
         assert rates == pytest.approx([2e-4, 1.5e-4, 0.5e-4])
-        assert self.checkpoint(host)["optimizer_state"]["param_groups"][0]["weight_decay"] == 1e-4
+        (group,) = self.checkpoint(host)["optimizer_state"]["param_groups"]
+        assert group["lr"] == pytest.approx(0, abs=1e-12)  # after the sixth step
+        assert group["weight_decay"] == 1e-4
 
 
 class TestSgCG(TrainerContract, AuxiliaryContract, ExportContract, ExportRefusals):
@@ -189,8 +191,11 @@ def test_bad_settings_in_the_plans_are_refused_by_name(host, plans, settings, me
 
 
 def test_settings_in_the_plans_come_before_the_trainers_own(host, plans):
-    name = plans({"dropgen": {"extractor": "mind", "p": 0.25}})
-    host.train("Tiny_nnUNetTrainerDropGen", fold="all", plans=name, **UNVALIDATED)
+    """On plans of one of our planners, which counted anatomix."""
+    counted = {"3d": {"extractor": "anatomix"}}
+    name = plans({"dropgen": {"extractor": "mind", "p": 0.25}, "planned_for": counted})
+    printed = host.train("Tiny_nnUNetTrainerDropGen", fold="all", plans=name, **UNVALIDATED)
+    assert "batch size were chosen for extractor 'anatomix', and this training has 'mind'" in printed
     results = host.results("Tiny_nnUNetTrainerDropGen", "all", plans=name)
     written = json.loads((results.parent / "plans.json").read_text())["nnunet_dg"]["dropgen"]
     assert (written["extractor"], written["p"], written["layer"]) == ("mind", 0.25, "penultimate")

@@ -4,7 +4,6 @@ from torch import nn
 
 from nnunet_dg.dropgen import ChannelDropout, DropGenNetwork, DropGenSettings, build_dropgen_network
 from nnunet_dg.extractors import build_extractor, create_extractor
-from nnunet_dg.extractors.base import minmax
 
 MIND = DropGenSettings(extractor="mind")
 
@@ -63,11 +62,14 @@ def test_mean_of_features_over_image_channels():
     torch.testing.assert_close(net.network.given[:, 2:], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_image_can_be_min_maxed():
-    net = build(DropGenSettings(extractor="mind", image_scaling="minmax")).eval()
-    x = 100 * torch.randn(2, 1, 8, 8, 8)
+def test_each_channel_of_the_image_can_be_min_maxed():
+    net = build(DropGenSettings(extractor="mind", image_scaling="minmax"), image_channels=2).eval()
+    x = torch.rand(2, 2, 8, 8, 8)
+    x[:, 1] = 100 * x[:, 1] + 50
     net(x)
-    torch.testing.assert_close(net.network.given[:, :1], minmax(x))
+    image, axes = net.network.given[:, :2], (2, 3, 4)
+    assert image.amin(axes).tolist() == [[0, 0], [0, 0]]
+    assert image.amax(axes).tolist() == [[1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("scaling", ["minmax", "zscore"])

@@ -103,6 +103,20 @@ def test_any_patch_size_is_padded_by_replication_and_cropped_back(size, anatomix
     torch.testing.assert_close(extractor(x), F.instance_norm(cropped), rtol=1e-3, atol=1e-3)
 
 
+def test_the_larger_variant_pads_to_its_own_five_poolings():
+    extractor = Anatomix("anatomix-dev")
+    extractor.load_published(random_weights("anatomix-dev"))
+    assert extractor(torch.rand(1, 1, 12, 70, 40)).shape == (1, 32, 12, 70, 40)
+
+
+def test_nothing_beyond_the_penultimate_layer_exists():
+    kernels = {
+        layer: [p.shape for p in Anatomix(layer=layer).parameters() if p.ndim == 5]
+        for layer in ("penultimate", "final")
+    }
+    assert kernels["penultimate"] == kernels["final"][:-2]
+
+
 def test_a_patch_of_nnunet_that_is_20_slices_thick(anatomix_weights):
     features = loaded(weights=anatomix_weights)(torch.rand(1, 1, 20, 320, 256))
     assert features.shape == (1, 16, 20, 320, 256)

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 import torch
 from plain_anatomix import random_weights
@@ -78,12 +79,21 @@ def test_git_blob_id_is_what_git_says(tmp_path):
     assert room.git_blob_id(path) == git.stdout.strip()
 
 
-def test_fetched_once_then_found_without_network(file, home, anatomix_weights):
+def test_lives_where_the_user_says_or_in_the_platforms_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNUNET_DG_HOME", "~/weights")
+    assert room.home() == Path.home() / "weights"
+    monkeypatch.delenv("NNUNET_DG_HOME")
+    assert room.home() == Path(platformdirs.user_cache_dir("nnunet-dg"))
+    assert room.home().is_absolute()
+
+
+def test_fetched_once_then_found_without_network(file, home, anatomix_weights, capsys):
     with Server(file.read_bytes()) as server:
         weights = published(file, server.url)
         assert room.locate(weights) == home / "anatomix.pth"
         assert room.locate(weights) == home / "anatomix.pth"
         assert server.requests == 1
+    assert "100%" in capsys.readouterr().err  # the progress bar
     assert (home / "anatomix.pth").read_bytes() == file.read_bytes()
     assert room.locate(weights) == home / "anatomix.pth"  # the server is gone
     assert [path.name for path in home.iterdir()] == ["anatomix.pth"]
@@ -131,17 +141,31 @@ def test_blocked_says_where_the_file_belongs_and_what_to_do(how, file, home, tmp
     assert list(home.iterdir()) == []
 
 
-def test_a_file_that_another_training_placed_first_is_taken(file, home, monkeypatch):
+def test_others_see_all_of_a_file_or_nothing_of_it(file, tmp_path, anatomix_weights):
+    weights = published(file, "")
+    with room.install(weights, file).open("rb") as reader:
+        torch.save({key: value + 1 for key, value in anatomix_weights.items()}, tmp_path / "other.pth")
+        room.install(weights, tmp_path / "other.pth", unpublished=True)
+        assert reader.read() == file.read_bytes()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_that_another_training_placed_first_is_taken_if_it_is_whole(file, home, monkeypatch, whole):
     """As on Windows, where nobody replaces a file that somebody reads."""
 
     def placed_by_another(self, target):
-        target.write_bytes(self.read_bytes())
+        assert self.parent == target.parent  # one file system: a move is all or nothing
+        target.write_bytes(self.read_bytes()[: None if whole else 1000])
         raise PermissionError(13, "Access is denied")
 
     with Server(file.read_bytes()) as server:
         weights = published(file, server.url)
         monkeypatch.setattr(Path, "replace", placed_by_another)
-        assert room.locate(weights) == home / "anatomix.pth"
+        if whole:
+            assert room.locate(weights) == home / "anatomix.pth"
+        else:
+            with pytest.raises(WeightsError, match="truncated"):
+                room.locate(weights)
 
 
 def test_installed_by_hand_and_then_used(file, home, anatomix_weights):

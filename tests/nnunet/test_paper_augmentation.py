@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,19 @@ def test_patches_labels_and_range(patch_size, in_plane_only):
         assert set(full.unique().tolist()) <= {0, 1, 2}  # nnU-Net's own label handling is still there
 
 
+def test_intensities_are_augmented_on_images_in_zero_to_one():
+    """So the scale that an image comes in does not matter."""
+    x, nothing = torch.rand(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int16)
+    outs = []
+    for scale in (1, 1000):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        augment = transforms((16, 16, 16))
+        outs.append(torch.stack([augment(image=scale * x, segmentation=nothing)["image"] for _ in range(10)]))
+    torch.testing.assert_close(*outs, rtol=1e-2, atol=1e-2)
+
+
 def test_outside_of_a_mask_is_as_grey_as_at_inference():
     """nnU-Net leaves zero where nothing is, in the middle of what it normalised; inference min-maxes that."""
     augment = transforms((16, 16, 16), masked=True)
@@ -65,6 +80,11 @@ def test_every_transform_of_the_paper_is_there_in_its_range():
     assert built["SimulateLowResolutionTransform"][1].scale == (0.25, 1)
     assert built["BiasFieldTransform"][1].coefficients == (0, 0.1)
     assert built["GibbsNoiseTransform"][1].alpha == (0, 0.33)
+    assert built["GaussianNoiseTransform"][1].noise_variance == (0, 0.1)
+    assert built["GammaTransform"][1].gamma == (0.5, 4.5)
+    assert built["GammaTransform"][1].p_invert_image == 0
+    assert built["GaussianBlurTransform"][1].blur_sigma == (0.001, 0.1)
+    assert built["SharpeningTransform"][1].strength == (1.25, 3.75)
     assert built["AffineCrop"][1].rotation == (-np.pi / 4, np.pi / 4)
     assert built["AffineCrop"][1].scaling == (0.8, 1.2)
 
@@ -73,7 +93,7 @@ def test_the_affine_rotates_scales_and_shears():
     """Its sampling grid is an affine map of the identity's; the map, in voxels, is recovered and taken apart."""
     crop = paper.AffineCrop((8, 8))
     identity = torch.stack(torch.meshgrid(*[torch.arange(8) - 3.5] * 2, indexing="ij"), -1).reshape(-1, 2)
-    skews = []
+    skews, angles, determinants = [], [], []
     while len(skews) < 60:
         grid = crop.get_parameters(image=torch.zeros(1, 8, 8))["grid"]
         if grid is not None:
@@ -82,8 +102,13 @@ def test_the_affine_rotates_scales_and_shears():
             singular = torch.linalg.svdvals(matrix)
             assert singular.min() > 0.8 * 0.8 - 0.05
             assert singular.max() < 1.2 * 1.2 + 0.05
+            angles.append(torch.atan2(matrix[0, 1] - matrix[1, 0], matrix[0, 0] + matrix[1, 1]).abs().item())
+            determinants.append(torch.linalg.det(matrix).item())
             skews.append(torch.nn.functional.cosine_similarity(matrix[0], matrix[1], dim=0).abs().item())
     assert max(skews) > 0.15  # rotation and scaling alone keep the axes nearly at right angles
+    assert 0.5 < max(angles) < np.pi / 4 + 0.25
+    assert min(determinants) < 0.75
+    assert max(determinants) > 1.25
 
 
 def test_image_and_labels_move_together():

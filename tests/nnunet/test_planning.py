@@ -7,13 +7,13 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_dg.dropgen import DropGenSettings
-from nnunet_dg.nnunet.planning import (
-    WHAT_MAKES_THE_DATA,
-    WHAT_MAKES_THE_DATASET,
-    DropGenPlanning,
-    planned_for_other,
-    share_data,
-)
+from nnunet_dg.nnunet.planning import DropGenPlanning, planned_for_other, share_data
+
+MAKES_THE_DATASET = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
+MAKES_THE_DATA = (
+    "preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
+    "resampling_fn_seg", "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs",
+)  # fmt: skip
 
 
 class Planner(DropGenPlanning, ExperimentPlanner):
@@ -61,9 +61,13 @@ def test_or_what_the_extractor_holds_where_that_is_more(channels):
     assert counted(Planner, patch, channels, 1) == pytest.approx(extractor, rel=0.02)
 
 
-def test_in_two_dimensions_the_features_are_minds():
+@pytest.mark.parametrize("layer", ["penultimate", "final"])
+def test_in_two_dimensions_the_features_are_minds(layer):
+    class PlannerLayer(PlannerAnatomix):
+        dropgen = DropGenSettings(layer=layer)
+
     patch = (32, 32)
-    assert counted(PlannerAnatomix, patch, 1, 32) == by_nnunet(patch, 5, 32) + 5 * 32**2 / 2
+    assert counted(PlannerLayer, patch, 1, 32) == by_nnunet(patch, 5, 32) + 5 * 32**2 / 2
 
 
 COUNTED = {"nnunet_dg": {"planned_for": {"3d": {"extractor": "anatomix", "layer": "penultimate", "p": 0.5}}}}
@@ -75,13 +79,19 @@ def test_a_training_with_other_features_than_were_counted_is_told_so():
     assert planned_for_other({}, DropGenSettings(), 3) == ""
     told = planned_for_other(COUNTED, DropGenSettings(extractor="anatomix-dev"), 3)
     assert "chosen for extractor 'anatomix', and this training has 'anatomix-dev'" in told
+    everything = {"layer": "penultimate", "combine": "concat", "inputs": "image+features"}
+    for name, other in (("layer", "final"), ("combine", "mean"), ("inputs", "features")):
+        counted = {"nnunet_dg": {"planned_for": {"3d": everything}}}
+        assert f"chosen for {name} '{everything[name]}'" in planned_for_other(
+            counted, DropGenSettings(**{name: other}), 3
+        )
 
 
 def plans(name, **changed):
     dataset = {"transpose_forward": [0, 1, 2], "image_reader_writer": "A"}
     dataset["foreground_intensity_properties_per_channel"] = {"0": {"mean": 50.0}}
-    configuration = {key: f"the same {key}" for key in WHAT_MAKES_THE_DATA}
-    configuration |= {key: value for key, value in changed.items() if key in WHAT_MAKES_THE_DATA}
+    configuration = {key: f"the same {key}" for key in MAKES_THE_DATA}
+    configuration |= {key: value for key, value in changed.items() if key in MAKES_THE_DATA}
     configurations = {
         "3d_fullres": configuration | {"data_identifier": f"{name}_3d_fullres"},
         "3d_cascade_fullres": {"inherits_from": "3d_fullres"},
@@ -113,6 +123,10 @@ def test_data_that_exist_come_first(tmp_path, capsys):
     assert "nnUNetv2_plan_and_preprocess deletes them" in printed  # they are another plans file's
 
 
-@pytest.mark.parametrize("key", [*WHAT_MAKES_THE_DATA, *WHAT_MAKES_THE_DATASET])
+def test_nnunets_own_data_come_before_those_of_others(tmp_path):
+    assert shared(tmp_path, plans("ours"), plans("aPlans"), plans("nnUNetPlans")) == "nnUNetPlans_3d_fullres"
+
+
+@pytest.mark.parametrize("key", [*MAKES_THE_DATA, *MAKES_THE_DATASET])
 def test_other_data_are_not_shared(tmp_path, key):
     assert shared(tmp_path, plans("ours"), plans("nnUNetPlans", **{key: "another"})) == "ours_3d_fullres"

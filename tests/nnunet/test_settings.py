@@ -16,6 +16,11 @@ def test_the_plans_come_before_the_class_and_the_rest_stays():
     assert resolve({}, "dropgen", defaults) == defaults
 
 
+def test_what_a_planner_counted_is_no_setting():
+    plans = {"nnunet_dg": {"planned_for": {"3d": {"extractor": "anatomix", "p": 0.25}}}}
+    assert resolve(plans, "dropgen", DropGenSettings()) == DropGenSettings()
+
+
 def test_what_is_recorded_survives_json_and_resolves_to_itself():
     settings = DropGenSettings(extractor="mind", p=0.25, masking="structured")
     plans = {}
@@ -79,4 +84,7 @@ def test_a_model_folder_is_needed_by_a_new_training_alone(tmp_path):
     assert given.completed(completed) == completed
     with pytest.raises(WeightsError, match="is no trained model of nnU-Net"):
         given.completed()
+    with pytest.raises(WeightsError, match="is no trained model of nnU-Net"):  # another folder that is not there
+        replace(given, weights=str(tmp_path / "other")).completed(completed)
+    assert DropGenSettings(extractor="nnunet", inputs="image").completed().architecture is None  # nobody looks
     assert DropGenSettings(extractor="mind").completed() == DropGenSettings(extractor="mind")

@@ -1,6 +1,7 @@
 """The trainers' classes in this process: their settings, and the networks nnU-Net gets from them."""
 
 import pytest
+import torch
 from helpers import REPOSITORY
 from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen,
@@ -19,6 +20,7 @@ from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
     nnUNetTrainerTinyMIG_Paper,
 )
 from on_noise import plans
+from torch import nn
 
 from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
 from nnunet_dg.sgcg import SgCGSettings
@@ -93,9 +95,9 @@ def test_refuses_two_dimensions_in_the_words_of_the_table(trainer):
     assert f"refused: “NotImplementedError: {refusal.value}”" in (REPOSITORY / "docs/capabilities.md").read_text()
 
 
-def test_the_paper_min_maxes_the_image_in_training_and_at_inference():
-    manager = plans(16)
-    network = nnUNetTrainerDropGen_Paper.build_network_architecture(
-        manager, manager.get_configuration("3d_fullres"), 1, 3, False
-    )
-    assert network.settings.image_scaling == "minmax"
+def test_the_papers_optimiser_is_adamw():
+    made = nnUNetTrainerDropGen_Paper.__new__(nnUNetTrainerDropGen_Paper)
+    made.network, made.initial_lr, made.weight_decay = nn.Linear(1, 1), 2e-4, 1e-4
+    made.num_iterations_per_epoch = made.num_epochs = 3
+    optimizer, _ = made.configure_optimizers()
+    assert type(optimizer) is torch.optim.AdamW
