@@ -181,6 +181,8 @@ def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str) -> li
 
 
 def _read_dataset(given: Path | None, predictions: Path) -> dict[str, Any]:
+    if not predictions.is_dir():
+        raise EvaluationError(f"There is no folder {predictions}.")
     usual = [predictions / "dataset.json", predictions.parent.parent / "dataset.json"]  # nnUNetv2_predict, fold_X
     path = next((path for path in ([given] if given else usual) if path.is_file()), None)
     if path is None:

@@ -167,3 +167,8 @@ def test_an_unreadable_file_and_an_empty_folder_are_named(folders, capsys, tmp_p
     (tmp_path / "empty").mkdir()
     assert evaluate((folders[0], tmp_path / "empty"), "-djfile", str(folders[1] / "dataset.json")) == 1
     assert "No prediction" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_named(folders, capsys, tmp_path):
+    assert evaluate((folders[0], tmp_path / "nowhere")) == 1
+    assert f"There is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
