@@ -36,15 +36,17 @@ def test_plans_are_found_written_and_share_nnunets_data(host, planner):
     assert plans["nnunet_dg"].keys() == {"planned_for"}  # no settings, so each trainer keeps its own
 
 
-@pytest.mark.parametrize("planner", ["nnUNetPlannerDropGen", "nnUNetPlannerDropGenResEncM"])
-def test_other_spacing_memory_and_name_work_as_in_nnunet(host, planner):
+@pytest.mark.parametrize(("planner", "spacing"), [("nnUNetPlannerDropGen", 2.0), ("nnUNetPlannerDropGenResEncM", 2.5)])
+def test_other_spacing_memory_and_name_work_as_in_nnunet(host, planner, spacing):
     name = f"otherSpacing{planner}"
-    options = f"-overwrite_plans_name {name} -overwrite_target_spacing 2.0 2.0 2.0 -gpu_memory_target 3"
+    options = (
+        f"-overwrite_plans_name {name} -overwrite_target_spacing {spacing} {spacing} {spacing} -gpu_memory_target 3"
+    )
     plans = plan(host, planner, options, name=name)
     configuration = plans["configurations"]["3d_fullres"]
     assert plans["plans_name"] == name
-    assert configuration["spacing"] == [2.0, 2.0, 2.0]
-    assert configuration["data_identifier"] == f"{name}_3d_fullres"  # other data than nnU-Net's
+    assert configuration["spacing"] == [spacing] * 3
+    assert configuration["data_identifier"] == f"{name}_3d_fullres"  # other data than nnU-Net's, and than each other's
 
 
 def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
