@@ -165,6 +165,9 @@ def test_checkpoint_of_another_extractor_is_named():
         mind.load_state_dict(anatomix.state_dict())
     with pytest.raises(RuntimeError, match=r"trained with another extractor.*layer 'final'"):
         build(DropGenSettings(layer="final")).load_state_dict(anatomix.state_dict())
+    stacked = {k: torch.stack([v, v]) if k.endswith(".weight") else v for k, v in anatomix.state_dict().items()}
+    with pytest.raises(RuntimeError, match="trained with another extractor"):  # the same names, other shapes
+        anatomix.load_state_dict(stacked)
 
 
 def test_plain_nnunet_checkpoint_is_named():
@@ -202,6 +205,7 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
         ({"weights": ""}, "weights must be the path of a file, .*; got ''"),
         ({"extractor": "mind", "weights": "a.pth"}, "extractor 'mind' has neither weights nor layers"),
         ({"extractor": "mind", "layer": "final"}, "extractor 'mind' has neither weights nor layers"),
+        ({"extractor": "nnunet", "layer": "final"}, "extractor 'nnunet' has no layers"),
     ],
 )
 def test_settings_name_what_is_accepted(given, message):

@@ -88,11 +88,24 @@ def test_autocast_changes_nothing(dtype):
         assert torch.equal(build_extractor("mind")(x), plain)
 
 
+def test_half_precision_is_computed_in_float32():
+    x = torch.rand(1, 1, 10, 10, 10).half()
+    got = MIND().features(x)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, MIND().features(x.float()))
+
+
 def test_follows_a_translation_away_from_the_border():
     x = F.interpolate(torch.rand(1, 1, 8, 8), scale_factor=4, mode="bilinear")
     mind = MIND(2)
     moved = mind.features(x.roll(3, dims=2))[..., 8:-8, 8:-8]
     torch.testing.assert_close(moved, mind.features(x).roll(3, dims=2)[..., 8:-8, 8:-8], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 8, 8, 8), (1, 1, 8), (2, 8, 8)])
+def test_one_channel_at_a_time(shape):
+    with pytest.raises(ValueError, match=r"MIND takes an input of shape \(B, 1, X, Y\) or \(B, 1, X, Y, Z\); got"):
+        MIND()(torch.rand(shape))
 
 
 def test_refuses_what_it_does_not_have():

@@ -139,6 +139,30 @@ def test_a_quarter_turn_needs_axes_of_equal_size():
     assert paper._axes_of_equal_size((24, 24), (0, 1)) == {0, 1}
 
 
+def only(name, patch_size, in_plane_only=False):
+    """The transform of that name, as the augmentation has it."""
+    built = paper.paper_augmentation(patch_size, tuple(range(len(patch_size))), in_plane_only)
+    (found,) = (t for t in (getattr(b, "transform", b) for b in built) if type(t).__name__ == name)
+    return found
+
+
+def test_quarter_turns_go_every_way_in_every_plane_of_equal_size():
+    image = torch.rand(1, 6, 5, 6)
+    turn = only("Rot90Transform", (6, 5, 6))
+    seen = [turn(image=image.clone())["image"] for _ in range(60)]
+    for times in (1, 2, 3):
+        assert any(torch.equal(s, image.rot90(times, (1, 3))) for s in seen)
+    assert all(s.shape == image.shape for s in seen)
+
+
+def test_low_resolution_spares_the_axis_across_thick_slices():
+    image = torch.rand(1, 8, 1, 1).expand(1, 8, 16, 16).clone()  # every slice is constant
+    lower = only("SimulateLowResolutionTransform", (8, 16, 16), in_plane_only=True)
+    torch.testing.assert_close(lower(image=image.clone())["image"], image)
+    everywhere = only("SimulateLowResolutionTransform", (8, 16, 16))
+    assert max((everywhere(image=image.clone())["image"] - image).abs().max() for _ in range(10)) > 0.05
+
+
 @pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 def test_bias_field_is_the_exponential_of_a_legendre_polynomial_of_degree_three(shape):
     transform = paper.BiasFieldTransform((0.1, 0.1))
