@@ -1,7 +1,10 @@
 """The planners, by nnU-Net's own commands: memory, patches, names, and data that are not preprocessed twice."""
 
 import json
+import shlex
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +146,19 @@ def test_the_features_are_counted_in_the_memory_estimate(host, large):
     assert feature_maps(host, plain, 4) + (4 + 4 * 16) * np.prod(plain["patch_size"]) / 2 > target
     assert voxels < np.prod(plain["patch_size"])
     assert ours["batch_size"] == plain["batch_size"] == 2
+
+
+def test_a_training_step_holds_what_was_planned(host, large):
+    """Within a tenth of what nnUNetTrainer holds on nnU-Net's own plans, and within the target."""
+    preprocessed = host.folder / "nnUNet_preprocessed" / large
+    plan(host, "nnUNetPlannerDropGen", dataset=large)
+    shutil.copy(host.folder / "nnUNet_raw" / large / "dataset.json", preprocessed)
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "planned_memory.py"
+    printed = host.run(shlex.join([sys.executable, str(benchmark), str(preprocessed), "--how", "counted"]))
+    plain, _, ours = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| nnUNetTrainer")]
+    assert [row[1].strip() for row in (plain, ours)] == ["nnUNetPlans", "nnUNetDropGenPlans"]
+    memory, planned = float(plain[4]), float(ours[4])
+    assert 0.9 * memory <= planned <= min(1.1 * memory, 8)
 
 
 def test_a_lower_resolution_is_planned_with_its_cascade(host, large):
