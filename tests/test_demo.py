@@ -97,7 +97,7 @@ def test_the_demo_gains_on_the_unseen_domain(demo):
     assert dropgen["unseen"] - plain["unseen"] >= 0.20
     assert plain["in-domain"] >= 0.90  # the baseline is a good one
     assert (folder / "demo.png").stat().st_size > 10_000
-    assert "Against nnUNetTrainer_10epochs" in (folder / "report" / "report.html").read_text()
+    assert "Against nnUNetTrainer_20epochs" in (folder / "report" / "report.html").read_text()
 
 
 @pytest.mark.demo

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
         description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one of "
-        "them for ten short epochs each, predicts both domains and prints Dice. "
+        "them for twenty short epochs each, predicts both domains and prints Dice. "
         "Rerun in the same folder to continue after the last finished step.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")

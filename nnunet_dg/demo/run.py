@@ -28,8 +28,8 @@ from nnunet_dg.demo.phantom import LABELS, write_dataset
 
 DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"
-TRAINERS = ("nnUNetTrainer_10epochs", "nnUNetTrainerDropGen_MIND_10epochs")
-PATCH_SIZE = [20, 28, 20]
+TRAINERS = ("nnUNetTrainer_20epochs", "nnUNetTrainerDropGen_MIND_20epochs")
+PATCH_SIZE = [16, 24, 16]
 DOMAINS = {"source": "in-domain", "target": "unseen"}
 
 Scores = dict[str, dict[str, float]]

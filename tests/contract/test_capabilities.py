@@ -385,7 +385,7 @@ def test_two_gpus(host):
 FAMILIES = {
     "nnUNetTrainerDropGen_p025": "nnUNetTrainerDropGen",
     "nnUNetTrainerDropGen_p075": "nnUNetTrainerDropGen",
-    "nnUNetTrainerDropGen_MIND_10epochs": "nnUNetTrainerDropGen_MIND",
+    "nnUNetTrainerDropGen_MIND_20epochs": "nnUNetTrainerDropGen_MIND",
     "nnUNetTrainerTinyMIG_DINOv2": "nnUNetTrainerTinyMIG",
     "nnUNetTrainerTinyMIG_Paper": "nnUNetTrainerTinyMIG",
 }

@@ -10,7 +10,7 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen_p075,
 )
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
-from nnunet_dg.trainers.nnUNetTrainerDropGen_Xepochs import nnUNetTrainerDropGen_MIND_10epochs
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Xepochs import nnUNetTrainerDropGen_MIND_20epochs
 from nnunet_dg.trainers.nnUNetTrainerDropGenSgCG import nnUNetTrainerDropGenSgCG
 from nnunet_dg.trainers.nnUNetTrainerDropGenTinyMIG import nnUNetTrainerDropGenTinyMIG
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
@@ -35,7 +35,7 @@ from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS
         (nnUNetTrainerDropGen_p025, DropGenSettings(extractor="anatomix", p=0.25)),
         (nnUNetTrainerDropGen_p075, DropGenSettings(extractor="anatomix", p=0.75)),
         (nnUNetTrainerDropGen_MIND, DropGenSettings(extractor="mind", p=0.5)),
-        (nnUNetTrainerDropGen_MIND_10epochs, DropGenSettings(extractor="mind", p=0.5)),
+        (nnUNetTrainerDropGen_MIND_20epochs, DropGenSettings(extractor="mind", p=0.5)),
         (nnUNetTrainerDropGen_Paper, DropGenSettings(extractor="anatomix", p=0.5, image_scaling="minmax")),
     ],
 )
