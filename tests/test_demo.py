@@ -98,6 +98,8 @@ def test_the_demo_gains_on_the_unseen_domain(demo):
     assert plain["in-domain"] >= 0.90  # the baseline is a good one
     assert (folder / "demo.png").stat().st_size > 10_000
     assert "Against nnUNetTrainer_20epochs" in (folder / "report" / "report.html").read_text()
+    trained = folder / "nnUNet_results" / run.DATASET / f"{run.TRAINERS[1]}__{run.PLANS}__3d_fullres" / "plans.json"
+    assert json.loads(trained.read_text())["nnunet_dg"]["dropgen"]["p"] == run.P  # as the table's title says
 
 
 @pytest.mark.demo
