@@ -86,9 +86,9 @@ class _NNUNet:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.console = console
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        # threads that spin while they wait are twenty times slower where something else wants the cores
+        # threads that wait spin for milliseconds by default: many times slower where something else wants the cores
         self.environment = (
-            {"OMP_WAIT_POLICY": "PASSIVE"}
+            {"GOMP_SPINCOUNT": "1000"}
             | os.environ
             | {name: str(folder / name) for name in names}
             | {"PYTHONUNBUFFERED": "1", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
