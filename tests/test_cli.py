@@ -33,7 +33,8 @@ def test_doctor_finds_every_class_and_says_what_is_there(tmp_path):
 
 def test_doctor_says_what_is_wrong_without_autoload():
     printed = cli("doctor", status=1, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    assert "FAILED" in printed or "NOT FOUND" in printed
+    assert "FAILED" not in printed  # nnU-Net's own advice, nine lines for each class, is not ours
+    assert printed.count("NOT FOUND") >= 10
     assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches off" in printed
 
 
@@ -46,9 +47,11 @@ def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
     assert "Traceback" not in refused
     installed = cli("weights", "install", "anatomix", str(tmp_path / "mine.pth"), "--unpublished", **home)
     assert str(tmp_path / "home" / "anatomix.pth") in installed
-    assert "installed as unpublished" in cli("weights", "list", **home)
+    assert "installed as unpublished" in cli("weights", **home)
     unknown = cli("weights", "install", "dino", str(tmp_path / "mine.pth"), status=1, **home)
     assert "Weights are published for anatomix and ViTs of timm; got 'dino'" in unknown
+    vit = cli("weights", "install", "samvit_base_patch16.sa1b", str(tmp_path / "mine.pth"), status=1, **home)
+    assert 'set weights in plans["nnunet_dg"]["tinymig"] to it' in vit
 
 
 def test_paths_with_brackets_are_shown_as_they_are(tmp_path, monkeypatch, capsys):

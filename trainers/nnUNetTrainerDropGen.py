@@ -32,7 +32,8 @@ class nnUNetTrainerDropGen(MethodTrainer):
             return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, patch_size)
         except NotImplementedError as error:
             raise NotImplementedError(
-                f'{cls.__name__}: {error} Use -tr nnUNetTrainerDropGen_MIND, and no extractor in plans["nnunet_dg"].'
+                f"{cls.__name__}: {error} Use -tr nnUNetTrainerDropGen_MIND, and no extractor in "
+                f'plans["nnunet_dg"]["dropgen"].'
             ) from None
 
     def on_train_start(self):

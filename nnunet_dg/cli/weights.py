@@ -11,14 +11,15 @@ from nnunet_dg.cli.arguments import Commands, fold
 def add_weights(commands: Commands) -> None:
     """``nnunet-dg weights``."""
     weights = commands.add_parser("weights", help="list, fetch or install the weights of extractors and teachers")
-    actions = weights.add_subparsers(title="actions", required=True, metavar="ACTION")
+    weights.set_defaults(run=_weights_list)
+    actions = weights.add_subparsers(title="actions", metavar="ACTION", description="default: list")
     listing = actions.add_parser("list", help="which weights are on this machine, and where")
     listing.set_defaults(run=_weights_list)
     fetch = actions.add_parser("fetch", help="download and verify (on a machine with internet)")
     fetch.add_argument("name", help="anatomix, or a ViT of timm, for example samvit_base_patch16.sa1b")
     fetch.set_defaults(run=_weights_fetch)
     install = actions.add_parser("install", help="put a local file where trainings look for it")
-    install.add_argument("name", help="the extractor, for example anatomix")
+    install.add_argument("name", help="anatomix (a ViT's file goes into the plans, as TinyMIG's setting weights)")
     install.add_argument("file", type=Path, help="the file, as published")
     install.add_argument(
         "--unpublished", action="store_true", help="accept a file with the right layout that is not the published one"
@@ -50,8 +51,13 @@ def _weights_fetch(arguments: argparse.Namespace) -> int:
 
 
 def _weights_install(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.extractors import weights
+    from nnunet_dg.extractors import vit, weights
 
+    if arguments.name not in weights.PUBLISHED and vit.is_published(arguments.name):
+        raise weights.WeightsError(
+            f"install takes {', '.join(weights.PUBLISHED)}; got {arguments.name!r}. A ViT's file is used where it is: "
+            f'set weights in plans["nnunet_dg"]["tinymig"] to it.'
+        )
     installed = weights.install(weights.published(arguments.name), arguments.file, unpublished=arguments.unpublished)
     print(f"Installed: {installed}")
     return 0

@@ -15,8 +15,9 @@ from nnunet_dg.extractors.nnunet_folder import NNUNetFeatures, read_architecture
 EXTRACTORS = (*VARIANTS, "mind", "nnunet")
 T = TypeVar("T")  # the settings of a method
 NEEDS = {
-    "anatomix-dev": "set weights to the file",
-    "nnunet": "set weights to the folder of a trained model, which holds plans.json and fold_X/checkpoint_final.pth",
+    "anatomix-dev": f"{room.SET_WEIGHTS} to a file of the development version that anatomix' authors published",
+    "nnunet": f"{room.SET_WEIGHTS} to the folder of a trained model, which holds plans.json and "
+    "fold_X/checkpoint_final.pth",
 }
 
 
@@ -128,6 +129,12 @@ def create_extractor(
     return extractor
 
 
+def _other_way(name: str) -> str:
+    if name in NEEDS:
+        return f"To do: {NEEDS[name]}."
+    return f"To do: {room.SET_WEIGHTS} to a file in the published layout, or leave it out for the published file."
+
+
 def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | None = None) -> Path | None:
     """Fill an extractor made by `create_extractor`; returns the file used, None for an extractor without weights.
 
@@ -141,6 +148,8 @@ def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | No
         return None
     if weights is not None:
         path = Path(weights).expanduser()
+        if not path.exists():
+            raise room.WeightsError(f"There is no file {path}, which the setting weights names. {_other_way(name)}")
     elif name in room.PUBLISHED:
         path = room.locate(room.PUBLISHED[name])
     else:

@@ -46,6 +46,9 @@ PUBLISHED = {
 }
 
 
+SET_WEIGHTS = 'set weights in plans["nnunet_dg"]["dropgen"] (for a teacher: ["tinymig"])'
+
+
 class WeightsError(RuntimeError):
     """Weights are missing and cannot be fetched, or a file is not what it should be."""
 
@@ -65,7 +68,7 @@ def published(name: str) -> PublishedWeights:
     if name not in PUBLISHED:
         raise WeightsError(
             f"Weights are published for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs "
-            "none; for another extractor, set weights to your file in the plans."
+            f"none; for another extractor, {SET_WEIGHTS} to your file."
         )
     return PUBLISHED[name]
 
@@ -119,7 +122,7 @@ def fetch(weights: PublishedWeights) -> Path:
             pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(weights.url, str(partial), None)
             verify(partial, weights, called=weights.url)
         except (OSError, WeightsError) as error:  # requests' errors are OSErrors
-            raise WeightsError(_missing(weights, str(error))) from error
+            raise WeightsError(_missing(weights, str(error))) from None  # four tracebacks of libraries would hide it
     return cached_path(weights)
 
 
@@ -135,7 +138,7 @@ def install(weights: PublishedWeights, source: Path, unpublished: bool = False) 
         WeightsError: the file is missing, truncated, foreign or, without ``unpublished``, not the published one.
     """
     if not source.is_file():
-        raise WeightsError(f"There is no file {source}.")
+        raise WeightsError(f"There is no file {source.absolute()}.")
     blob = git_blob_id(source)
     with _placing(weights) as partial:
         shutil.copyfile(source, partial)
@@ -261,5 +264,5 @@ def _missing(weights: PublishedWeights, reason: str) -> str:
         f"  The file belongs at:  {cached_path(weights)}\n"
         f"  Where there is internet, download {weights.url}\n"
         f"  and install it here:  nnunet-dg weights install {weights.name} FILE\n"
-        f"  Or train without any weights:  -tr nnUNetTrainerDropGen_MIND"
+        f"  Or train DropGen without any weights:  -tr nnUNetTrainerDropGen_MIND"
     )

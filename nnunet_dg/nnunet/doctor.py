@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
+from contextlib import redirect_stdout
 from importlib.metadata import entry_points, version
 
 import torch
@@ -24,12 +26,16 @@ def report() -> bool:
     classes, all_found = classes_table()
     console.print(classes)
     console.print(weights_table())
-    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+    if _autoload_is_off():
         console.print(
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches off PyTorch's autoload, through which nnU-Net finds registered "
             'classes. Unset it, or for trainers (nnU-Net 2.8 or newer): eval "$(nnunet-dg env)"'
         )
     return all_found
+
+
+def _autoload_is_off() -> bool:
+    return os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0"
 
 
 def versions_table() -> Table:
@@ -51,10 +57,11 @@ def classes_table() -> tuple[Table, bool]:
     for package, group in GROUPS.items():
         for name in sorted({entry_point.name for entry_point in entry_points(group=group)}):
             try:
-                found = look_up(package, name)
+                with redirect_stdout(io.StringIO()):  # nnU-Net says where it searches
+                    found = look_up(package, name)
                 text = f"{found.__module__}" if found is not None else "NOT FOUND"
             except Exception as error:  # whatever a package's import raises is what the user needs to see
-                found, text = None, f"FAILED: {error}"
+                found, text = None, "NOT FOUND" if _autoload_is_off() else f"FAILED: {error}"
             all_found &= found is not None
             table.add_row(name, escape(text))
     return table, all_found

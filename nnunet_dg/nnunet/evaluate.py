@@ -183,12 +183,13 @@ def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str) -> li
 def _read_dataset(given: Path | None, predictions: Path) -> dict[str, Any]:
     if not predictions.is_dir():
         raise EvaluationError(f"There is no folder {predictions}.")
+    predictions = predictions.absolute()
     usual = [predictions / "dataset.json", predictions.parent.parent / "dataset.json"]  # nnUNetv2_predict, fold_X
     path = next((path for path in ([given] if given else usual) if path.is_file()), None)
     if path is None:
         raise EvaluationError(
-            f"No dataset.json: {given or f'none in {usual[0].parent} or {usual[1].parent}'}. Name it with -djfile; it "
-            f"says labels and file ending."
+            f"No dataset.json: {given or 'none in ' + ' or '.join(str(u.parent) for u in usual)}. Name it "
+            f"with -djfile; it says labels and file ending."
         )
     try:
         dataset = dict(json.loads(path.read_text()))

@@ -145,7 +145,10 @@ def planned_for_other(plans: dict[str, Any], settings: DropGenSettings, spatial_
     if not names:
         return ""
     differ = ", ".join(f"{name} {counted[name]!r}, and this training has {getattr(settings, name)!r}" for name in names)
-    return f"These plans' patch and batch size were chosen for {differ}. Memory may run short, or be left over."
+    return (
+        f"These plans' patch and batch size were chosen for {differ}. Memory may run short, or be left over; a planner "
+        f"whose dropgen settings are this training's counts right."
+    )
 
 
 def share_data(plans: dict[str, Any], folder: Path) -> None:

@@ -272,7 +272,7 @@ def test_explicit_weights_of_the_wrong_network_are_refused(tmp_path):
     torch.save(random_weights("anatomix-dev"), tmp_path / "dev.pth")
     with pytest.raises(WeightsError, match=r"dev\.pth does not fit extractor 'anatomix'"):
         build_extractor("anatomix", weights=tmp_path / "dev.pth")
-    with pytest.raises(WeightsError, match=r"There is no file .*absent\.pth"):
+    with pytest.raises(WeightsError, match=r'no file .*absent\.pth, which .* weights names.*plans\["nnunet_dg"\]'):
         build_extractor("anatomix", weights=tmp_path / "absent.pth")
 
 
