@@ -82,6 +82,16 @@ def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "logs" / "plan.log") in message
 
 
+def test_an_interrupted_training_goes_on(tmp_path):
+    command = run._train(tmp_path, run.TRAINERS[1], "cpu")
+    assert "--c" not in command
+    fold = tmp_path / "nnUNet_results" / run.DATASET / f"{run.TRAINERS[1]}__{run.PLANS}__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_best.pth").touch()
+    assert run._train(tmp_path, run.TRAINERS[1], "cpu") == f"{command} --c"
+    assert "--c" not in run._train(tmp_path, run.TRAINERS[0], "cpu")
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The demo as a user runs it: its folder, and Dice of nnUNetTrainer and of DropGen, in-domain and unseen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -63,7 +64,7 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
     nnunet("plan", "nnUNetv2_plan_and_preprocess -d 999 -c 3d_fullres -np 2 -npfp 2")
     _write_small_plans(folder / "nnUNet_preprocessed" / DATASET)
     for trainer in TRAINERS:
-        nnunet(f"train_{trainer}", f"nnUNetv2_train 999 3d_fullres 0 -p {PLANS} -tr {trainer} -device {device}")
+        nnunet(f"train_{trainer}", _train(folder, trainer, device))
     for trainer in TRAINERS:
         what = f"-i {shlex.quote(str(raw / 'imagesTs'))} -o {shlex.quote(str(folder / 'predictions' / trainer))}"
         how = f"-d 999 -c 3d_fullres -f 0 -p {PLANS} -tr {trainer} -device {device} -npp 1 -nps 1 --disable_tta"
@@ -107,14 +108,15 @@ class _NNUNet:
                 f"{program} is neither in {sysconfig.get_path('scripts')} nor on PATH. Is nnU-Net installed?"
             )
         start = time.monotonic()
-        with log.open("w") as output, self.console.status("") as status:
+        with log.open("a") as output, self.console.status("") as status:
             process = subprocess.Popen(  # noqa: S603
                 [found, *arguments],
                 env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:
                 while process.poll() is None:
-                    status.update(escape(f"{time.monotonic() - start:4.0f} s  {_last_line(log)}"))
+                    progress = f"{time.monotonic() - start:4.0f} s  {_epoch(log)}{_last_line(log)}"
+                    status.update(escape(progress[: self.console.width - 4]))
                     time.sleep(1)
             finally:
                 if process.poll() is None:  # on Ctrl-C
@@ -126,6 +128,13 @@ class _NNUNet:
         done.touch()
 
 
+def _train(folder: Path, trainer: str, device: str) -> str:
+    """nnU-Net's command; it continues where an interrupted training of that folder has left a checkpoint."""
+    results = folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__3d_fullres" / "fold_0"
+    resume = " --c" if any(results.glob("checkpoint_*.pth")) else ""
+    return f"nnUNetv2_train 999 3d_fullres 0 -p {PLANS} -tr {trainer} -device {device}{resume}"
+
+
 def _kill(process: subprocess.Popen[Any]) -> None:
     """With nnU-Net's own workers, where processes have groups (not on Windows)."""
     if hasattr(os, "killpg"):
@@ -133,6 +142,11 @@ def _kill(process: subprocess.Popen[Any]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
+
+
+def _epoch(log: Path) -> str:
+    epochs = re.findall(r": (Epoch \d+) *$", log.read_text(errors="replace"), re.M)
+    return f"{epochs[-1]}  " if epochs else ""
 
 
 def _last_line(log: Path) -> str:

@@ -30,7 +30,10 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
     if not isinstance(given, dict):
         raise ValueError(f'plans["{KEY}"] must look like {{"{method}": {{setting: value}}}}; got {sections!r}.')
     if unknown := set(sections) - {*METHODS, PLANNED_FOR}:
-        raise ValueError(f'plans["{KEY}"] knows {", ".join(METHODS)}; got {", ".join(sorted(map(repr, unknown)))}.')
+        raise ValueError(
+            f'plans["{KEY}"] knows {", ".join(METHODS)}; got {", ".join(sorted(map(repr, unknown)))}. Settings go '
+            f'below their method, as in {{"{method}": {{setting: value}}}}.'
+        )
     accepted = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
     if unknown := set(given) - set(accepted):
         raise ValueError(

@@ -214,5 +214,5 @@ def test_a_folder_that_cannot_be_used_is_refused_by_what_is_wrong(tmp_path, dama
 
 
 def test_needs_a_folder():
-    with pytest.raises(WeightsError, match="set weights .* to the folder of a trained model"):
+    with pytest.raises(WeightsError, match=r"set weights .* to the folder of a trained model"):
         build_extractor("nnunet")

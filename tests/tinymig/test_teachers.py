@@ -213,5 +213,5 @@ def test_what_cannot_be_is_said(teacher, patch, error, message):
 
 
 def test_a_model_folder_is_asked_for_by_name():
-    with pytest.raises(WeightsError, match="set weights .* to the folder of a trained model"):
+    with pytest.raises(WeightsError, match=r"set weights .* to the folder of a trained model"):
         TinyMIGSettings(teacher="nnunet").completed()
