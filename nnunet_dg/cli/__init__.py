@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
         description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one of "
         "them for twenty short epochs each, predicts both domains and prints Dice. "
-        "Rerun in the same folder to continue after the last finished step.",
+        "Rerun in the same folder to continue where it stopped.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
     demo.add_argument(

@@ -36,10 +36,16 @@ def _weights_list(_: argparse.Namespace) -> int:
     return 0
 
 
+def _is_vit(name: str) -> bool:
+    from nnunet_dg.extractors import vit, weights
+
+    return name not in weights.PUBLISHED and vit.is_published(name)  # the latter imports timm
+
+
 def _weights_fetch(arguments: argparse.Namespace) -> int:
     from nnunet_dg.extractors import vit, weights
 
-    if arguments.name not in weights.PUBLISHED and vit.is_published(arguments.name):
+    if _is_vit(arguments.name):
         print(f"Here: {vit.locate(arguments.name)}")
         return 0
     published = weights.published(arguments.name)
@@ -51,9 +57,9 @@ def _weights_fetch(arguments: argparse.Namespace) -> int:
 
 
 def _weights_install(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.extractors import vit, weights
+    from nnunet_dg.extractors import weights
 
-    if arguments.name not in weights.PUBLISHED and vit.is_published(arguments.name):
+    if _is_vit(arguments.name):
         raise weights.WeightsError(
             f"install takes {', '.join(weights.PUBLISHED)}; got {arguments.name!r}. A ViT's file is used where it is: "
             f'set weights in plans["nnunet_dg"]["tinymig"] to it.'

@@ -115,7 +115,7 @@ class _NNUNet:
             )  # fmt: skip
             try:
                 while process.poll() is None:
-                    progress = f"{time.monotonic() - start:4.0f} s  {_epoch(log)}{_last_line(log)}"
+                    progress = f"{time.monotonic() - start:4.0f} s  {_progress(log)}"
                     status.update(escape(progress[: self.console.width - 4]))
                     time.sleep(1)
             finally:
@@ -144,9 +144,10 @@ def _kill(process: subprocess.Popen[Any]) -> None:
         process.kill()
 
 
-def _epoch(log: Path) -> str:
+def _progress(log: Path) -> str:
+    """The last line, after the epoch that it belongs to."""
     epochs = re.findall(r": (Epoch \d+) *$", log.read_text(errors="replace"), re.M)
-    return f"{epochs[-1]}  " if epochs else ""
+    return "  ".join([*epochs[-1:], _last_line(log)])
 
 
 def _last_line(log: Path) -> str:
