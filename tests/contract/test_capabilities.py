@@ -121,7 +121,8 @@ class Capabilities:
         self.train(host, fold="all", configuration="3d_lowres")
         self.train(host, configuration="3d_cascade_fullres")
         stage = self.predict(host, one_image, tmp_path / "lowres", configuration="3d_lowres", fold="all")
-        previous = f"-prev_stage_predictions {tmp_path / 'lowres'}"
+        # with workers: nnU-Net 2.7.0 leaves the previous stage out where it predicts without them
+        previous = f"-prev_stage_predictions {tmp_path / 'lowres'} -npp 1 -nps 1"
         final = self.predict(host, one_image, tmp_path / "final", previous, configuration="3d_cascade_fullres")
         assert stage.shape == final.shape == (20, 24, 20)
         checkpoints = [
