@@ -1,0 +1,179 @@
+"""The one way in for files that are not ours, and the one way out for files that we write.
+
+Reading: UTF-8 text and JSON, held against a type (pydantic). Writing: into a temporary file in the same folder, which
+then replaces the final one, so that an interruption leaves the old content or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from nnunet_dg.errors import DataError
+
+T = TypeVar("T")
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        DataError: there is no such file, it is not a regular file, cannot be read, or does not hold text.
+    """
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a link to {os.readlink(path)}, which does not exist. Put the file back.")
+    if not path.exists():
+        raise DataError(f"There is no file {path}.")
+    if not path.is_file():  # a folder, or a pipe, whose reading would wait forever
+        raise DataError(f"{path} is not a regular file, but {_kind(path)}.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if b"\0" in content:
+        raise DataError(f"{path} holds NUL bytes: it is binary, or was damaged by a power cut. Restore or remove it.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8.") from error
+
+
+def read_json(path: Path, model: type[T], advice: str = "") -> T:
+    """The content of a JSON file, held against ``model``.
+
+    Args:
+        path: The file.
+        model: A type that pydantic knows: for our readers, the ones in `nnunet_dg.formats`.
+        advice: What the user can do about a file that does not fit, one sentence.
+
+    Returns:
+        The content as ``model`` says.
+
+    Raises:
+        DataError: The file cannot be read, is not JSON, has a key twice, or does not fit the model. The message names
+            the file, the place in it, what is expected there, and the advice.
+    """
+    try:
+        return validate(parse_json(read_text(path)), model)
+    except DataError as error:
+        text = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise DataError(f"{text} {advice}".rstrip()) from error
+
+
+def parse_json(text: str) -> Any:
+    """JSON as Python values; NaN and Infinity are accepted, since nnU-Net writes them.
+
+    Raises:
+        DataError: It is not JSON, is nested too deeply, or an object has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise DataError("the JSON is nested too deeply.") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"not valid JSON, or cut off: {error.msg} at {place}.") from error
+    except DataError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"not valid JSON: {error}.") from error
+
+
+def validate(content: Any, model: type[T]) -> T:
+    """``content`` as ``model`` says.
+
+    Raises:
+        DataError: It does not fit; the message says where, and what is expected there.
+    """
+    try:
+        adapter: TypeAdapter[T] = _adapter(model)  # type: ignore[arg-type]
+        return adapter.validate_python(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        more = f" ({len(others)} more problems)" if others else ""
+        place = _place(first["loc"])
+        expected = first["msg"].removeprefix("Value error, ")
+        got = f"; got {_shortened(first['input'])}" if first["type"] != "missing" else ""
+        raise DataError(f"{place or 'the content'}: {expected}{got}{more}.") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file next to ``path``, which takes its place when the block ends, and is removed if it raises.
+
+    A link at ``path`` is replaced, never followed. The file is as readable as its folder, and writable for the group if
+    the folder is.
+
+    Raises:
+        OSError: The folder cannot be written to, or the disk is full.
+    """
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut can leave a file of NUL bytes under the final name
+        share(partial)
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with Unix line ends, all of it or nothing; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write JSON, all of it or nothing; see `replacing`."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def share(path: Path) -> None:
+    """Give a file its folder's read permissions, and the group's write permission; never everybody's."""
+    folder = stat.S_IMODE(path.parent.stat().st_mode)
+    path.chmod(0o600 | (folder & 0o064))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"the key {twice!r} is there twice. Remove one.")
+    return result
+
+
+@lru_cache(maxsize=64)
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """``("metric_per_case", 0, "metrics") -> 'metric_per_case[0].metrics'``."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.lstrip(".")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _kind(path: Path) -> str:
+    mode = path.stat().st_mode
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
