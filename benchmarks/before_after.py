@@ -1,0 +1,98 @@
+"""Training steps of two versions of this package, interleaved in one run: is any trainer slower than before?
+
+    python benchmarks/before_after.py BEFORE/.venv/bin/python BEFORE AFTER/.venv/bin/python AFTER
+
+BEFORE and AFTER are checkouts, each with an environment in which it is installed. Every trainer runs in two processes,
+one per version, which take turns step by step (A B A B ...), so that a machine whose speed drifts slows both alike. The
+ratio is the median over the rounds. Steps are on noise, late in the training, so that every loss term counts.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from statistics import median
+
+ROWS = {  # the trainer, and settings in the plans
+    "nnUNetTrainer": ("nnUNetTrainer", {}),
+    "nnUNetTrainerDropGen": ("nnUNetTrainerDropGen", {}),
+    "nnUNetTrainerDropGen_MIND": ("nnUNetTrainerDropGen_MIND", {}),
+    "nnUNetTrainerDropGen_Paper": ("nnUNetTrainerDropGen_Paper", {}),
+    "nnUNetTrainerSgCG": ("nnUNetTrainerSgCG", {}),
+    "nnUNetTrainerSgCG, contrast only": ("nnUNetTrainerSgCG", {"sgcg": {"amplitude_mixup": False}}),
+    "nnUNetTrainerTinyMIG": ("nnUNetTrainerTinyMIG", {"tinymig": {"teacher": "random:anatomix"}}),
+    "nnUNetTrainerTinyMIG_Paper": ("nnUNetTrainerTinyMIG_Paper", {"tinymig": {"teacher": "random:anatomix"}}),
+    "nnUNetTrainerDropGenSgCG": ("nnUNetTrainerDropGenSgCG", {}),
+    "nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerDropGenTinyMIG", {"tinymig": {"teacher": "random:anatomix"}}),
+}
+LATE = 900  # epoch
+
+
+def serve(checkout: str, row: str, patch: int, batch: int) -> None:
+    """Take a training step for every line on standard input, and answer with its seconds."""
+    sys.path.insert(0, os.path.join(checkout, "benchmarks"))
+    import step_cost
+    import torch
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+    from on_noise import plans
+
+    name, settings = ROWS[row]
+    folder = os.path.join(os.path.dirname(sys.modules["nnunetv2"].__file__), "training", "nnUNetTrainer")
+    trainer = recursive_find_python_class(folder, name, "nnunetv2.training.nnUNetTrainer")
+    device = torch.device("cpu")
+    step = step_cost.Step(trainer, plans(patch, batch).plans | {"nnunet_dg": settings}, device)
+    step.trainer.current_epoch = LATE
+    for _ in sys.stdin:
+        print("seconds", step_cost.seconds(step.train, device), flush=True)
+
+
+class Version:
+    """A process of one version, for one trainer."""
+
+    def __init__(self, python: str, checkout: str, row: str, patch: int, batch: int) -> None:
+        command = [python, os.path.abspath(__file__), "--serve", checkout, row, str(patch), str(batch)]
+        environment = os.environ | {"PYTHONPATH": ""}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment,
+        )  # fmt: skip
+
+    def step(self) -> float:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise SystemExit(f"{' '.join(self.process.args)} ended.")
+
+    def end(self) -> None:
+        self.process.kill()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("before_python", "before", "after_python", "after"):
+        parser.add_argument(name)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--patch", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    a = parser.parse_args()
+    print("| training step | before, s | after, s | after / before |\n| --- | --- | --- | --- |")
+    for row in a.rows:
+        versions = [
+            Version(*of, row, a.patch, a.batch) for of in ((a.before_python, a.before), (a.after_python, a.after))
+        ]
+        rounds = [[version.step() for version in versions] for _ in range(a.rounds + 2)][2:]
+        for version in versions:
+            version.end()
+        before, after = (median(times) for times in zip(*rounds, strict=True))
+        ratio = median(after / before for before, after in rounds)
+        print(f"| {row} | {before:.3f} | {after:.3f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
