@@ -123,10 +123,11 @@ def test_a_link_to_a_file_is_read(tmp_path):
 
 
 def test_text_is_written_as_utf8_with_unix_line_ends_in_any_locale(tmp_path):
-    code = f"from pathlib import Path; from nnunet_dg.files import *; p = Path({str(tmp_path)!r}) / 'x.json'; "
-    code += "write_json(p, {'Zürich': '北京\\n±'}, None); print(ascii(read_text(p)))"
+    code = "from pathlib import Path; from nnunet_dg.files import *; p = Path(__file__).with_name('x.json'); "
+    code += "write_json(p, {'Zürich': '北京\\n±'}, None); assert '北京' in read_text(p)"
+    (tmp_path / "code.py").write_text(code, encoding="utf-8")
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code.encode()], env=environment, capture_output=True)
+    done = subprocess.run([sys.executable, "-W", "error", tmp_path / "code.py"], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.json").read_bytes() == '{"Zürich": "北京\\n±"}\n'.encode()
 
