@@ -26,7 +26,7 @@ from nnunet_dg.files import cell, read_json, replacing, write_json
 from nnunet_dg.formats import Dataset
 from nnunet_dg.nnunet.labels import Labels
 from nnunet_dg.nnunet.pairs import EvaluationError, pair
-from nnunet_dg.nnunet.segmentations import Segmentation, SegmentationReader, reader_of
+from nnunet_dg.nnunet.segmentations import Segmentation, SegmentationReader, reader_of, spacing_of_images
 
 __all__ = ["NAME", "Labels", "Task", "evaluate", "run_all"]
 
@@ -74,7 +74,7 @@ class Task:
     def _with_spacing(self, truth: Segmentation) -> Segmentation:
         if truth.spacing is not None:
             return truth
-        return replace(truth, spacing=self.reader.spacing_of_images(self.truth, self.case))
+        return replace(truth, spacing=spacing_of_images(self.truth, self.case))
 
     def _read_prediction(self, truth: Segmentation) -> Segmentation:
         prediction = self.reader.read(Path(self.prediction or ""))

@@ -92,7 +92,7 @@ def _cases(folder: Path, ending: str) -> dict[str, Path]:
 def _refuse_other_endings(cases: dict[str, Path], files: Iterable[Path], ending: str) -> None:
     """Of ``a.nii.gz`` and ``a.nrrd``, one may be older, and nothing says which one is meant."""
     readers = [reader.supported_file_endings for reader in LIST_OF_IO_CLASSES]
-    endings = {other for others in readers if ending.lower() in others for other in others} - {ending}
+    endings = {other for others in readers if ending.lower() in others for other in others} | {ending.lower()}
     for path in files:
         for other in endings:
             case = path.name[: -len(other)]

@@ -27,6 +27,7 @@ from nnunet_dg.files import check_regular, read_json
 from nnunet_dg.formats import Dataset, TiffSpacing
 from nnunet_dg.nnunet.labels import HIGHEST, Labels
 
+NIFTI = (".nii", ".nii.gz")
 SHIFT = 0.1
 """Voxels by which the corners of two images may be apart: rounded headers give less, half a voxel is an error."""
 
@@ -88,7 +89,8 @@ class SegmentationReader:
                 that can be measured by, or holds values that are no labels of the dataset.
         """
         check_whole(path)
-        from_file = self._spacing_file(path) if issubclass(self.reader, Tiff3DIO) else None
+        _check_finite(path)
+        known = not issubclass(self.reader, Tiff3DIO) or _has_spacing(path)
         array, properties = self._read(path)
         if array.ndim != 4 or len(array) != 1 or len(properties["spacing"]) != 3:
             raise DataError(
@@ -99,29 +101,7 @@ class SegmentationReader:
         spacing = tuple(float(mm) for mm in properties["spacing"])
         if not all(0 < mm < math.inf for mm in spacing):
             raise DataError(f"{path} has spacing {_numbers(spacing)}; it must be above 0. Correct its header.")
-        known = not issubclass(self.reader, Tiff3DIO) or from_file
         return Segmentation(path, self._labels(path, array[0]), spacing if known else None, geometry, affine)
-
-    def spacing_of_images(self, truth: Path, case: str) -> tuple[float, ...] | None:
-        """The spacing of a TIFF truth that has no file of its own: that of its images, where nnU-Net reads it.
-
-        nnU-Net copies truths to ``gt_segmentations`` without the files that hold their spacing.
-        """
-        from nnunet_dg.nnunet.view import images_of  # imports matplotlib, which takes long in every process
-
-        ending = truth.name.removeprefix(case)
-        for image in images_of(truth, case, ending)[:1]:
-            file = image.with_name(f"{image.name.removesuffix(ending)[: -len('_0000')]}.json")
-            if file.is_file():
-                return tuple(read_json(file, TiffSpacing)["spacing"])
-        return None
-
-    def _spacing_file(self, path: Path) -> bool:
-        file = path.with_suffix(".json")
-        if not os.path.lexists(file):
-            return False
-        read_json(file, TiffSpacing)
-        return True
 
     def _read(self, path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
         try:
@@ -170,6 +150,21 @@ def reader_of(dataset: Dataset, files: Iterable[Path], source: Path) -> type[Bas
     raise DataError(reasons[0])
 
 
+def spacing_of_images(truth: Path, case: str) -> tuple[float, ...] | None:
+    """The spacing of a TIFF truth that has no file of its own: that of its images, where nnU-Net reads it.
+
+    nnU-Net copies truths to ``gt_segmentations`` without the files that hold their spacing.
+    """
+    from nnunet_dg.nnunet.view import images_of  # imports matplotlib, which takes long in every process
+
+    ending = truth.name.removeprefix(case)
+    for image in images_of(truth, case, ending)[:1]:
+        file = image.with_name(f"{image.name.removesuffix(ending)[: -len('_0000')]}.json")
+        if file.is_file():
+            return tuple(read_json(file, TiffSpacing)["spacing"])
+    return None
+
+
 def check_whole(path: Path) -> None:
     """Refuse a file that cannot be read, or that was cut off in a way that the readers do not notice.
 
@@ -189,6 +184,28 @@ def check_whole(path: Path) -> None:
             f"{path} was cut off: its header announces {declared} bytes, and there are {there}. Copy or predict it "
             f"again."
         )
+
+
+def _check_finite(path: Path) -> None:
+    """Refuse NaN in NIfTI files, which ITK reads as 0, that is, as background."""
+    if not path.name.lower().endswith(NIFTI):
+        return
+    try:
+        data: Any = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+        is_float = np.issubdtype(data.dtype, np.floating)
+        wrong = np.count_nonzero(~np.isfinite(data.get_unscaled())) if is_float else 0
+    except Exception as error:  # see `SegmentationReader._read`
+        raise _unreadable(path, error) from error
+    if wrong:
+        raise DataError(f"{path} has {wrong} voxels that are NaN or infinite. A segmentation holds labels only.")
+
+
+def _has_spacing(path: Path) -> bool:
+    file = path.with_suffix(".json")
+    if not os.path.lexists(file):
+        return False
+    read_json(file, TiffSpacing)
+    return True
 
 
 def _check_name(path: Path) -> None:
@@ -212,7 +229,7 @@ def _content_bytes(path: Path) -> int:
 def _declared_bytes(path: Path) -> int:
     """The size of the uncompressed content by the header, for formats of which ITK fills in what is missing."""
     name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
+    if name.endswith(NIFTI):
         data: Any = nibabel.load(path).dataobj  # type: ignore[attr-defined]
         return int(data.offset) + math.prod(data.shape) * int(data.dtype.itemsize)
     if name.endswith(".gipl"):

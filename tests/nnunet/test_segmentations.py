@@ -15,7 +15,7 @@ from skimage import io
 
 from nnunet_dg.errors import DataError
 from nnunet_dg.nnunet.labels import Labels
-from nnunet_dg.nnunet.segmentations import SegmentationReader, check_whole, reader_of
+from nnunet_dg.nnunet.segmentations import SegmentationReader, check_whole, reader_of, spacing_of_images
 
 LABELS = Labels({"whole": [1, 2], "core": [2]}, 7)
 READERS = {".nii.gz": SimpleITKIO, ".nii": NibabelIO, ".nrrd": SimpleITKIO, ".mha": SimpleITKIO, ".gipl": SimpleITKIO}
@@ -94,7 +94,7 @@ def test_scaled_nifti_files_are_whole(tmp_path, array):
 def test_values_that_are_no_labels_are_named(tmp_path, array, wrong, named):
     array = array.astype(np.float32)
     array[0, 0, :3] = wrong
-    path = write(tmp_path / "x.nii.gz", array)
+    path = write(tmp_path / "x.nrrd", array)
     with pytest.raises(DataError) as raised:
         read(path)
     assert f"{path} has 3 voxels of value {named}. dataset.json declares 0, 1, 2, 7." in str(raised.value)
@@ -145,9 +145,18 @@ def test_places_are_compared_in_voxels_whatever_the_unit(tmp_path, array, scale,
     read(near, reader).compare(truth)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_what_is_not_a_number_is_refused_where_itk_reads_it_as_background(tmp_path, array, ending):
+    array = array.astype(np.float32)
+    array[0, 0, :2] = np.nan, -np.inf
+    with pytest.raises(DataError, match="has 2 voxels that are NaN or infinite"):
+        read(write(tmp_path / f"x{ending}", array), SimpleITKIO if ending == ".nii.gz" else NibabelIO)
+
+
 def test_headers_without_size_are_refused(tmp_path, array):
-    image = nibabel.Nifti1Image(array, np.zeros((4, 4)))
-    nibabel.save(image, tmp_path / "x.nii")
+    content = bytearray(write(tmp_path / "x.nii", array).read_bytes())
+    content[80:92] = np.full(3, np.nan, np.float32).tobytes()  # pixdim, of the three axes
+    (tmp_path / "x.nii").write_bytes(content)
     with pytest.raises(DataError, match=r"x\.nii.*it must be above 0"):
         read(tmp_path / "x.nii", NibabelIO)
 
@@ -173,10 +182,9 @@ def test_tiff_truths_have_the_spacing_of_their_images(tmp_path, array, folder):
         directory.mkdir()
     for path in (truth, images / "x_0000.tif"):
         tifffile.imwrite(path, array)
-    reader = SegmentationReader(Tiff3DIO, LABELS)
-    assert reader.spacing_of_images(truth, "x") is None
+    assert spacing_of_images(truth, "x") is None
     (images / "x.json").write_text('{"spacing": [3, 0.5, 0.25]}')
-    assert reader.spacing_of_images(truth, "x") == (3, 0.5, 0.25)
+    assert spacing_of_images(truth, "x") == (3, 0.5, 0.25)
 
 
 def test_what_is_no_file_or_has_no_utf8_name_never_reaches_a_reader(tmp_path, array):
