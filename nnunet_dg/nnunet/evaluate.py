@@ -128,11 +128,11 @@ def evaluate(
     dataset = read_json(path, Dataset, "nnU-Net leaves a copy in every results folder. Name it with -djfile.")
     labels = Labels.of_dataset(dataset, path)
     pairs = pair(_real(truths), _real(predictions), dataset["file_ending"], missing)
-    reader = SegmentationReader(reader_of(dataset, [truth for truth, _ in pairs.values()], path), labels)
+    reader = SegmentationReader(reader_of(dataset, [truth for truth, _ in pairs.values()], path), labels, path)
     tasks = [Task(case, *files, reader, tolerance_mm, ignore_affine) for case, files in pairs.items()]
     output = output or predictions
     _check_writable(output)
-    rows = [row for of_case in run_all(tasks, processes, "evaluating") for row in of_case]
+    rows = [row for of_case in run_all(tasks, processes, "evaluating", f" by {path}") for row in of_case]
     table = pd.DataFrame(rows).sort_values(["case", "label"], ignore_index=True)
     settings = {"missing": missing, "tolerance_mm": tolerance_mm, "ignore_affine": ignore_affine}
     try:
@@ -142,10 +142,11 @@ def evaluate(
     return table
 
 
-def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str) -> list[Any]:
+def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str, by: str = "") -> list[Any]:
     """The results of the tasks, in any order, with a progress bar.
 
-    Several processes are fresh ones with one thread each; a single one is this process.
+    Several processes are fresh ones with one thread each; a single one is this process. ``by`` is part of the message
+    where several tasks fail.
 
     Raises:
         EvaluationError: Tasks raised a DataError, all of which are in the message, or a process was killed. Any other
@@ -165,7 +166,7 @@ def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str) -> li
             progress.update()
     if len(errors) > 1:
         more = [f"... and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
-        errors = [f"{len(errors)} of {len(tasks)} cases cannot be evaluated:", *sorted(errors)[:SHOWN], *more]
+        errors = [f"{len(errors)} of {len(tasks)} cases cannot be evaluated{by}:", *sorted(errors)[:SHOWN], *more]
     if errors:
         raise EvaluationError("\n".join(errors))
     return results

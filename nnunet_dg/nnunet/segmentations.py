@@ -76,10 +76,11 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmentationReader:
-    """nnU-Net's reader of a dataset, and the labels that its segmentations may have."""
+    """nnU-Net's reader of a dataset, the labels that its segmentations may have, and where they are declared."""
 
     reader: type[BaseReaderWriter]
     labels: Labels
+    source: Path = Path("dataset.json")
 
     def read(self, path: Path) -> Segmentation:
         """Read a segmentation.
@@ -126,7 +127,7 @@ class SegmentationReader:
         wrong = np.unique(array[~right])
         values = ", ".join(_text(value) for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise DataError(
-            f"{path} has {np.count_nonzero(~right)} voxels of value {values}. dataset.json declares "
+            f"{path} has {np.count_nonzero(~right)} voxels of value {values}. {self.source} declares "
             f"{_some(self.labels.values)}. Correct the file, or give the dataset.json that belongs to it with -djfile."
         )
 

@@ -236,7 +236,8 @@ def test_all_bad_cases_are_named_on_lines_of_their_own_and_nothing_is_written(fo
     write(folders[1] / "c.nii.gz", np.full((6, 8, 8), 255))
     assert evaluate(folders, processes=processes) == 1
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]
-    ours = lines[lines.index("nnunet-dg: 2 of 3 cases cannot be evaluated:") :]  # below the progress bar
+    heading = f"nnunet-dg: 2 of 3 cases cannot be evaluated by {folders[1] / 'dataset.json'}:"
+    ours = lines[lines.index(heading) :]  # below the progress bar
     assert len(ours) == 3
     assert ours[1].startswith(f"{folders[0] / 'a.nii.gz'} is damaged or was cut off")
     assert ours[2].startswith(f"{folders[1] / 'c.nii.gz'} has 384 voxels of value 255")
