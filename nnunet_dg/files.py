@@ -6,8 +6,10 @@ then replaces the final one, so that an interruption leaves the old content or t
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -21,24 +23,41 @@ from pydantic import TypeAdapter, ValidationError
 from nnunet_dg.errors import DataError
 
 T = TypeVar("T")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_FORMULA = re.compile(r"^[=+\-@\t\r]")
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what cannot be read as a file: reading a pipe would wait forever.
+
+    Raises:
+        DataError: There is no such file, it is a link to a missing file, or it is not a regular file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL character in the path
+        if path.is_symlink():
+            raise DataError(f"{path} is a link to {os.readlink(path)}, which does not exist. Put it back.") from error
+        raise DataError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is not a regular file, but {_kind(mode)}.")
 
 
 def read_text(path: Path) -> str:
     """The text of a regular file, UTF-8 with or without a byte order mark.
 
     Raises:
-        DataError: there is no such file, it is not a regular file, cannot be read, or does not hold text.
+        DataError: There is no such file, it is not a regular file, cannot be read, or does not hold text.
     """
-    if path.is_symlink() and not path.exists():
-        raise DataError(f"{path} is a link to {os.readlink(path)}, which does not exist. Put the file back.")
-    if not path.exists():
-        raise DataError(f"There is no file {path}.")
-    if not path.is_file():  # a folder, or a pipe, whose reading would wait forever
-        raise DataError(f"{path} is not a regular file, but {_kind(path)}.")
+    check_regular(path)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path} is UTF-16 text. Save it as UTF-8.")
     if b"\0" in content:
         raise DataError(f"{path} holds NUL bytes: it is binary, or was damaged by a power cut. Restore or remove it.")
     try:
@@ -73,15 +92,20 @@ def parse_json(text: str) -> Any:
     """JSON as Python values; NaN and Infinity are accepted, since nnU-Net writes them.
 
     Raises:
-        DataError: It is not JSON, is nested too deeply, or an object has a key twice.
+        DataError: It is not JSON, is nested too deeply, an object has a key twice, or a string is not Unicode text.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        content = json.loads(text, object_pairs_hook=_unique)
+        if _SURROGATE.search(text):  # half a character could be read, and never written
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        return content
     except RecursionError as error:
         raise DataError("the JSON is nested too deeply.") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"not valid JSON, or cut off: {error.msg} at {place}.") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"a string has {error.object[error.start]!r}, half of a character. Correct it.") from error
     except DataError:
         raise
     except ValueError as error:  # a number of thousands of digits
@@ -110,13 +134,12 @@ def validate(content: Any, model: type[T]) -> T:
 def replacing(path: Path) -> Iterator[Path]:
     """A new file next to ``path``, which takes its place when the block ends, and is removed if it raises.
 
-    A link at ``path`` is replaced, never followed. The file is as readable as its folder, and writable for the group if
-    the folder is.
+    A link at ``path`` is replaced, never followed. Permissions are those of `share`.
 
     Raises:
         OSError: The folder cannot be written to, or the disk is full.
     """
-    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")  # a name has at most 255 bytes
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         yield partial
@@ -130,20 +153,51 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with Unix line ends, all of it or nothing; see `replacing`."""
+    """Write UTF-8 text with Unix line ends, all of it or nothing; see `replacing`.
+
+    Raises:
+        DataError: The text holds half a character, such as a file name that is not UTF-8.
+        OSError: See `replacing`.
+    """
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 40, 0) : error.end + 40]
+        raise DataError(f"{path} cannot be written as UTF-8: a name in it is not UTF-8, near {near!r}.") from error
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_bytes(content)
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write JSON, all of it or nothing; see `replacing`."""
+    """Write JSON, all of it or nothing; see `replacing` and `write_text`."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def share(path: Path) -> None:
-    """Give a file its folder's read permissions, and the group's write permission; never everybody's."""
+    """Give a file the usual permissions, but never more than its folder has, and never write permission for everybody.
+
+    The usual ones follow the process's umask, except in folders that their group may write to: there the group may read
+    and write, whatever the umask is.
+    """
     folder = stat.S_IMODE(path.parent.stat().st_mode)
-    path.chmod(0o600 | (folder & 0o064))
+    shared = 0o060 if folder & stat.S_IWGRP else 0
+    with suppress(PermissionError):  # on file systems without permissions, such as network shares, the mount decides
+        path.chmod(0o600 | (folder & 0o064 & (~_umask() | shared)))
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV file: text that a spreadsheet would run as a formula is preceded by an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -173,7 +227,6 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _kind(path: Path) -> str:
-    mode = path.stat().st_mode
+def _kind(mode: int) -> str:
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")

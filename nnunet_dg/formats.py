@@ -22,7 +22,8 @@ class Dataset(TypedDict):
     labels: Annotated[dict[str, Any], Field(min_length=1)]
     file_ending: Annotated[str, Field(pattern=r"^\.[^/\\]+$")]
     channel_names: NotRequired[dict[str, Any]]
-    regions_class_order: NotRequired[list[Any]]
+    regions_class_order: NotRequired[list[Any] | None]
+    overwrite_image_reader_writer: NotRequired[str]
 
 
 class Plans(TypedDict):
@@ -61,3 +62,13 @@ class Summary(TypedDict):
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     metric_per_case: list[CaseSummary]
+
+
+# evaluate
+
+
+class TiffSpacing(TypedDict):
+    """The file next to a 3-D TIFF from which nnU-Net's ``Tiff3DIO`` reads the spacing."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    spacing: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]

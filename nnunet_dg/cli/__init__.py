@@ -8,24 +8,29 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 
 from nnunet_dg.cli.scores import add_evaluate, add_report, add_splits
 from nnunet_dg.cli.shifts import add_stability, add_stress
 from nnunet_dg.cli.weights import add_export, add_weights
+from nnunet_dg.errors import UserError, printable
 
 EXT_TRAINERS = Path(__file__).parents[1] / "ext_trainers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Expected errors are printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names that a terminal's encoding lacks are printed as escapes
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         return 130
-    except (RuntimeError, OSError) as error:  # WeightsError, DemoError, EvaluationError and the like
-        print(f"nnunet-dg: {error}", file=sys.stderr)
+    except (UserError, RuntimeError, OSError) as error:
+        print(f"nnunet-dg: {printable(str(error))}", file=sys.stderr)
         return 1
 
 

@@ -63,13 +63,14 @@ def add_evaluate(commands: Commands) -> None:
         help="Dice, HD95, ASSD and normalized surface Dice of a folder of predictions",
         description="Writes evaluation.csv and evaluation.json, a row per case and label. Distances are in mm, by the "
         "truth's spacing. Where both masks are empty there is nothing to find, and nothing is counted; where one is, "
-        "Dice is 0 and the distances are the image's diagonal. Voxels with the ignore label do not count.",
+        "Dice is 0 and the distances are the image's diagonal. Voxels with the ignore label do not count. If cases "
+        "cannot be evaluated, all of them are named, nothing is written, and the exit status is 1.",
     )
     evaluate.add_argument("truths", metavar="TRUTHS", type=Path, help="folder of segmentations, for example labelsTs")
     evaluate.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of segmentations")
     evaluate.add_argument(
         "-djfile", metavar="FILE", type=Path,
-        help="dataset.json (default: beside the predictions, or in the results folder they are in)",
+        help="dataset.json (default: next to the predictions, or in the results folder they are in)",
     )  # fmt: skip
     evaluate.add_argument("-o", metavar="OUT", type=Path, help="folder (default: PREDICTIONS)")
     evaluate.add_argument("-np", metavar="N", type=positive, default=2, help="cases at a time (default: %(default)s)")
@@ -83,14 +84,13 @@ def add_evaluate(commands: Commands) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--ignore-affine", action="store_true",
-        help="compare voxel by voxel, also where origin, direction or spacing differ",
+        help="compare voxel by voxel, even if origin, direction or spacing differ",
     )  # fmt: skip
     evaluate.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from nnunet_dg.errors import printable
     from nnunet_dg.evaluation.report import readable_means
     from nnunet_dg.nnunet.evaluate import evaluate
 
@@ -99,8 +99,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         a.truths, a.predictions, dataset_json=a.djfile, output=a.o, missing=a.missing, tolerance_mm=a.tolerance,
         processes=a.np, ignore_affine=a.ignore_affine,
     )  # fmt: skip
-    Console().print(readable_means(table).to_string(index=False), markup=False, highlight=False)
-    print(f"Written: {(a.o or a.predictions) / 'evaluation.csv'} and evaluation.json")
+    print(printable(readable_means(table).to_string(index=False)))
+    print(printable(f"Written: {(a.o or a.predictions) / 'evaluation.csv'} and evaluation.json"))
     return 0
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import partial
+from contextlib import closing
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,30 +18,20 @@ import numpy as np
 import pandas as pd
 import pooch
 import torch
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nnunet_dg.errors import DataError
 from nnunet_dg.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, case_metrics
+from nnunet_dg.files import cell, read_json, replacing, write_json
+from nnunet_dg.formats import Dataset
+from nnunet_dg.nnunet.labels import Labels
 from nnunet_dg.nnunet.pairs import EvaluationError, pair
+from nnunet_dg.nnunet.segmentations import Segmentation, SegmentationReader, reader_of, spacing_of_images
 
-NAME = "evaluation"  # of the files written beside the predictions
+__all__ = ["NAME", "Labels", "Task", "evaluate", "run_all"]
 
-
-@dataclass(frozen=True)
-class Labels:
-    """What ``dataset.json`` says: ``{name: integers}`` of the foreground, regions included, and what is ignored."""
-
-    foreground: dict[str, list[int]]
-    ignore: int | None
-
-    @classmethod
-    def of_dataset(cls, dataset: Mapping[str, Any]) -> Labels:
-        labels = dict(dataset["labels"])
-        ignore = labels.pop("ignore", None)
-        labels.pop("background", None)
-        return cls({name: [v] if isinstance(v, int) else list(v) for name, v in labels.items()}, ignore)
+NAME = "evaluation"  # of the files written next to the predictions
+SHOWN = 20  # cases that a message names
 
 
 @dataclass(frozen=True)
@@ -52,8 +41,7 @@ class Task:
     case: str
     truth: Path
     prediction: Path | None
-    reader: type[BaseReaderWriter]
-    labels: Labels
+    reader: SegmentationReader
     tolerance_mm: float
     ignore_affine: bool
 
@@ -61,39 +49,43 @@ class Task:
         """One row per label.
 
         Raises:
-            ValueError: prediction and truth are not of one geometry.
+            DataError: A file is not a segmentation of the dataset, or prediction and truth do not fit each other.
         """
-        truth, properties = self._read(self.truth)
-        prediction = np.zeros_like(truth)
-        if self.prediction is not None:
-            prediction, predicted_properties = self._read(self.prediction)
-            if not self.ignore_affine and truth.shape == prediction.shape:
-                self._compare(properties, predicted_properties)
-        try:
-            metrics = case_metrics(
-                prediction[0], truth[0], properties["spacing"], self.labels.foreground, self.labels.ignore,
-                self.tolerance_mm,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"{self.prediction} does not fit {self.truth}: {error}.") from error
+        truth = self._with_spacing(self.reader.read(self.truth))
+        prediction = None if self.prediction is None else self._read_prediction(truth)
+        spacing = self._spacing(truth, prediction)
+        predicted = np.zeros_like(truth.values) if prediction is None else prediction.values
+        labels = self.reader.labels
+        metrics = case_metrics(predicted, truth.values, spacing, labels.foreground, labels.ignore, self.tolerance_mm)
         files = {"prediction_file": str(self.prediction or ""), "reference_file": str(self.truth)}
         return [{"case": self.case, "label": label} | values | files for label, values in metrics.items()]
 
-    def _read(self, path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
-        try:
-            return self.reader().read_seg(str(path))
-        except Exception as error:  # five libraries read files for nnU-Net, and each raises what it likes
-            raise ValueError(f"{path} cannot be read: {error}") from error
+    def _spacing(self, truth: Segmentation, prediction: Segmentation | None) -> tuple[float, ...]:
+        """The truth's spacing, or that of the images, which nnU-Net writes next to its predictions."""
+        for segmentation in (truth, prediction):
+            if segmentation is not None and segmentation.spacing is not None:
+                return segmentation.spacing
+        file = self.truth.with_suffix(".json")
+        raise DataError(
+            f"{self.truth} has no spacing, by which distances are measured. Write it, in mm, to {file}: "
+            f'{{"spacing": [3.0, 0.5, 0.5]}}, in the order of the axes of the image.'
+        )
 
-    def _compare(self, truth: dict[str, Any], prediction: dict[str, Any]) -> None:
-        for what, expected in _geometry(truth).items():
-            got = _geometry(prediction).get(what, ())
-            if np.size(expected) != np.size(got) or not np.allclose(expected, got, rtol=1e-3, atol=1e-3):
-                raise ValueError(
-                    f"{self.prediction} does not lie where {self.truth} lies: its {what} is {_numbers(got)}, the "
-                    f"truth's {_numbers(expected)}. Evaluate what belongs together, or compare voxel by voxel with "
-                    f"--ignore-affine."
-                )
+    def _with_spacing(self, truth: Segmentation) -> Segmentation:
+        if truth.spacing is not None:
+            return truth
+        return replace(truth, spacing=spacing_of_images(self.truth, self.case))
+
+    def _read_prediction(self, truth: Segmentation) -> Segmentation:
+        prediction = self.reader.read(Path(self.prediction or ""))
+        if prediction.values.shape != truth.values.shape:
+            raise DataError(
+                f"{prediction.path} does not fit {truth.path}: the prediction's shape is {prediction.values.shape}, "
+                f"the truth's {truth.values.shape}."
+            )
+        if not self.ignore_affine:
+            prediction.compare(truth)
+        return prediction
 
 
 def evaluate(
@@ -112,104 +104,131 @@ def evaluate(
     Writes ``evaluation.csv`` and ``evaluation.json``.
 
     Args:
-        truths: a folder of segmentations, for example ``labelsTs``.
-        predictions: a folder of segmentations of the same names. Where nnU-Net left a ``summary.json`` in it, as in the
+        truths: A folder of segmentations, for example ``labelsTs``.
+        predictions: A folder of segmentations with the same names. If it has nnU-Net's ``summary.json``, as in the
             validation of a fold, the cases that it names are expected, else all truths.
-        dataset_json: says labels, regions and file ending; None: the one that nnU-Net left beside the predictions, or
-            in the results folder that they are in.
-        output: a folder; None: ``predictions``.
-        missing: one of `pairs.MISSING`.
-        tolerance_mm: of the normalized surface Dice.
-        processes: how many cases are evaluated at a time.
-        ignore_affine: also if origin, direction or spacing of prediction and truth differ; the truth's spacing counts.
+        dataset_json: Labels, regions and file ending; None: the one that nnU-Net left next to the predictions, or in
+            the results folder that they are in.
+        output: A folder; None: ``predictions``.
+        missing: One of `pairs.MISSING`.
+        tolerance_mm: Tolerance of the normalized surface Dice.
+        processes: Number of cases evaluated at a time.
+        ignore_affine: Compare also if origin, direction or spacing differ; the truth's spacing counts.
 
     Returns:
         One row per case and label.
 
     Raises:
-        EvaluationError: files are missing, too many, or do not fit each other.
+        DataError: Files are missing, too many, cannot be read, or do not fit each other or ``dataset.json``. All cases
+            are tried, and all that cannot be evaluated are named. Nothing is written then.
     """
-    if not tolerance_mm >= 0:
-        raise EvaluationError(f"--tolerance is in mm, 0 or more; got {tolerance_mm:g}.")
-    dataset = _read_dataset(dataset_json, predictions)
-    pairs = pair(truths.resolve(), predictions.resolve(), dataset["file_ending"], missing)
-    example = next(iter(pairs.values()))[0]
-    reader = determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)
-    labels = Labels.of_dataset(dataset)
-    tasks = [Task(c, *files, reader, labels, tolerance_mm, ignore_affine) for c, files in pairs.items()]
+    if not 0 <= tolerance_mm < math.inf:
+        raise EvaluationError(f"--tolerance is a number of mm, 0 or more; got {tolerance_mm:g}.")
+    path = _dataset_json(dataset_json, predictions)
+    dataset = read_json(path, Dataset, "nnU-Net leaves a copy in every results folder. Name it with -djfile.")
+    labels = Labels.of_dataset(dataset, path)
+    pairs = pair(_real(truths), _real(predictions), dataset["file_ending"], missing)
+    reader = SegmentationReader(reader_of(dataset, [truth for truth, _ in pairs.values()], path), labels, path)
+    tasks = [Task(case, *files, reader, tolerance_mm, ignore_affine) for case, files in pairs.items()]
     output = output or predictions
-    output.mkdir(parents=True, exist_ok=True)
-    if not os.access(output, os.W_OK):
-        raise EvaluationError(f"{output} cannot be written to. Choose another folder with -o.")
-    rows = [row for of_case in run_all(tasks, processes, "evaluating") for row in of_case]
+    _check_writable(output)
+    rows = [row for of_case in run_all(tasks, processes, "evaluating", f" by {path}") for row in of_case]
     table = pd.DataFrame(rows).sort_values(["case", "label"], ignore_index=True)
     settings = {"missing": missing, "tolerance_mm": tolerance_mm, "ignore_affine": ignore_affine}
-    table.to_csv(output / f"{NAME}.csv", index=False)
-    files = [path for _, path in pairs.values() if path is not None]
-    files += [path for path in [predictions.resolve() / "summary.json"] if path.is_file()]
-    hashes = {
-        name: {str(path): pooch.file_hash(str(path)) for path in of}
-        for name, of in (("sha256", files), ("sha256_of_truths", [truth for truth, _ in pairs.values()]))
-    }
-    content = _as_json(table, settings) | hashes
-    (output / f"{NAME}.json").write_text(json.dumps(content, indent=1) + "\n")
+    try:
+        _write(table, output, _as_json(table, settings) | _hashes(predictions, pairs))
+    except OSError as error:
+        raise EvaluationError(f"The evaluation cannot be written to {output}: {error.strerror or error}.") from error
     return table
 
 
-def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str) -> list[Any]:
-    """What the tasks return, in any order, with a progress bar.
+def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str, by: str = "") -> list[Any]:
+    """The results of the tasks, in any order, with a progress bar.
 
-    Several processes are fresh ones with one thread each; a single one is this process.
+    Several processes are fresh ones with one thread each; a single one is this process. ``by`` is part of the message
+    where several tasks fail.
 
     Raises:
-        EvaluationError: a task raised a ValueError or could not read a file, or a process was killed.
+        EvaluationError: Tasks raised a DataError, all of which are in the message, or a process was killed. Any other
+            error of a task is a bug, and raised as it is.
     """
-    progress = partial(tqdm, desc=what, total=len(tasks), unit="case")
-    try:
-        if processes == 1 or len(tasks) == 1:
-            return [task() for task in progress(tasks)]
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(tasks)), spawn, torch.set_num_threads, (1,)) as pool:
+    results: list[Any] = []
+    errors: list[str] = []
+    outcomes = _outcomes(tasks, processes)
+    with tqdm(desc=what, total=len(tasks), unit="case") as progress, closing(outcomes):
+        for outcome in outcomes:
             try:
-                return [done.result() for done in progress(as_completed([pool.submit(task) for task in tasks]))]
-            finally:
-                pool.shutdown(cancel_futures=True)
-    except BrokenProcessPool as error:
-        raise EvaluationError(f"A process was killed, out of memory perhaps: try -np 1 ({error}).") from error
-    except (ValueError, RuntimeError, OSError) as error:
-        raise EvaluationError(str(error)) from error
+                results.append(outcome())
+            except DataError as error:
+                errors.append(str(error))
+            except BrokenProcessPool as error:
+                raise EvaluationError(f"A process was killed, out of memory perhaps: try -np 1 ({error}).") from error
+            progress.update()
+    if len(errors) > 1:
+        more = [f"... and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
+        errors = [f"{len(errors)} of {len(tasks)} cases cannot be evaluated{by}:", *sorted(errors)[:SHOWN], *more]
+    if errors:
+        raise EvaluationError("\n".join(errors))
+    return results
 
 
-def _read_dataset(given: Path | None, predictions: Path) -> dict[str, Any]:
+def _outcomes(tasks: Sequence[Callable[[], Any]], processes: int) -> Generator[Callable[[], Any], None, None]:
+    """Functions that return a task's result, or raise its error, as soon as it is there."""
+    if processes == 1 or len(tasks) == 1:
+        yield from tasks
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(tasks)), spawn, torch.set_num_threads, (1,)) as pool:
+        try:
+            for done in as_completed([pool.submit(task) for task in tasks]):
+                yield done.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _dataset_json(given: Path | None, predictions: Path) -> Path:
+    if given:
+        return given
     if not predictions.is_dir():
         raise EvaluationError(f"There is no folder {predictions}.")
-    predictions = predictions.absolute()
-    usual = [predictions / "dataset.json", predictions.parent.parent / "dataset.json"]  # nnUNetv2_predict, fold_X
-    path = next((path for path in ([given] if given else usual) if path.is_file()), None)
-    if path is None:
-        raise EvaluationError(
-            f"No dataset.json: {given or 'none in ' + ' or '.join(str(u.parent) for u in usual)}. Name it "
-            f"with -djfile; it says labels and file ending."
-        )
+    folders = [predictions.absolute(), predictions.absolute().parent.parent]  # of nnUNetv2_predict, and around fold_X
+    for folder in folders:
+        if os.path.lexists(folder / "dataset.json"):
+            return folder / "dataset.json"
+    raise EvaluationError(
+        f"There is no dataset.json in {folders[0]} or {folders[1]}. Name it with -djfile; it says labels and file "
+        f"ending."
+    )
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise where links form a loop
+
+
+def _check_writable(output: Path) -> None:
     try:
-        dataset = dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise EvaluationError(f"{path} cannot be read: {error}") from error
-    if lacking := [key for key in ("labels", "file_ending") if key not in dataset]:
-        raise EvaluationError(f"{path} has no {lacking[0]!r}.")
-    return dataset
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"{output} cannot be a folder: {error.strerror or error}. Choose one with -o.") from error
+    if not os.access(output, os.W_OK):
+        raise EvaluationError(f"{output} cannot be written to. Choose another folder with -o.")
 
 
-def _geometry(properties: dict[str, Any]) -> dict[str, Any]:
-    """What a reader of nnU-Net's says of where an image lies: more than the spacing for some file formats."""
-    spatial = properties.get("sitk_stuff") or {}
-    affine = (properties.get("nibabel_stuff") or {}).get("original_affine")
-    geometry = {"spacing": properties["spacing"]} | {k: spatial[k] for k in ("origin", "direction") if k in spatial}
-    return geometry if affine is None else geometry | {"affine": affine}
+def _write(table: pd.DataFrame, output: Path, content: dict[str, Any]) -> None:
+    """Write both files, and replace earlier ones only when both are whole."""
+    with replacing(output / f"{NAME}.csv") as partial:
+        table.map(cell).to_csv(partial, index=False, encoding="utf-8", lineterminator="\n")
+        write_json(output / f"{NAME}.json", content)
 
 
-def _numbers(values: Any) -> str:
-    return "(" + ", ".join(f"{v:.4g}" for v in np.ravel(values)) + ")"
+def _hashes(predictions: Path, pairs: Mapping[str, tuple[Path, Path | None]]) -> dict[str, dict[str, str]]:
+    predicted = [path for _, path in pairs.values() if path is not None]
+    predicted += [path for path in [_real(predictions) / "summary.json"] if path.is_file()]
+    truths = [truth for truth, _ in pairs.values()]
+    return {
+        name: {str(path): pooch.file_hash(str(path)) for path in files}
+        for name, files in (("sha256", predicted), ("sha256_of_truths", truths))
+    }
 
 
 def _as_json(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
