@@ -13,6 +13,7 @@ from pathlib import Path
 from nnunet_dg.cli.scores import add_evaluate, add_report, add_splits
 from nnunet_dg.cli.shifts import add_stability, add_stress
 from nnunet_dg.cli.weights import add_export, add_weights
+from nnunet_dg.errors import UserError
 
 EXT_TRAINERS = Path(__file__).parents[1] / "ext_trainers"
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         return 130
-    except (RuntimeError, OSError) as error:  # WeightsError, DemoError, EvaluationError and the like
+    except (UserError, RuntimeError, OSError) as error:  # WeightsError, DemoError, EvaluationError and the like
         print(f"nnunet-dg: {error}", file=sys.stderr)
         return 1
 
