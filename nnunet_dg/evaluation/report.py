@@ -232,7 +232,7 @@ def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | 
     for trainer, rows in table.groupby("trainer", sort=False):
         figure, problems = _pictures(scores, rows, metric, view)
         figures |= {} if figure is None else {f"worst_{trainer}": figure}
-        notes += [f"No picture of {text} of {trainer}." for text in problems]
+        notes += [f"{trainer}: no picture of {text}." for text in problems]
     readable = table[["trainer", "case", "domain", "fold", "run"]].copy()
     readable[NAMES[metric]] = [_number(metric, value) for value in table[metric]]
     return Part(f"Worst {setting} cases", " ".join(notes), readable, figures)
@@ -255,5 +255,5 @@ def _pictures(
             lines = [", ".join(filter(None, (row["case"], row["domain"]))), f"fold {row['fold']}, run {row['run']}"]
             views["\n".join([*map(printable, lines), _number(metric, row[metric])])] = found
     if absent:
-        problems.append(f"{absent} cases whose files are not where they were")
+        problems.append(f"{absent} cases, whose files are not where they were")
     return overlay(views)[0] if views else None, problems

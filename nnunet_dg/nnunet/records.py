@@ -71,12 +71,19 @@ def _evaluated_table(folder: Path, evaluation: Path, content: formats.Evaluation
     rows: list[dict[str, Any]] = [dict(row) for row in content["cases"]]
     _refuse_repeated(evaluation, [(row["case"], row["label"]) for row in rows], again)
     for path, digest in _hashed_files(folder, content).items():
-        if path.is_file() and pooch.file_hash(str(path)) != digest:
+        if path.is_file() and _hash(path) != digest:
             raise ResultsError(f"{path} has changed since {evaluation} was written. {again}")
     for row in rows:
         row["prediction_file"] = str(_here(folder, row["prediction_file"])) if row["prediction_file"] else ""
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     return table.astype(dict.fromkeys(METRICS, float)).assign(tolerance_mm=content["settings"]["tolerance_mm"])
+
+
+def _hash(path: Path) -> str:
+    try:
+        return str(pooch.file_hash(str(path)))
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _hashed_files(folder: Path, content: formats.Evaluation) -> dict[Path, str]:

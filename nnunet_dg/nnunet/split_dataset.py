@@ -47,8 +47,8 @@ def split_dataset(
     name = dataset_name(dataset)
     folder = Path(nnUNet_preprocessed, name)
     raw = Path(nnUNet_raw, name) if nnUNet_raw else None
-    console = Console()
-    log = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, emoji=False)  # names are not markup
+    log = partial(console.print, soft_wrap=True)
     cases = _cases(folder, name, log)
     domains = read_domains(raw, folder, cases, log)
     of_case = {case: domains.names[number] for case, number in domains.of_case.items()}

@@ -28,7 +28,7 @@ def view(row: Mapping[str, Any]) -> CaseView | None:
     Raises:
         DataError: A file cannot be read, or image, truth and prediction have different shapes.
     """
-    truth, prediction = Path(row["reference_file"]), Path(row["prediction_file"] or "none")
+    truth, prediction = Path(row["reference_file"]), Path(row["prediction_file"])
     ending = truth.name.removeprefix(row["case"])
     if not prediction.is_file() or not truth.is_file():
         return None

@@ -107,7 +107,7 @@ def test_what_is_missing_is_said(scores, tmp_path):
     write_report(fewer, tmp_path, view=lambda row: None)
     text = (tmp_path / "report.md").read_text()
     assert "the same cases and folds (nnUNetTrainer 7, Ours \\<b\\> 6): ranks are of the 6" in text
-    assert r"No picture of 4 cases whose files are not where they were of Ours \<b\>" in text
+    assert r"Ours \<b\>: no picture of 4 cases, whose files are not where they were." in text
     write_report(scores, tmp_path)
     assert "No in-domain case" not in (tmp_path / "report.md").read_text()
 
@@ -216,7 +216,7 @@ def test_a_case_that_cannot_be_shown_is_named_and_the_others_are_shown(scores, t
 
     write_report(scores, tmp_path, view=view)
     assert (
-        r"No picture of x_0 (x_0.nii.gz cannot be read: cut off.) of nnUNetTrainer"
+        "nnUNetTrainer: no picture of x_0 (x_0.nii.gz cannot be read: cut off.)."
         in (tmp_path / "report.md").read_text()
     )
     assert len(list(tmp_path.glob("worst*.png"))) == 2

@@ -362,7 +362,7 @@ def test_a_validation_on_windows_is_read(trained):
     assert prediction == str(trained / "fold_0" / "validation" / "b1.nii.gz")
 
 
-def test_labels_that_are_written_as_strings_are_named(trained):
+def test_a_label_that_is_a_list_of_one_number_is_named(trained):
     labels = {"background": 0, "any": [1, 2], "core": [1]}
     (trained / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
     assert set(read(trained)["label"]) == {"any", "core"}
