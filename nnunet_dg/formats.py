@@ -100,7 +100,7 @@ class CaseScores(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     reference_file: Name
     prediction_file: str
-    metrics: dict[str, LabelScores]
+    metrics: Annotated[dict[str, LabelScores], Field(min_length=1)]
 
 
 class ValidationSummary(TypedDict):

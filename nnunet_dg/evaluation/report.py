@@ -228,7 +228,8 @@ def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | 
     setting = UNSEEN if UNSEEN in set(cases["setting"]) else SETTINGS[0]
     chosen = cases[cases["setting"] == setting].sort_values(metric, ascending=HIGHER_IS_BETTER[metric])
     table = chosen.groupby("trainer", sort=False).head(WORST_CASES).sort_values("trainer", kind="stable")
-    figures, notes = {}, [f"The {WORST_CASES} of each trainer."]
+    figures: dict[str, Figure] = {}
+    notes = [f"The {WORST_CASES} of each trainer."]
     for trainer, rows in table.groupby("trainer", sort=False):
         figure, problems = _pictures(scores, rows, metric, view)
         figures |= {} if figure is None else {f"worst_{trainer}": figure}

@@ -68,14 +68,12 @@ def summary_cases(folder: Path, ending: str) -> set[str]:
 
 def _evaluated_table(folder: Path, evaluation: Path, content: formats.Evaluation, again: str) -> pd.DataFrame:
     """The rows of ``evaluation.json``, if its files are still the ones that it is of."""
-    rows: list[dict[str, Any]] = [dict(row) for row in content["cases"]]
-    _refuse_repeated(evaluation, [(row["case"], row["label"]) for row in rows], again)
+    _refuse_repeated(evaluation, [(row["case"], row["label"]) for row in content["cases"]], again)
     for path, digest in _hashed_files(folder, content).items():
         if path.is_file() and _hash(path) != digest:
             raise ResultsError(f"{path} has changed since {evaluation} was written. {again}")
-    for row in rows:
-        row["prediction_file"] = str(_here(folder, row["prediction_file"])) if row["prediction_file"] else ""
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    table = pd.DataFrame([row | {"prediction_file": _here(folder, row["prediction_file"])} for row in content["cases"]])
+    table = table.reindex(columns=COLUMNS)
     return table.astype(dict.fromkeys(METRICS, float)).assign(tolerance_mm=content["settings"]["tolerance_mm"])
 
 
@@ -110,24 +108,21 @@ def _summary_table(
     labels = Labels.of_dataset(dataset)
     names = {tuple(int(value) for value in values): name for name, values in labels.foreground.items()}
     content = read_json(summary, formats.ValidationSummary, mend)
+    if unknown := sorted({k for c in content["metric_per_case"] for k in c["metrics"] if _numbers_in(k) not in names}):
+        raise ResultsError(f"{summary} has the label {unknown[0]!r}, which is not one of {dataset_file}.")
     rows = [
         {
             "case": _case_of(case["reference_file"], dataset["file_ending"]),
-            "label": names.get(_numbers_in(label), ""),
-            "label_in_summary": label,
+            "label": names[_numbers_in(label)],
             "dice": metrics["Dice"],
-            "prediction_file": str(_here(folder, case["prediction_file"])) if case["prediction_file"] else "",
+            "prediction_file": _here(folder, case["prediction_file"]),
             "reference_file": case["reference_file"],
         }
         for case in content["metric_per_case"]
         for label, metrics in case["metrics"].items()
     ]
-    if unknown := [row["label_in_summary"] for row in rows if not row["label"]]:
-        raise ResultsError(f"{summary} has the label {unknown[0]!r}, which is not one of {dataset_file}.")
     _refuse_repeated(summary, [(row["case"], row["label"]) for row in rows], mend)
-    return pd.DataFrame(rows, columns=["case", "label", "dice", "prediction_file", "reference_file"]).reindex(
-        columns=COLUMNS
-    )
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
 def _refuse_repeated(path: Path, rows: Sequence[tuple[str, str]], advice: str) -> None:
@@ -141,10 +136,10 @@ def _case_of(file: str, ending: str) -> str:
     return foreign_path(file).name.removesuffix(ending)
 
 
-def _here(folder: Path, path: str) -> Path:
-    """A file of that name in the folder, since folders are moved, or else where it was."""
+def _here(folder: Path, path: str) -> str:
+    """A file of that name in the folder, since folders are moved, or else where it was; empty where there was none."""
     local = folder / foreign_path(path).name
-    return local.resolve() if local.is_file() else Path(path)
+    return str(local.resolve()) if local.is_file() else path
 
 
 def _numbers_in(label: str) -> tuple[int, ...]:
