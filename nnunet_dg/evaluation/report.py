@@ -76,17 +76,14 @@ def write_report(
         raise DataError(f"{without[0]} has no {NAMES[metric]}. nnunet-dg evaluate measures it.")
     baseline = baseline or _usual_baseline(trainers)
     tests = against_baseline(cases, metric, baseline)
-    note = " ".join([NOTE, *_remarks(scores, cases, metric), *remarks])
-    figures = {"cases": box_plot(cases, metric)[0]}
     parts = [
-        Part(f"{_unit(metric)}, in-domain and unseen", note, overview(cases, metric), figures),
+        _overview(scores, cases, metric, remarks),
         *_repeated(cases, metric),
         _against(cases, metric, baseline, tests),
-        *(Part(_unit(other), _note(other, scores, cases), overview(per_case(scores, other), other), {})
-          for other in _measured(scores) if other != metric),
+        *(_other(scores, cases, other) for other in _measured(scores) if other != metric),
         _by_label(scores, metric),
         _worst(scores, cases, metric, view),
-    ]  # fmt: skip
+    ]
     if output.exists() and not output.is_dir():
         raise DataError(f"{output} is not a folder. Choose another one for the report.")
     output.mkdir(parents=True, exist_ok=True)
@@ -95,6 +92,16 @@ def write_report(
         write_csv(table, output / f"{name}.csv")
     write(f"{', '.join(trainers)}: in-domain and unseen", parts, output)
     return parts[0].table
+
+
+def _overview(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, remarks: Sequence[str]) -> Part:
+    note = " ".join([NOTE, *_remarks(scores, cases, metric), *remarks])
+    figures = {"cases": box_plot(cases, metric)[0]}
+    return Part(f"{_unit(metric)}, in-domain and unseen", note, overview(cases, metric), figures)
+
+
+def _other(scores: pd.DataFrame, cases: pd.DataFrame, metric: str) -> Part:
+    return Part(_unit(metric), _note(metric, scores, cases), overview(per_case(scores, metric), metric), {})
 
 
 def _note(metric: str, scores: pd.DataFrame, cases: pd.DataFrame) -> str:

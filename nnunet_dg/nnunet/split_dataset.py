@@ -50,6 +50,8 @@ def split_dataset(
     console = Console(markup=False, highlight=False, emoji=False)  # names are not markup
     log = partial(console.print, soft_wrap=True)
     cases = _cases(folder, name, log)
+    if not cases:
+        raise DataError(f"{folder} has no case. Preprocess again: nnUNetv2_plan_and_preprocess -d {number_of(name)}")
     domains = read_domains(raw, folder, cases, log)
     of_case = {case: domains.names[number] for case, number in domains.of_case.items()}
     folds = make(of_case, None if groups is None else _groups(groups, cases))
