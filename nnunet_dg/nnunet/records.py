@@ -110,7 +110,7 @@ def _summary_table(
     content = read_json(summary, formats.ValidationSummary, mend)
     if unknown := sorted({k for c in content["metric_per_case"] for k in c["metrics"] if _numbers_in(k) not in names}):
         raise ResultsError(f"{summary} has the label {unknown[0]!r}, which is not one of {dataset_file}.")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "case": _case_of(case["reference_file"], dataset["file_ending"]),
             "label": names[_numbers_in(label)],
