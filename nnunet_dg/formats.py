@@ -5,9 +5,10 @@ Keys that are not named here are kept. The types say what this package relies on
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import NotRequired, TypedDict
 
 Name = Annotated[str, Field(min_length=1)]
@@ -72,3 +73,94 @@ class TiffSpacing(TypedDict):
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     spacing: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+
+
+# What `nnunet-dg report` reads
+
+
+def _in_unit_interval(value: float | None) -> float:
+    if value is None:  # what nnU-Net writes as NaN, in strict JSON
+        return math.nan
+    if not (math.isnan(value) or 0 <= value <= 1):
+        raise ValueError("Input should be a number from 0 to 1, or NaN where there is nothing to find")
+    return value
+
+
+def _distance(value: float | None) -> float:
+    if value is None:
+        return math.nan
+    if not (math.isnan(value) or 0 <= value < math.inf):
+        raise ValueError("Input should be a distance in mm, 0 or more, or NaN where there is nothing to find")
+    return value
+
+
+Overlap = Annotated[float | None, AfterValidator(_in_unit_interval)]
+Distance = Annotated[float | None, AfterValidator(_distance)]
+
+
+class LabelScores(TypedDict):
+    """The metrics of one label of one case in ``summary.json``."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    Dice: Overlap
+
+
+class CaseScores(TypedDict):
+    """One case in ``summary.json``, with what the report reads of it."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    reference_file: Name
+    prediction_file: str
+    metrics: Annotated[dict[str, LabelScores], Field(min_length=1)]
+
+
+class ValidationSummary(TypedDict):
+    """nnU-Net's ``summary.json`` of a validation."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    metric_per_case: Annotated[list[CaseScores], Field(min_length=1)]
+
+
+class EvaluatedLabel(TypedDict):
+    """One row of ``evaluation.json``. Other columns are dropped: trainer, domain and setting are not its to say."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
+    case: Name
+    label: Name
+    dice: Overlap
+    hd95_mm: NotRequired[Distance]
+    assd_mm: NotRequired[Distance]
+    nsd: NotRequired[Overlap]
+    prediction_file: str
+    reference_file: str
+
+
+class EvaluationSettings(TypedDict):
+    """How `nnunet-dg evaluate` was told to measure."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    tolerance_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Evaluation(TypedDict):
+    """``evaluation.json``, which `nnunet-dg evaluate` writes. The hashes are ``{path: SHA-256}``."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    settings: EvaluationSettings
+    cases: Annotated[list[EvaluatedLabel], Field(min_length=1)]
+    sha256: dict[str, str]
+    sha256_of_truths: dict[str, str]
+
+
+class ListedCase(TypedDict):
+    """A training case in a ``dataset.json`` that lists its files."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    images: Annotated[list[Name], Field(min_length=1)]
+    label: Name
+
+
+class ListedDataset(Dataset):
+    """A raw ``dataset.json``, which may list the files of its training cases under ``dataset``."""
+
+    dataset: NotRequired[dict[Name, ListedCase]]

@@ -8,7 +8,7 @@ from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
 METHODS = {"dropgen", "sgcg", "tinymig"}
-GROUND = {"errors", "files", "formats", "outside"}  # what every room but the plugin may import
+GROUND = {"errors", "files", "formats", "names", "outside"}  # what every room but the plugin may import
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),
     "extractors": ({"extractors"}, False),
@@ -19,6 +19,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "errors": (set(), False),
     "files": (set(), False),
     "formats": (set(), False),
+    "names": (set(), False),
     "outside": (set(), False),
     "evaluation": ({"evaluation", "extractors"}, False),
     "nnunet": ({"nnunet", "evaluation", "divergence", "extractors", "plugin", *METHODS}, True),

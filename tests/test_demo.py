@@ -45,7 +45,7 @@ def test_the_table_is_of_all_cases_in_each_setting(tmp_path):
         f"{t},1,{setting},{domain},{mean},0.01,8,{metric}"
         for t in run.TRAINERS
         for setting, mean in (("in-domain", 0.9), ("unseen", 0.25))
-        for domain, metric in (("all", "dice"), ("all", "nsd"), ("source", "dice"))
+        for domain, metric in (("", "dice"), ("", "nsd"), ("source", "dice"))
     ]
     header = "trainer,run,setting,domain,mean,standard_error,n,metric"
     (tmp_path / "domains.csv").write_text("\n".join([header, *rows]))

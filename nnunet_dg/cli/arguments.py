@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from nnunet_dg.errors import UserError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -21,6 +26,20 @@ def fold(text: str) -> int | str:
     if text != "all" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a fold is a number or all; got {text!r}")
     return text if text == "all" else int(text)
+
+
+@contextmanager
+def in_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Expected errors name the options of a command in place of the arguments, in backticks, of our functions.
+
+    Args:
+        options: ``{argument: option}``, for example ``{"trained_on": "--trained-on"}``.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), str(error))
+        raise type(error)(text) from error
 
 
 def add_cases(parser: argparse.ArgumentParser) -> None:

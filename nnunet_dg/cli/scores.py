@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_dg.cli.arguments import Commands, positive
+from nnunet_dg.cli.arguments import Commands, in_options, positive
 
 
 def add_splits(commands: Commands) -> None:
@@ -18,23 +18,38 @@ def add_splits(commands: Commands) -> None:
     )
     schemes = splits.add_subparsers(title="schemes", required=True, metavar="SCHEME", dest="scheme")
     for name, text in {
-        "leave-one-domain-out": "fold k validates on the k-th domain and trains on all others",
-        "single-source": "fold k trains on the k-th domain alone and validates on all others",
-        "few-shot": "each fold trains on a few random cases",
-        "grouped": "ordinary cross-validation in which no group, a patient say, is split",
+        "leave-one-domain-out": "fold k validates on the k-th domain and trains on all others, without the groups that "
+        "are validated on",
+        "single-source": "fold k validates on all domains but the k-th and trains on that one, without the groups that "
+        "are validated on",
+        "few-shot": "each fold trains on a few random cases and validates on all others, without the groups that are "
+        "trained on",
+        "grouped": "ordinary cross-validation in which no group, such as a patient, is split",
     }.items():
         scheme = schemes.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         scheme.add_argument("-d", metavar="ID", required=True, help="dataset name or number")
         scheme.add_argument(
             "--groups", type=Path, metavar="FILE", required=name == "grouped",
-            help='JSON, {"case": "group"}: cases that must not be split between training and validation',
+            help='JSON, {"case": "group"}: cases that must not be split between training and validation, such as '
+            "several scans of one subject",
         )  # fmt: skip
         scheme.add_argument("--force", action="store_true", help="write over splits that are there")
+        scheme.add_argument("--seed", type=int, default=0, help="seed of random draws (default: %(default)s)")
         if name == "few-shot":
-            scheme.add_argument("-n", type=int, required=True, metavar="CASES", help="training cases")
+            scheme.add_argument("-n", type=int, required=True, metavar="CASES", help="number of training cases")
+            scheme.add_argument(
+                "--source", nargs="+", default=[], metavar="DOMAIN",
+                help="domains that training cases are drawn from (default: all)",
+            )  # fmt: skip
         if name in ("few-shot", "grouped"):
-            scheme.add_argument("--folds", type=int, default=5, help="how many (default: %(default)s)")
-            scheme.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+            scheme.add_argument("--folds", type=int, default=5, help="number of folds (default: %(default)s)")
+        else:
+            scheme.add_argument(
+                "--hold-out", type=float, default=1.0, metavar="FRACTION",
+                help="of the groups that are in the held-out domains and in others: the fraction that a fold validates "
+                "on. It trains on the others. Where every group is in every domain, choose for example 0.2 "
+                "(default: %(default)g)",
+            )  # fmt: skip
     splits.set_defaults(run=_splits)
 
 
@@ -44,15 +59,15 @@ def _splits(arguments: argparse.Namespace) -> int:
 
     a = arguments
     schemes = {
-        "leave-one-domain-out": splits.leave_one_domain_out,
-        "single-source": splits.single_source,
-        "few-shot": lambda domains, groups: splits.few_shot(domains, a.n, a.folds, a.seed, groups),
+        "leave-one-domain-out": lambda domains, groups: splits.leave_one_domain_out(
+            domains, groups, a.hold_out, a.seed
+        ),
+        "single-source": lambda domains, groups: splits.single_source(domains, groups, a.hold_out, a.seed),
+        "few-shot": lambda domains, groups: splits.few_shot(domains, a.n, a.folds, a.seed, groups, a.source),
         "grouped": lambda domains, groups: splits.grouped(domains, groups, a.folds, a.seed),
     }
-    try:
+    with in_options({name: f"--{name.replace('_', '-')}" for name in ("folds", "seed", "source", "hold_out", "force")}):
         print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force)}")
-    except ValueError as error:
-        raise RuntimeError(str(error)) from error
     return 0
 
 
@@ -136,13 +151,13 @@ def add_report(commands: Commands) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.names import printable
     from nnunet_dg.nnunet.results import Source, report
 
     a = arguments
-    try:
+    with in_options({name: f"--{name.replace('_', '-')}" for name in ("baseline", "domains", "trained_on")}):
         table = report([Source.parse(text) for text in a.results], a.o, a.baseline, a.metric, a.domains, a.trained_on)
-    except ValueError as error:
-        raise RuntimeError(str(error)) from error
-    print(table.to_string(index=False))
+    shown = table.rename(columns=printable).map(printable)
+    print(shown.to_string(index=False))
     print(f"Written: {a.o / 'report.html'}, report.md, report.tex, and the tables as CSV")
     return 0

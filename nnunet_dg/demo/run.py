@@ -186,7 +186,7 @@ def _report(folder: Path, raw: Path, nnunet: _NNUNet) -> None:
 def read_scores(domains: Path) -> Scores:
     """Mean Dice of each trainer, in-domain and unseen, from the report's ``domains.csv``."""
     with domains.open() as file:
-        rows = [row for row in csv.DictReader(file) if (row["domain"], row["metric"]) == ("all", "dice")]
+        rows = [row for row in csv.DictReader(file) if (row["domain"], row["metric"]) == ("", "dice")]
     return {t: {row["setting"]: float(row["mean"]) for row in rows if row["trainer"] == t} for t in TRAINERS}
 
 

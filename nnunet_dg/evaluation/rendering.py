@@ -1,18 +1,26 @@
-"""Sections with tables and pictures as files: Markdown, LaTeX, PNG, and one self-contained HTML page."""
+"""Sections with tables and pictures as files: Markdown, LaTeX, CSV, PNG, and one self-contained HTML page.
+
+Names are escaped for each format, so that no character in them is markup. Each file is written whole or not at all.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
+
+from nnunet_dg.files import replacing, write_text
+from nnunet_dg.names import file_names, printable
 
 PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
@@ -29,11 +37,16 @@ img { max-width: 100%; display: block; margin: 1em 0; } p.note { color: #444; }
 {% for image in part.images %}<img alt="{{ part.title }}" src="data:image/png;base64,{{ image }}">
 {% endfor %}{% endfor %}</html>
 """)
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "±": r"$\pm$",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Part:
-    """A section: a table as people read it, and pictures by file name."""
+    """A section: a table as people read it, and pictures by name."""
 
     title: str
     note: str
@@ -42,50 +55,89 @@ class Part:
 
 
 def write(title: str, parts: list[Part], output: Path) -> None:
-    """Write ``report.md``, ``report.tex``, ``report.html``, and each picture as PNG, into a folder."""
-    (output / "report.md").write_text(_text(title, parts, "github"))
-    (output / "report.tex").write_text(_latex(parts))
-    (output / "report.html").write_text(_html(title, parts))
-    for part in parts:
-        for name, figure in part.figures.items():
-            figure.savefig(output / f"{re.sub('[^A-Za-z0-9.-]+', '_', name).strip('_')}.png", dpi=150)
+    """Write ``report.md``, ``report.tex``, ``report.html``, and each picture as PNG, into a folder.
+
+    Everything is drawn before the first file is written. Pictures have the names that `file_names` makes of theirs.
+    """
+    page = _html(title, parts)
+    texts = {"report.md": _markdown(title, parts), "report.tex": _latex(parts), "report.html": page}
+    figures = {name: figure for part in parts for name, figure in part.figures.items()}
+    for name, file in file_names(figures).items():
+        with replacing(output / f"{file}.png") as partial:
+            partial.write_bytes(_png(figures[name], 150))
+    for name, text in texts.items():
+        write_text(output / name, text)
 
 
-def _text(title: str, parts: list[Part], form: str) -> str:
-    texts = [f"# {title}"]
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV that a spreadsheet opens without running anything.
+
+    Texts that a spreadsheet takes for a formula, those that start with ``=``, ``+``, ``-``, ``@``, a tab or a carriage
+    return, get a leading ``'``.
+    """
+    safe = table.map(lambda value: f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value)
+    text = safe.to_csv(index=False, lineterminator="\n")
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
+
+
+def _markdown(title: str, parts: list[Part]) -> str:
+    texts = [f"# {_markdown_text(title)}"]
     for part in parts:
-        texts.append(f"## {part.title}\n\n{part.note}")
+        texts.append(f"## {_markdown_text(part.title)}\n\n{_markdown_text(part.note)}")
         if len(part.table):
-            texts.append(_table(part.table, form))
+            texts.append(_table(part.table.rename(columns=_markdown_text).map(_markdown_text), "github"))
     return "\n\n".join(texts) + "\n"
+
+
+def _markdown_text(value: Any) -> str:
+    """Literal text in CommonMark; an underscore between letters is one already."""
+    escaped = re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", printable(str(value)))
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
 
 
 def _latex(parts: list[Part]) -> str:
     return "\n\n".join(
-        f"% {part.title}\n" + _table(part.table, "latex_booktabs").replace("±", r"$\pm$")
-        for part in parts
-        if len(part.table)
+        f"% {printable(part.title)}\n{_latex_table(part.table)}" for part in parts if len(part.table)
     ) + "\n"  # fmt: skip
+
+
+def _latex_table(table: pd.DataFrame) -> str:
+    header, *rows = [
+        " & ".join(_latex_text(value) for value in row) + r" \\"
+        for row in [list(table.columns), *table.itertuples(index=False)]
+    ]
+    start = rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}"
+    return "\n".join([start, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex_text(value: Any) -> str:
+    return printable(str(value)).translate(LATEX)
 
 
 def _html(title: str, parts: list[Part]) -> str:
     sections = [
         {
-            "title": part.title,
-            "note": part.note,
-            "table": "" if part.table.empty else _table(part.table, "html"),
-            "images": [_embedded(figure) for figure in part.figures.values()],
+            "title": printable(part.title),
+            "note": printable(part.note),
+            "table": "" if part.table.empty else _table(_printable(part.table), "html"),
+            "images": [base64.b64encode(_png(figure, 110)).decode() for figure in part.figures.values()],
         }
         for part in parts
     ]
-    return PAGE.render(title=title, parts=sections)
+    return PAGE.render(title=printable(title), parts=sections)
+
+
+def _printable(table: pd.DataFrame) -> pd.DataFrame:
+    return table.rename(columns=printable).map(lambda value: printable(str(value)))
 
 
 def _table(table: pd.DataFrame, form: str) -> str:
     return tabulate(table.astype(str), headers="keys", tablefmt=form, showindex=False, disable_numparse=True)
 
 
-def _embedded(figure: Figure) -> str:
+def _png(figure: Figure, dpi: int) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font does not have
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()

@@ -1,18 +1,20 @@
-"""A report from a table of scores: trainers beside each other, in-domain and unseen, with tests and worst cases."""
+"""A report from a table of scores: trainers side by side, in-domain and unseen, with tests and worst cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from nnunet_dg.errors import DataError, SettingsError, UserError
 from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from nnunet_dg.evaluation.overlay import CaseView, overlay
 from nnunet_dg.evaluation.plots import box_plot, scatter
-from nnunet_dg.evaluation.rendering import Part, write
+from nnunet_dg.evaluation.rendering import Part, write, write_csv
 from nnunet_dg.evaluation.scores import (
     ALL,
     IN_DOMAIN,
@@ -21,20 +23,23 @@ from nnunet_dg.evaluation.scores import (
     against_baseline,
     average_rank,
     by_domain,
+    by_label,
     common,
     paired,
     per_case,
 )
 from nnunet_dg.evaluation.style import NAMES
+from nnunet_dg.names import printable
 
 PERCENT = ("dice", "nsd")
 WORST_CASES = 4
 CASE = ("trainer", "run", "fold", "case")
+View = Callable[[Mapping[str, Any]], CaseView | None]
 NOTE = (
     "Mean ± standard error over cases (number of cases). A case is the mean of its labels; folds that have the same "
-    "case, and repeated trainings, are averaged case by case. Unseen: no training case was from that domain. This "
-    "report selects nothing: every case that was given is counted, but where truth and prediction are both empty. "
-    "Validations made with --val_best were selected on the cases that they show."
+    "case, and repeated trainings, are averaged case by case. Unseen: no training case was from that domain. All cases "
+    "that were read are included, except those where both masks are empty. Validations made with --val_best were "
+    "selected on the cases that they show."
 )
 
 
@@ -43,43 +48,60 @@ def write_report(
     output: Path,
     baseline: str | None = None,
     metric: str = "dice",
-    view: Callable[[Mapping[str, Any]], CaseView | None] | None = None,
+    view: View | None = None,
+    remarks: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Write ``report.html``, ``.md`` and ``.tex``, the tables as CSV, and the pictures as PNG.
 
     Args:
-        scores: the table that `nnunet_dg.evaluation.scores` describes.
-        output: a folder.
-        baseline: the trainer that others are tested against; None: nnUNetTrainer.
-        metric: the one that ranks, tests and pictures are of. Tables of the others are written where there are any.
-        view: of a row of scores, for pictures of the worst cases; may return None.
+        scores: The table that `nnunet_dg.evaluation.scores` describes.
+        output: A folder.
+        baseline: The trainer that others are tested against; None: nnUNetTrainer.
+        metric: The metric of ranks, tests and pictures. Tables of the others are written where there are any.
+        view: Makes the picture of a row of scores, for the worst cases; may return None, or raise a DataError.
+        remarks: Sentences on the scores that a reader must know, such as a fold that is missing.
 
     Returns:
         The first table, as people read it.
 
     Raises:
-        ValueError: no case has the metric, or there is no such baseline.
+        SettingsError: There is no such metric or baseline, or the baseline must be named.
+        DataError: A trainer has no score in this metric, or the output is not a folder.
     """
+    if metric not in METRICS:
+        raise SettingsError(f"`metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
     cases = per_case(scores, metric)
-    if without := [t for t in dict.fromkeys(scores["trainer"]) if t not in set(cases["trainer"])]:
-        raise ValueError(f"{without[0]} has no {NAMES[metric]}. nnunet-dg evaluate measures it.")
-    baseline = baseline or _usual_baseline(list(dict.fromkeys(cases["trainer"])))
+    trainers = list(dict.fromkeys(scores["trainer"]))
+    if without := [t for t in trainers if t not in set(cases["trainer"])]:
+        raise DataError(f"{without[0]} has no {NAMES[metric]}. nnunet-dg evaluate measures it.")
+    baseline = baseline or _usual_baseline(trainers)
     tests = against_baseline(cases, metric, baseline)
-    output.mkdir(parents=True, exist_ok=True)
-    scores.to_csv(output / "scores.csv", index=False)
-    tests.to_csv(output / "comparisons.csv", index=False)
-    _all_metrics(scores).to_csv(output / "domains.csv", index=False)
     parts = [
-        Part(f"{_unit(metric)}, in-domain and unseen", " ".join([NOTE, *_remarks(scores, cases, metric)]),
-             overview(cases, metric), {"cases": box_plot(cases, metric)[0]}),
+        _overview(scores, cases, metric, remarks),
         *_repeated(cases, metric),
         _against(cases, metric, baseline, tests),
-        *(Part(_unit(other), _note(other, scores, cases), overview(per_case(scores, other), other), {})
-          for other in METRICS if other != metric and other in scores and scores[other].notna().any()),
+        *(_other(scores, cases, other) for other in _measured(scores) if other != metric),
+        _by_label(scores, metric),
         _worst(scores, cases, metric, view),
-    ]  # fmt: skip
-    write(f"{', '.join(dict.fromkeys(cases['trainer']))}: in-domain and unseen", parts, output)
+    ]
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is not a folder. Choose another one for the report.")
+    output.mkdir(parents=True, exist_ok=True)
+    tables = {"scores": scores, "comparisons": tests, "domains": _all_metrics(scores), "labels": _all_labels(scores)}
+    for name, table in tables.items():
+        write_csv(table, output / f"{name}.csv")
+    write(f"{', '.join(trainers)}: in-domain and unseen", parts, output)
     return parts[0].table
+
+
+def _overview(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, remarks: Sequence[str]) -> Part:
+    note = " ".join([NOTE, *_remarks(scores, cases, metric), *remarks])
+    figures = {"cases": box_plot(cases, metric)[0]}
+    return Part(f"{_unit(metric)}, in-domain and unseen", note, overview(cases, metric), figures)
+
+
+def _other(scores: pd.DataFrame, cases: pd.DataFrame, metric: str) -> Part:
+    return Part(_unit(metric), _note(metric, scores, cases), overview(per_case(scores, metric), metric), {})
 
 
 def _note(metric: str, scores: pd.DataFrame, cases: pd.DataFrame) -> str:
@@ -90,9 +112,10 @@ def _note(metric: str, scores: pd.DataFrame, cases: pd.DataFrame) -> str:
 
 
 def _usual_baseline(trainers: list[str]) -> str:
-    plain = [trainer for trainer in trainers if trainer.split()[0] == "nnUNetTrainer"] or trainers
+    plain = [trainer for trainer in trainers if trainer.partition(" ")[0] == "nnUNetTrainer"] or trainers
     if len(plain) > 1:
-        raise ValueError(f"Say what others are tested against: --baseline, one of {', '.join(map(repr, trainers))}.")
+        known = ", ".join(map(repr, trainers))
+        raise SettingsError(f"Choose the trainer that others are tested against: `baseline`, one of {known}.")
     return plain[0]
 
 
@@ -126,12 +149,13 @@ def _against(cases: pd.DataFrame, metric: str, baseline: str, tests: pd.DataFram
 
 
 def readable_means(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of cases and labels: one row per label, and the mean of them."""
+    """One row per label of a table of cases and labels, and below them the mean of these rows."""
     means = table.groupby("label", sort=False)[list(METRICS)].mean()
-    means.loc["mean"] = means.mean()
+    mean = means.mean().rename("mean").to_frame().T.rename_axis("label")
+    rows = pd.concat([means, mean])  # a label may be called "mean"
     for metric in METRICS:
-        means[metric] = [_number(metric, value) for value in means[metric]]
-    return means.rename(columns={metric: _unit(metric) for metric in METRICS}).reset_index()
+        rows[metric] = [_number(metric, value) for value in rows[metric]]
+    return rows.rename(columns={metric: _unit(metric) for metric in METRICS}).reset_index()
 
 
 def overview(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.DataFrame:
@@ -182,31 +206,62 @@ def _repeated(cases: pd.DataFrame, metric: str) -> list[Part]:
     return [Part("Repeated trainings", note, overview(cases, metric, runs_apart=True), {})]
 
 
+def _by_label(scores: pd.DataFrame, metric: str) -> Part:
+    """Labels in rows, trainers and settings in columns."""
+    summary = by_label(scores, metric)
+    columns: dict[str, dict[str, str]] = {}
+    for row in summary.to_dict("records"):
+        cell = _cell(metric, row["mean"], row["standard_error"], row["n"])
+        columns.setdefault(f"{row['trainer']}, {row['setting']}", {})[row["label"]] = cell
+    table = pd.DataFrame(columns, index=list(dict.fromkeys(summary["label"]))).fillna("-")
+    note = "Mean ± standard error over the cases that have the label in truth or prediction (number of cases)."
+    return Part(f"{_unit(metric)} by label", note, table.rename_axis("label").reset_index(), {})
+
+
+def _measured(scores: pd.DataFrame) -> list[str]:
+    return [metric for metric in METRICS if metric in scores and scores[metric].notna().any()]
+
+
 def _all_metrics(scores: pd.DataFrame) -> pd.DataFrame:
-    metrics = [metric for metric in METRICS if metric in scores and scores[metric].notna().any()]
-    tables = [by_domain(per_case(scores, m), m, runs_apart=True).assign(metric=m) for m in metrics]
+    tables = [by_domain(per_case(scores, m), m, runs_apart=True).assign(metric=m) for m in _measured(scores)]
     return pd.concat(tables, ignore_index=True)
 
 
-def _worst(
-    scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: Callable[[Mapping[str, Any]], CaseView | None] | None
-) -> Part:
+def _all_labels(scores: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([by_label(scores, m).assign(metric=m) for m in _measured(scores)], ignore_index=True)
+
+
+def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | None) -> Part:
     setting = UNSEEN if UNSEEN in set(cases["setting"]) else SETTINGS[0]
     chosen = cases[cases["setting"] == setting].sort_values(metric, ascending=HIGHER_IS_BETTER[metric])
     table = chosen.groupby("trainer", sort=False).head(WORST_CASES).sort_values("trainer", kind="stable")
-    figures, note = {}, f"The {WORST_CASES} of each trainer."
+    figures: dict[str, Figure] = {}
+    notes = [f"The {WORST_CASES} of each trainer."]
     for trainer, rows in table.groupby("trainer", sort=False):
-        views = {}
-        for row in rows.to_dict("records"):
-            same = (scores[list(CASE)] == [row[name] for name in CASE]).all(axis=1)
-            found = None if view is None else view(scores[same].iloc[0].to_dict())
-            if found is not None:
-                title = f"{row['case']}, {row['domain']}\nfold {row['fold']}, run {row['run']}\n"
-                views[title + _number(metric, row[metric])] = found
-        if views:
-            figures[f"worst_{trainer}"] = overlay(views)[0]
-        if len(views) < len(rows):
-            note += f" No picture of {len(rows) - len(views)} of {trainer}: their files are not where they were."
+        figure, problems = _pictures(scores, rows, metric, view)
+        figures |= {} if figure is None else {f"worst_{trainer}": figure}
+        notes += [f"{trainer}: no picture of {text}." for text in problems]
     readable = table[["trainer", "case", "domain", "fold", "run"]].copy()
     readable[NAMES[metric]] = [_number(metric, value) for value in table[metric]]
-    return Part(f"Worst {setting} cases", note, readable, figures)
+    return Part(f"Worst {setting} cases", " ".join(notes), readable, figures)
+
+
+def _pictures(
+    scores: pd.DataFrame, rows: pd.DataFrame, metric: str, view: View | None
+) -> tuple[Figure | None, list[str]]:
+    """The picture of these cases, if there is one, and the cases that are not in it, with the reason."""
+    views, problems, absent = {}, [], 0
+    for row in rows.to_dict("records"):
+        same = (scores[list(CASE)] == [row[name] for name in CASE]).all(axis=1)
+        try:
+            found = None if view is None else view(scores[same].iloc[0].to_dict())
+        except UserError as error:
+            problems.append(f"{row['case']} ({error})")
+            continue
+        absent += found is None
+        if found is not None:
+            lines = [", ".join(filter(None, (row["case"], row["domain"]))), f"fold {row['fold']}, run {row['run']}"]
+            views["\n".join([*map(printable, lines), _number(metric, row[metric])])] = found
+    if absent:
+        problems.append(f"{absent} cases, whose files are not where they were")
+    return overlay(views)[0] if views else None, problems

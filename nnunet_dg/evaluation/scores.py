@@ -2,7 +2,7 @@
 
 A table of scores has one row per training, case and label, and the columns ``trainer``, ``run`` (1, 2, ... of repeated
 trainings), ``fold``, ``case``, ``domain``, ``setting`` (`IN_DOMAIN` or `UNSEEN`, of that training), ``label``, and one
-column per metric. NaN says that there was nothing to find.
+column per metric. NaN says that there was nothing to find. An empty ``domain`` says that domains are not known.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import pandas as pd
 from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER
+from nnunet_dg.names import did_you_mean
 
 IN_DOMAIN, UNSEEN = "in-domain", "unseen"
 SETTINGS = (IN_DOMAIN, UNSEEN)
-ALL = "all"  # domains together
+ALL = ""  # domains together: never a name, since names are not empty
 
 
 def per_case(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -30,22 +32,40 @@ def per_case(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def by_domain(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.DataFrame:
-    """Mean and standard error of each trainer in each setting, over `ALL` cases and per domain.
+    """Mean and standard error of each trainer in each setting, over all cases (domain `ALL`) and per domain.
 
     Repeated trainings are averaged case by case first, so that a case counts once, or kept apart.
 
     Args:
-        cases: of `per_case`.
-        metric: a column of it.
-        runs_apart: one row per run.
+        cases: Table returned by `per_case`.
+        metric: A column of it.
+        runs_apart: Whether each run has its own row.
 
     Returns:
-        ``trainer``, (``run``), ``setting``, ``domain``, ``mean``, ``standard_error`` (NaN of one case alone) and ``n``.
+        ``trainer``, (``run``), ``setting``, ``domain``, ``mean``, ``standard_error`` (NaN of a single case) and ``n``.
     """
     trained = ["trainer", "run"] if runs_apart else ["trainer"]
     each = cases.groupby([*trained, "setting", "domain", "case"], sort=False)[metric].mean().reset_index()
-    both = pd.concat([each.assign(domain=ALL), each])
+    both = pd.concat([each.assign(domain=ALL), each[each["domain"] != ALL]])
     summary = both.groupby([*trained, "setting", "domain"], sort=False)[metric].agg(["mean", "sem", "count"])
+    return summary.rename(columns={"sem": "standard_error", "count": "n"}).reset_index()
+
+
+def by_label(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean and standard error of each label, per trainer and setting, over the cases in which there is one to find.
+
+    Folds that have the same case, and repeated trainings, are averaged case by case first.
+
+    Args:
+        scores: The table of scores.
+        metric: A column of it.
+
+    Returns:
+        ``trainer``, ``setting``, ``label``, ``mean``, ``standard_error`` (NaN of a single case) and ``n``.
+    """
+    of_label = ["trainer", "setting", "label"]
+    each = scores.groupby([*of_label, "domain", "case"], sort=False)[metric].mean().dropna().reset_index()
+    summary = each.groupby(of_label, sort=False)[metric].agg(["mean", "sem", "count"])
     return summary.rename(columns={"sem": "standard_error", "count": "n"}).reset_index()
 
 
@@ -64,18 +84,20 @@ def common(cases: pd.DataFrame, metric: str) -> pd.DataFrame:
 def average_rank(summary: pd.DataFrame, metric: str) -> pd.Series:
     """Each trainer's rank among the others, averaged over the unseen domains; without any, over the others.
 
-    1 is the best; equal trainers share the mean of their ranks. Domains that a trainer was not evaluated on count for
-    nobody.
+    1 is the best; equal trainers share the mean of their ranks. Domains that some trainer was not evaluated on do not
+    count. Where domains are not known, ranks are of all cases together.
 
     Args:
-        summary: of `by_domain`.
-        metric: which it is of.
+        summary: Table returned by `by_domain`.
+        metric: The metric that it is of.
 
     Returns:
         Indexed by trainer; empty if no domain has been evaluated with all of them.
     """
     setting = UNSEEN if (summary["setting"] == UNSEEN).any() else IN_DOMAIN
-    means = summary[(summary["setting"] == setting) & (summary["domain"] != ALL)]
+    of_setting = summary[summary["setting"] == setting]
+    named = of_setting["domain"] != ALL
+    means = of_setting[named] if named.any() else of_setting
     table = means.pivot_table(index="trainer", columns="domain", values="mean", sort=False).dropna(axis=1)
     return table.rank(ascending=not HIGHER_IS_BETTER[metric]).mean(axis=1)
 
@@ -87,20 +109,23 @@ def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.Data
     repeated trainings, and then folds that have the same case, are averaged.
 
     Args:
-        cases: of `per_case`.
-        metric: a column of it.
-        baseline: a trainer.
+        cases: Table returned by `per_case`.
+        metric: A column of it.
+        baseline: A trainer.
 
     Returns:
         ``trainer``, ``setting``, ``n`` pairs, ``mean_difference`` (trainer - baseline), ``p`` and ``p_holm``. p is 1
         where no case differs.
 
     Raises:
-        ValueError: there is no such trainer.
+        SettingsError: There is no such trainer.
     """
     trainers = list(dict.fromkeys(cases["trainer"]))
     if baseline not in trainers:
-        raise ValueError(f"--baseline must be one of {', '.join(trainers)}; got {baseline!r}.")
+        known = ", ".join(map(repr, trainers))
+        raise SettingsError(
+            f"`baseline` must be one of {known}; got {baseline!r}{did_you_mean(baseline, trainers) or '.'}"
+        )
     table = paired(cases, metric)
     rows = []
     for trainer in trainers:

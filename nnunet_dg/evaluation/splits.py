@@ -1,86 +1,132 @@
 """Splits by domain, in the form of nnU-Net's ``splits_final.json``: ``[{"train": [case, ...], "val": [...]}, ...]``.
 
-A group is what must not be split: a patient with several scans. Every case is a group of its own unless told otherwise.
+A group is what must not be split between training and validation: a subject with several scans. Every case is a group
+of its own unless groups are given. No group is ever in the training and in the validation of one fold.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
+from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.files import write_json
+from nnunet_dg.names import did_you_mean
+
+MOST_FOLDS = 1000
+LARGEST_SEED = 2**32 - 1  # scikit-learn's
+
+
+class SplitsExistError(DataError, FileExistsError):
+    """There are splits already."""
+
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: its training and validation cases, sorted, and in words what it holds out."""
+    """One fold: its training and validation cases, its description, and the cases that are in neither. All sorted."""
 
     train: list[str]
     val: list[str]
     description: str
+    left_out: list[str] = field(default_factory=list)
 
 
-def leave_one_domain_out(domains: Mapping[str, str], groups: Mapping[str, str] | None = None) -> list[Fold]:
-    """Fold k trains on all domains but the k-th, in alphabetical order, and validates on that one.
+def leave_one_domain_out(
+    domains: Mapping[str, str], groups: Mapping[str, str] | None = None, hold_out: float = 1.0, seed: int = 0
+) -> list[Fold]:
+    """Fold k holds out the k-th domain, in alphabetical order, and the groups in it.
+
+    The fold validates on the cases of the domain. It trains on the cases of all other domains, without those whose
+    group is validated on, which are left out of the fold.
+
+    Where groups are in several domains, as subjects that were scanned with several modalities, this may leave no
+    training case. Then only a fraction of these groups can be held out: the fold trains on the others, and their cases
+    in the held-out domain are left out. Each fold holds out the next groups of one random order.
 
     Args:
         domains: ``{case: domain}``.
         groups: ``{case: group}``.
+        hold_out: Fraction of the groups on both sides of a fold that it holds out, in (0, 1]. Other groups are in
+            the held-out domain or in the others, and are not touched by it.
+        seed: Seed of the order of groups; without effect where ``hold_out`` is 1.
 
     Raises:
-        ValueError: fewer than two domains, or a group in several of them.
+        DataError: There are fewer than two domains, or a fold has no training case.
+        SettingsError: ``hold_out`` or ``seed`` are out of range.
     """
     folds = []
-    for held_out in _names(domains):
-        val = [case for case in domains if domains[case] == held_out]
-        folds.append(_fold(domains, val, f"validates on {held_out}, which no training case is from"))
+    for number, name in enumerate(_names(domains)):
+        val = {case for case in domains if domains[case] == name}
+        text = f"validates on {name}, which no training case is from"
+        folds.append(_hold_out(domains, val, groups, hold_out, seed, number, text))
     check(folds, groups)
     return folds
 
 
-def single_source(domains: Mapping[str, str], groups: Mapping[str, str] | None = None) -> list[Fold]:
-    """Fold k trains on the k-th domain alone, in alphabetical order, and validates on all others. As above."""
+def single_source(
+    domains: Mapping[str, str], groups: Mapping[str, str] | None = None, hold_out: float = 1.0, seed: int = 0
+) -> list[Fold]:
+    """Fold k trains on the k-th domain only, in alphabetical order, and holds out all others and the groups in them.
+
+    The fold validates on the cases of all other domains. It trains on the cases of its domain, without those whose
+    group is validated on. Arguments, errors, and groups in several domains are those of `leave_one_domain_out`.
+    """
     folds = []
-    for source in _names(domains):
-        val = [case for case in domains if domains[case] != source]
-        folds.append(_fold(domains, val, f"trains on {source} alone"))
+    for number, source in enumerate(_names(domains)):
+        val = {case for case in domains if domains[case] != source}
+        folds.append(_hold_out(domains, val, groups, hold_out, seed, number, f"trains on {source} only"))
     check(folds, groups)
     return folds
 
 
 def few_shot(
-    domains: Mapping[str, str], num_cases: int, folds: int = 5, seed: int = 0, groups: Mapping[str, str] | None = None
+    domains: Mapping[str, str],
+    num_cases: int,
+    folds: int = 5,
+    seed: int = 0,
+    groups: Mapping[str, str] | None = None,
+    source: Collection[str] = (),
 ) -> list[Fold]:
-    """Each fold trains on a few random cases, and validates on all others but those of the same groups.
+    """Each fold trains on a few random cases, and validates on all others except those of the same groups.
 
     Args:
         domains: ``{case: domain}``.
-        num_cases: how many training cases.
-        folds: how many draws.
-        seed: of the draws; the same seed gives the same splits.
+        num_cases: Number of training cases.
+        folds: Number of draws, 1 to `MOST_FOLDS`.
+        seed: Seed of the draws; the same seed gives the same splits.
         groups: ``{case: group}``.
+        source: The domains that training cases are drawn from; empty: all. Cases of all domains are validated on, also
+            those of ``source`` that were not drawn.
 
     Raises:
-        ValueError: there are not so many cases, or none would be left to validate.
+        DataError: There are not enough cases, or none would be left to validate on.
+        SettingsError: ``folds`` or ``seed`` are out of range, or there is no domain of that name.
     """
-    cases, groups = sorted(domains), groups or {case: case for case in domains}
-    if not 1 <= num_cases < len(cases):
-        raise ValueError(f"few-shot needs between 1 and {len(cases) - 1} training cases; got {num_cases}.")
-    rng, made = np.random.default_rng(seed), []
+    groups = groups or {case: case for case in domains}
+    _whole("folds", folds, 1, MOST_FOLDS)
+    _whole("seed", seed, 0, LARGEST_SEED)
+    cases = _cases_of(domains, source)
+    most = min(len(cases), len(domains) - 1)
+    if not 1 <= num_cases <= most:
+        where = f" of {', '.join(map(repr, source))}" if source else ""
+        raise DataError(f"few-shot needs between 1 and {most} training cases{where}; got {num_cases}.")
+    rng, result = np.random.default_rng(seed), []
     for _ in range(folds):
         train = sorted(rng.choice(cases, num_cases, replace=False).tolist())
         taken = {groups[case] for case in train}
-        val = [case for case in cases if groups[case] not in taken]
+        val = [case for case in sorted(domains) if groups[case] not in taken]
         if not val:
-            raise ValueError(f"{num_cases} training cases are from every group: none is left to validate on.")
-        trained_on = ", ".join(f"{count} of {domain}" for domain, count in sorted(_count(domains, train).items()))
-        made.append(Fold(train, val, f"trains on {num_cases} cases: {trained_on}"))
-    check(made, groups)
-    return made
+            raise DataError(f"{num_cases} training cases are from every group: none is left to validate on.")
+        description = f"trains on {num_cases} cases{_per_domain(domains, train)}"
+        result.append(Fold(train, val, description, _rest(domains, train, val)))
+    check(result, groups)
+    return result
 
 
 def grouped(domains: Mapping[str, str], groups: Mapping[str, str], folds: int = 5, seed: int = 0) -> list[Fold]:
@@ -89,69 +135,116 @@ def grouped(domains: Mapping[str, str], groups: Mapping[str, str], folds: int = 
     Args:
         domains: ``{case: domain}``.
         groups: ``{case: group}``.
-        folds: how many.
-        seed: of the shuffling.
+        folds: Number of folds, at least 2.
+        seed: Seed of the shuffling.
 
     Raises:
-        ValueError: fewer groups than folds.
+        DataError: There are fewer groups than folds.
+        SettingsError: ``seed`` is out of range.
     """
+    _whole("seed", seed, 0, LARGEST_SEED)
     cases = sorted(domains)
     of_case = [groups[case] for case in cases]
     if not 2 <= folds <= len(set(of_case)):
-        raise ValueError(f"grouped needs between 2 and {len(set(of_case))} folds, one per group at most; got {folds}.")
-    made = []
+        raise DataError(f"grouped needs between 2 and {len(set(of_case))} folds, at most one per group; got {folds}.")
+    result = []
     for _, held_out in GroupKFold(folds, shuffle=True, random_state=seed).split(cases, groups=of_case):
         val = [cases[i] for i in held_out]
-        validated = ", ".join(f"{count} of {domain}" for domain, count in sorted(_count(domains, val).items()))
-        made.append(_fold(domains, val, f"validates on {len({groups[c] for c in val})} groups: {validated}"))
-    check(made, groups)
-    return made
+        description = f"validates on {len({groups[c] for c in val})} groups{_per_domain(domains, val)}"
+        result.append(Fold(sorted(set(cases) - set(val)), val, description))
+    check(result, groups)
+    return result
 
 
 def check(folds: list[Fold], groups: Mapping[str, str] | None = None) -> None:
     """Refuse folds in which training and validation share a case or a group, or one of the two is empty.
 
     Raises:
-        ValueError: by name of the case or group.
+        DataError: Names the case or group.
     """
     for number, fold in enumerate(folds):
         if not fold.train or not fold.val:
-            raise ValueError(f"Fold {number} has no {'validation' if fold.train else 'training'} case.")
+            part = "validation" if fold.train else "training"
+            advice = " Its groups are all in the held-out domains too: hold out a fraction of them (`hold_out`)."
+            raise DataError(f"Fold {number} has no {part} case.{advice if fold.left_out else ''}")
         if both := sorted(set(fold.train) & set(fold.val)):
-            raise ValueError(f"Fold {number} leaks: case {both[0]!r} is trained and validated on.")
+            raise DataError(f"Fold {number} leaks: case {both[0]!r} is trained and validated on.")
         if groups is None:
             continue
         if both := sorted({groups[case] for case in fold.train} & {groups[case] for case in fold.val}):
-            raise ValueError(
-                f"Fold {number} leaks: group {both[0]!r} is trained and validated on. Its cases are from several "
-                f"domains: give them one, or use grouped splits."
-            )
+            raise DataError(f"Fold {number} leaks: group {both[0]!r} is trained and validated on.")
 
 
 def write(folds: list[Fold], path: Path, force: bool = False) -> None:
-    """Write nnU-Net's ``splits_final.json``.
+    """Write nnU-Net's ``splits_final.json``, all of it or nothing.
 
     Raises:
-        FileExistsError: there is one, and ``force`` was not given.
+        SplitsExistError: There is one, and ``force`` was not given.
     """
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists already. Trainings that used it would change their folds: --force.")
-    path.write_text(json.dumps([{"train": fold.train, "val": fold.val} for fold in folds], indent=4) + "\n")
+    if os.path.lexists(path) and not force:
+        raise SplitsExistError(
+            f"{path} exists already, and trainings that used it would change their folds. To write over it: `force`."
+        )
+    write_json(path, [{"train": fold.train, "val": fold.val} for fold in folds], indent=4)
+
+
+def _hold_out(
+    domains: Mapping[str, str],
+    val: Collection[str],
+    groups: Mapping[str, str] | None,
+    fraction: float,
+    seed: int,
+    number: int,
+    description: str,
+) -> Fold:
+    """The fold that validates on ``val`` and trains on the rest, and in which no group is on both sides."""
+    _whole("seed", seed, 0, LARGEST_SEED)
+    if not 0 < fraction <= 1:
+        raise SettingsError(f"`hold_out` must be above 0 and at most 1; got {fraction!r}.")
+    group_of = groups or {case: case for case in domains}
+    train = set(domains) - set(val)
+    shared = {group_of[case] for case in train} & {group_of[case] for case in val}
+    held_out = _part(sorted(shared), fraction, seed, number)
+    trained = sorted(case for case in train if group_of[case] not in held_out)
+    validated = sorted(case for case in val if group_of[case] not in shared - held_out)
+    return Fold(trained, validated, description, _rest(domains, trained, validated))
+
+
+def _part(groups: list[str], fraction: float, seed: int, number: int) -> set[str]:
+    """The ``number``-th part of the groups in random order; after the last group comes the first."""
+    size = len(groups) if fraction == 1 else min(len(groups), max(1, round(fraction * len(groups))))
+    order = np.random.default_rng(seed).permutation(len(groups))
+    return {groups[order[(number * size + i) % len(groups)]] for i in range(size)}
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise SettingsError(f"`{name}` must be a whole number from {low} to {high}; got {value}.")
+
+
+def _cases_of(domains: Mapping[str, str], source: Collection[str]) -> list[str]:
+    """The cases of these domains, or of all where none are given, sorted."""
+    known = sorted(set(domains.values()))
+    if unknown := [name for name in source if name not in known]:
+        close = did_you_mean(unknown[0], known) or "."
+        raise SettingsError(f"`source` must name domains, {', '.join(map(repr, known))}; got {unknown[0]!r}{close}")
+    return sorted(case for case in domains if not source or domains[case] in source)
+
+
+def _rest(domains: Mapping[str, str], train: Collection[str], val: Collection[str]) -> list[str]:
+    return sorted(set(domains) - set(train) - set(val))
 
 
 def _names(domains: Mapping[str, str]) -> list[str]:
     names = sorted(set(domains.values()))
     if len(names) < 2:
-        raise ValueError(
-            f"There is one domain, {names[0]!r}: splits by domain need two. Say which case is from where in "
-            f"domains.json."
-        )
+        given = f"There is one domain, {names[0]!r}" if names and names[0] else "No domains are given"
+        raise DataError(f"{given}: splits by domain need two. Say which case is from where in domains.json.")
     return names
 
 
-def _fold(domains: Mapping[str, str], val: list[str], description: str) -> Fold:
-    return Fold(sorted(set(domains) - set(val)), sorted(val), description)
-
-
-def _count(domains: Mapping[str, str], cases: list[str]) -> Counter[str]:
-    return Counter(domains[case] for case in cases)
+def _per_domain(domains: Mapping[str, str], cases: list[str]) -> str:
+    """``": 2 of A, 1 of B"``; empty where the only domain has no name."""
+    counts = sorted(Counter(domains[case] for case in cases).items())
+    named = ", ".join(f"{count} of {domain}" for domain, count in counts if domain)
+    return f": {named}" if named else ""

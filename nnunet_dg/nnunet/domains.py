@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nnunet_dg import formats
+from nnunet_dg.errors import DataError
+from nnunet_dg.files import read_json, replacing
+from nnunet_dg.names import printable
+
 FILE = "domains.json"
+UNNAMED = ""  # the one domain of a dataset without domains.json; in that file, a name is never empty
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Domains:
     """The domain of every training case.
 
     Attributes:
-        names: of the domains, sorted; a domain's number is its place here.
+        names: The domains, sorted; a domain's number is its place here. (`UNNAMED`,) without ``domains.json``.
         of_case: ``{case: number}``.
     """
 
@@ -36,73 +40,67 @@ class Domains:
 def read_domains(
     raw: Path | None, preprocessed: Path, cases: Iterable[str], log: Callable[[str], None] = print
 ) -> Domains:
-    """The domains of a dataset's cases; one domain where there is no ``domains.json``.
+    """The domains of a dataset's cases; one domain, `UNNAMED`, where there is no ``domains.json``.
 
-    The raw dataset's file is carried to the preprocessed folder, for machines with nothing but preprocessed data. Where
-    there is a raw dataset folder, what it says counts, also if it has no such file.
+    The raw dataset's file is copied to the preprocessed folder, for machines that have only preprocessed data. Where
+    there is a raw dataset folder, only its file counts, also if it has none.
 
     Args:
-        raw: the raw dataset folder, which may be missing; None where nnUNet_raw is not set.
-        preprocessed: the preprocessed dataset folder.
-        cases: all training cases of the dataset, of all folds.
-        log: is told of domains with one case, which is allowed.
+        raw: The raw dataset folder, which may be missing; None where nnUNet_raw is not set.
+        preprocessed: The preprocessed dataset folder.
+        cases: All training cases of the dataset, of all folds.
+        log: Called with what a user should know, such as a domain with a single case.
 
     Raises:
-        ValueError: the file is no ``{case: domain}``, a case has no domain, or a case is unknown.
+        DataError: The file is not ``{case: domain}``, is a folder or a link to nowhere, a case has no domain, or a case
+            is unknown.
     """
     cases = sorted(cases)
     path = locate(raw, preprocessed)
-    if not path.is_file():
-        log(f"Domains: one, for there is no {path}")
-        return Domains(("all",), dict.fromkeys(cases, 0))
+    if not os.path.lexists(path):
+        log(f"Domains: one, because there is no {path}")
+        return Domains((UNNAMED,), dict.fromkeys(cases, 0))
     given = read_file(path)
     if missing := [case for case in cases if case not in given]:
-        raise ValueError(f"{path}: {_some(missing)} without a domain. Add every training case, or remove the file.")
+        raise DataError(f"{path}: {_some(missing)} without a domain. Add every training case, or remove the file.")
     if unknown := sorted(set(given) - set(cases)):
-        raise ValueError(f"{path}: {_some(unknown)} not in the dataset. Remove what is no training case.")
+        raise DataError(f"{path}: {_some(unknown)} not in the dataset. Remove every case that is not a training case.")
     if single := sorted(domain for domain, count in Counter(given.values()).items() if count == 1):
         log(
-            f"{path}: one case alone is from {', '.join(single)}. Where that case is validated on, the domain is not "
-            f"trained on; where it is trained on, it is never validated."
+            f"{path}: there is a single case from {', '.join(map(printable, single))}. Where that case is validated "
+            f"on, the domain is not trained on; where it is trained on, it is never validated."
         )
     if path.parent != preprocessed:
         _carry(path, preprocessed / FILE, log)
     names = tuple(sorted(set(given.values())))
-    log(f"Domains: {', '.join(names)}, from {path}")
+    log(f"Domains: {', '.join(map(printable, names))}, from {path}")
     return Domains(names, {case: names.index(domain) for case, domain in given.items()})
 
 
 def _carry(source: Path, target: Path, log: Callable[[str], None]) -> None:
-    """A copy that other folds may make and read at the same time."""
+    """Copy the file; other folds may copy and read it at the same time."""
     content = source.read_bytes()
     if target.is_file() and target.read_bytes() == content:
         return
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as temporary:
-            temporary.write(content)
-        os.replace(temporary.name, target)
+        with replacing(target) as partial:
+            partial.write_bytes(content)
     except OSError as error:  # the training has what it needs
-        log(f"{source} could not be carried to {target.parent}: {error}")
+        log(f"{source} could not be copied to {target.parent}: {error}")
 
 
 def locate(raw: Path | None, preprocessed: Path) -> Path:
-    """Where a dataset's domains are said: in its raw folder, where there is one. The file may be missing."""
+    """Where a dataset's domains are given: in its raw folder, where there is one. The file may be missing."""
     return (raw if raw is not None and raw.is_dir() else preprocessed) / FILE
 
 
-def read_file(path: Path) -> dict[str, str]:
-    """``{case: domain}`` as it is written.
+def read_file(path: Path, what: str = "domain") -> dict[str, str]:
+    """``{case: domain}`` as it is written, or ``{case: group}``.
 
     Raises:
-        ValueError: it cannot be read, or is something else.
+        DataError: The file cannot be read, or holds something else.
     """
-    try:
-        given = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(given, dict) or not all(isinstance(domain, str) for domain in given.values()):
-        raise ValueError(f'{path} must look like {{"case": "domain", ...}}.')
-    return given
+    return read_json(path, formats.Domains, f'It must look like {{"case": "{what}", ...}}.')
 
 
 def _some(cases: list[str]) -> str:

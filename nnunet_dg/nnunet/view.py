@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,81 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_dg import formats
+from nnunet_dg.errors import DataError
 from nnunet_dg.evaluation.overlay import CaseView
+from nnunet_dg.files import read_json
+from nnunet_dg.nnunet.evaluate import Labels
 
 
 def view(row: Mapping[str, Any]) -> CaseView | None:
     """Image, truth and prediction of a row of scores, read as nnU-Net reads them; None if they are not all there.
 
-    The image is looked for where nnU-Net has it: in ``imagesTr`` or ``imagesTs`` beside the truth's folder, or in the
-    raw dataset of preprocessed truths. Of several image files, the first is shown.
+    The image is looked for where nnU-Net has it: in ``imagesTr`` or ``imagesTs`` next to the truth's folder, in the raw
+    dataset of preprocessed truths, or where the raw ``dataset.json`` says. Of several image files, the first is shown.
+
+    Raises:
+        DataError: A file cannot be read, or image, truth and prediction have different shapes.
     """
-    truth, prediction = Path(row["reference_file"]), Path(row["prediction_file"] or "none")
+    truth, prediction = Path(row["reference_file"]), Path(row["prediction_file"])
     ending = truth.name.removeprefix(row["case"])
-    images = images_of(truth, row["case"], ending)
-    if not images or not prediction.is_file() or not truth.is_file():
+    if not prediction.is_file() or not truth.is_file():
+        return None
+    images = [path for path in images_of(truth, row["case"], ending) if path.is_file()]
+    if not images:
         return None
     dataset = next((p for p in list(prediction.parents)[:3] if (p / "dataset.json").is_file()), None)
-    labels = {} if dataset is None else json.loads((dataset / "dataset.json").read_text())["labels"]
+    content = None if dataset is None else read_json(dataset / "dataset.json", formats.Dataset)
     reader = determine_reader_writer_from_dataset_json({"file_ending": ending}, str(truth), verbose=False)()
-    image, properties = reader.read_images([str(images[0])])
-    of_truth, of_prediction = (reader.read_seg(str(path))[0][0] for path in (truth, prediction))
-    numbers = sorted({*np.unique(of_truth).tolist(), *np.unique(of_prediction).tolist()} - {0})
-    names = {int(n): f"label {int(n)}" for n in numbers}
-    names |= {number: name for name, number in labels.items() if isinstance(number, int) and number}
-    return CaseView(image, of_truth, of_prediction, tuple(properties["spacing"]), names)
+    image, properties = _read(reader.read_images, [str(images[0])], images[0])
+    masks = [_read(reader.read_seg, str(path), path)[0][0] for path in (truth, prediction)]
+    for path, mask in zip((truth, prediction), masks, strict=True):
+        if mask.shape != image.shape[1:]:
+            raise DataError(f"{path} has the shape {mask.shape}, and {images[0]} has {image.shape[1:]}.")
+    numbers = [int(n) for n in np.union1d(*masks) if n > 0]
+    names = {n: f"label {n}" for n in numbers} | ({} if content is None else _names(content))
+    return CaseView(image, masks[0], masks[1], tuple(properties["spacing"]), names)
 
 
 def images_of(truth: Path, case: str, ending: str) -> tuple[Path, ...]:
-    """A case's image files, one per channel, from where its truth is; none if they are elsewhere."""
-    folders = {
-        "labelsTr": truth.parent.parent / "imagesTr",
-        "labelsTs": truth.parent.parent / "imagesTs",
-        "gt_segmentations": Path(nnUNet_raw or "", truth.parent.parent.name, "imagesTr"),
-    }
-    folder = folders.get(truth.parent.name)
-    return () if folder is None else images_in(folder, case, ending)
+    """A case's image files, one per channel, found from where its truth is; empty if they are elsewhere."""
+    name, dataset = truth.parent.name, truth.parent.parent
+    if name == "labelsTs":
+        return images_in(dataset / "imagesTs", case, ending)
+    if name == "labelsTr":
+        return training_images(dataset, case, ending)
+    if name == "gt_segmentations" and nnUNet_raw:
+        return training_images(Path(nnUNet_raw, dataset.name), case, ending)
+    return ()
+
+
+def training_images(raw: Path, case: str, ending: str) -> tuple[Path, ...]:
+    """A training case's image files: those that the raw ``dataset.json`` lists, or those in ``imagesTr``."""
+    if not (raw / "dataset.json").is_file():
+        return images_in(raw / "imagesTr", case, ending)
+    content = read_json(raw / "dataset.json", formats.ListedDataset)
+    if "dataset" not in content:
+        return images_in(raw / "imagesTr", case, ending)
+    listed = get_filenames_of_train_images_and_targets(str(raw), dict(content))
+    return tuple(Path(path) for path in listed[case]["images"]) if case in listed else ()
 
 
 def images_in(folder: Path, case: str, ending: str) -> tuple[Path, ...]:
-    """A case's image files in nnU-Net's format, one per channel (or one for all colours)."""
-    return tuple(sorted(folder.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{ending}")))
+    """A case's image files in nnU-Net's format, one per channel (or one for all colors)."""
+    return tuple(sorted(folder.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{glob.escape(ending)}")))
+
+
+def _read(read: Any, argument: Any, path: Path) -> Any:
+    try:
+        return read(argument)
+    except Exception as error:  # nnU-Net's readers wrap several libraries that raise unrelated exceptions
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _names(dataset: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the labels that are a single number; a region of several numbers has no number of its own."""
+    labels = Labels.of_dataset(dataset)
+    names = {int(values[0]): name for name, values in labels.foreground.items() if len(values) == 1}
+    return names if labels.ignore is None else names | {labels.ignore: "ignore"}

@@ -42,7 +42,7 @@ def test_nnunet_trains_on_the_others_and_validates_on_the_domain_that_was_left_o
 @pytest.mark.parametrize(
     ("groups", "status", "message"),
     [
-        ({"case_0": "p"}, 1, "must name every case of the dataset and no other; 'case_1' is in one of them alone"),
+        ({"case_0": "p"}, 1, "must name every case of the dataset and no other; 'case_1' is in the dataset only"),
         (dict.fromkeys(DOMAINS, "p"), 1, "between 2 and 1 folds"),
         ({case: case[:5] + str(i // 2) for i, case in enumerate(DOMAINS)}, 0, "Written"),
     ],

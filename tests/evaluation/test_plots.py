@@ -81,10 +81,61 @@ def test_a_case_is_shown_where_most_is_wrong_across_the_widest_spacing():
     assert right.slice().truth.sum() == 4  # where most has a label
 
 
-def test_the_legend_names_labels():
-    masks = view().truth
-    figure, _ = overlay({"case": CaseView(view().image, masks, masks, (3, 1, 1), {1: "organ", 2: "lesion"})})
+def test_the_legend_names_the_labels_in_the_pictures():
+    masks = view().truth  # label 1 in slice 1, which is shown; label 2 in slice 2
+    case = CaseView(view().image, masks, masks, (3, 1, 1), {1: "organ", 2: "lesion"})
+    figure, _ = overlay({"case": case})
+    assert [text.get_text() for text in figure.legends[0].texts] == ["organ"]
+    lesion = CaseView(case.image, masks == 9, 2 * (masks > 0), (3, 1, 1), {2: "lesion"})
+    figure, _ = overlay({"case": case, "other": lesion})
     assert [text.get_text() for text in figure.legends[0].texts] == ["organ", "lesion"]
+
+
+def test_117_labels_stay_distinguishable_and_fit_into_the_picture():
+    masks = np.zeros((1, 40, 40), int)
+    masks[0, ::4, ::4] = np.arange(100).reshape(10, 10) + 17
+    few = np.where(masks > 47, 0, masks)  # 31 of them, with numbers up to 47
+    for shown in (few, masks):
+        case = CaseView(
+            np.ones((1, 1, 40, 40)), shown, shown, (999, 1, 1), {n: f"vertebra number {n}" for n in range(1, 118)}
+        )
+        figure, axes = overlay({"case": case})
+        legend = figure.legends[0]
+        assert len(legend.texts) == len(np.unique(shown)) - 1
+        styles = {(line.get_color(), line.get_linestyle()) for line in legend.legend_handles}
+        assert len(styles) == min(32, len(legend.texts))
+        figure.draw_without_rendering()
+        assert legend.get_window_extent().width <= figure.bbox.width
+        assert axes[0, 0].get_window_extent().height > 100
+
+
+@pytest.mark.parametrize("name", ["A$\\frac{$", "$x$", "_hidden", "a\\$b$c", "x" * 200, "line\nbreak"])
+def test_names_in_pictures_are_no_formulas_and_stay_in_legends(cases, name):
+    renamed = cases.replace({"trainer": {"A": name}, "domain": {"x": name}})
+    literal = name.replace("\n", r"\n")
+    box, ax = box_plot(renamed, "dice")
+    box.draw_without_rendering()
+    labels = [text.get_text().strip() for text in box.legends[0].texts]
+    assert [text.replace(r"\$", "$") for text in labels] == [
+        literal if len(literal) < 60 else f"{literal[:57]}...",
+        "B",
+    ]
+    assert ax.get_xticklabels()[0].get_text().count("\n") == 1
+    for figure, _ in (scatter(renamed, "dice", "B", name), curves(renamed, "run", "dice", "trainer", title=name),
+                      overlay({name: view()})):  # fmt: skip
+        figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("name", ["setting", "domain", "case", "fold", "trainer"])
+def test_a_trainer_may_have_the_name_of_a_column(cases, name):
+    _, ax = scatter(cases.replace({"trainer": {"B": name}}), "dice", "A", name)
+    assert points(ax.collections[0]) == [(0.9, 0.6)]
+
+
+def test_a_hundred_domains_fit_into_a_picture(cases):
+    many = pd.concat([cases.assign(domain=f"site {i}") for i in range(100)])
+    figure, _ = box_plot(many, "dice")
+    assert max(figure.get_size_inches()) * 150 < 2**16
 
 
 def test_the_overlay_draws_truth_and_prediction_beside_the_image():

@@ -12,6 +12,7 @@ from nnunet_dg.evaluation.scores import (
     against_baseline,
     average_rank,
     by_domain,
+    by_label,
     common,
     per_case,
 )
@@ -136,6 +137,35 @@ def test_folds_are_paired_with_themselves():
 
 def test_an_unknown_baseline_is_named_with_what_there_is():
     cases = per_case(pd.DataFrame(rows("A", UNSEEN, "x", [0.5])), "dice")
-    with pytest.raises(ValueError, match="--baseline must be one of A; got 'Z'"):
+    with pytest.raises(ValueError, match="`baseline` must be one of 'A'; got 'Z'"):
         against_baseline(cases, "dice", "Z")
     assert against_baseline(cases, "dice", "A").empty
+
+
+@pytest.mark.parametrize("name", ["all", "ALL", "mean", "domain", "nan", "None"])
+def test_no_name_of_a_domain_is_taken_for_all_domains_together(name):
+    scores = pd.DataFrame(rows("A", UNSEEN, name, [0.2]) + rows("A", UNSEEN, "y", [0.8]))
+    summary = by_domain(per_case(scores, "dice"), "dice")
+    assert get(summary, domain=name)["n"] == 1
+    assert get(summary, domain=ALL)["n"] == 2
+    assert get(summary, domain=ALL)["mean"] == pytest.approx(0.5)
+
+
+def test_cases_without_domains_count_once_and_are_ranked_together():
+    scores = pd.DataFrame(rows("A", IN_DOMAIN, "", [0.2, 0.4]) + rows("B", IN_DOMAIN, "", [0.3, 0.9]))
+    summary = by_domain(per_case(scores, "dice"), "dice")
+    assert get(summary, trainer="A")["n"] == 2
+    assert average_rank(summary, "dice").to_dict() == {"A": 2, "B": 1}
+
+
+def test_means_of_labels_by_hand():
+    """Label a: case 0 is 0.3 on average over its runs, case 1 is 0.5, so 0.4 +- 0.1; label b is there once."""
+    scores = pd.DataFrame(
+        rows("A", UNSEEN, "x", [0.2, 0.5]) + rows("A", UNSEEN, "x", [0.4, 0.5], run=2)
+        + rows("A", UNSEEN, "x", [math.nan, 0.7], label="b") + rows("A", IN_DOMAIN, "w", [1.0])
+    )  # fmt: skip
+    summary = by_label(scores, "dice")
+    unseen = get(summary, setting=UNSEEN, label="a")
+    assert (unseen["mean"], unseen["standard_error"], unseen["n"]) == (pytest.approx(0.4), pytest.approx(0.1), 2)
+    assert get(summary, setting=UNSEEN, label="b")[["mean", "n"]].tolist() == [pytest.approx(0.7), 1]
+    assert get(summary, setting=IN_DOMAIN, label="a")["mean"] == 1

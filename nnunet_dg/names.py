@@ -1,0 +1,46 @@
+"""Names of cases, domains, labels and trainers are data: shown as they are, whatever characters they have."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
+
+LONGEST = 80  # characters of a name in a file name; file systems take 255 bytes
+
+
+def printable(text: str) -> str:
+    r"""The text on one line: line ends, terminal escapes and other control characters as ``\n``, ``\x1b``, ..."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` where a known name is similar, else an empty string."""
+    spelled = {known_name.casefold(): known_name for known_name in known}
+    close = difflib.get_close_matches(name.casefold(), spelled, 1)
+    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """A file name without ending for each name: letters, digits, ``.``, ``-`` and ``_``.
+
+    No two are equal, also where a file system does not distinguish upper and lower case: later ones are numbered.
+    """
+    result: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in dict.fromkeys(names):
+        stem = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:LONGEST].strip("_.") or "unnamed"
+        candidate, number = stem, 1
+        while candidate.casefold() in taken:
+            number += 1
+            candidate = f"{stem}-{number}"
+        taken.add(candidate.casefold())
+        result[name] = candidate
+    return result
+
+
+def foreign_path(text: str) -> PurePath:
+    """A path that was written on any machine: Windows paths are recognized by a drive letter or by backslashes only."""
+    windows = re.match(r"[A-Za-z]:[\\/]", text) or ("\\" in text and "/" not in text)
+    return PureWindowsPath(text) if windows else PurePosixPath(text)
