@@ -22,21 +22,21 @@ def make(tmp_path, monkeypatch):
     folder = tmp_path / "nnUNet_preprocessed" / "Dataset999_Benchmark"
     folder.mkdir(parents=True)
 
-    def make(domains=("a", "b"), **settings):
+    def make(domains=("a", "b"), epoch=999, **settings):
         (folder / "domains.json").write_text(json.dumps(dict(zip(CASES, domains, strict=True))))
         given = plans(16).plans
         given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
         given["nnunet_dg"] = {"sgcg": settings}
         torch.manual_seed(0)
         trainer = initialized(nnUNetTrainerSgCG, given, torch.device("cpu"))
-        trainer.current_epoch = 1
+        trainer.current_epoch = epoch  # the last: every term counts
         return trainer
 
     return make
 
 
 def test_every_term_is_what_it_is_called(make):
-    trainer = make(voxels_per_class=100_000)
+    trainer = make(voxels_per_class=100_000, start_epoch=998)
     step, seen = batch(trainer), []
     data, target, domains = step["data"], step["target"], torch.tensor([0, 1])
     trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
