@@ -29,15 +29,15 @@ class nnUNetTrainerSgCG(AuxiliaryTrainer):
     """nnU-Net's own recipe, with ``L = L_ram + lambda L_feat`` (eq. 13) in place of its loss.
 
     SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, ICLR 2025 submission. L_ram
-    (RAM-DSIR: Zhou et al., Generalizable Medical Image Segmentation via Random Amplitude Mixup and Domain-Specific Image
-    Restoration, ECCV 2022) is the segmentation loss on the image and on its amplitude-mixed twin, their consistency, and
-    the restoration of the image from the twin. L_feat is the contrast of the penultimate features of both.
-    ``domains.json`` says which case is from which domain. With it, batches are balanced over the domains; without it,
-    any two samples are mixed.
+    (RAM-DSIR: Zhou et al., Generalizable Medical Image Segmentation via Random Amplitude Mixup and Domain-Specific
+    Image Restoration, ECCV 2022) is the segmentation loss on the image and on its amplitude-mixed twin, their
+    consistency, and the restoration of the image from the twin. L_feat is the contrast of the penultimate features of
+    both. ``domains.json`` says which case is from which domain. With it, batches are balanced over the domains; without
+    it, any two samples are mixed.
 
     The paper starts from a trained network. Here the class statistics are collected in epoch `start_epoch`, and the
-    contrast counts from the next epoch on; before, it is not computed. Voxels outside the mask of masked images and zero
-    padding belong to no class.
+    contrast counts from the next epoch on; before, it is not computed. Voxels outside the mask of masked images and
+    zero padding belong to no class.
     """
 
     sgcg = SgCGSettings()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host  # noqa: N813, a module
 
 CASES = "cases_by_domain"  # attribute of a dataset to balance: the cases of each domain, a list of lists
 

@@ -62,8 +62,8 @@ def contrastive_upper_bound(
 class _QuadraticForms(torch.autograd.Function):
     """``q^T Sigma_k q`` for all k: ``(N, A), (K, A, A) -> (N, K)``, keeping only its inputs for the gradient.
 
-    Outer products ``q q^T`` of a chunk of voxels are multiplied with the covariances of all classes at once. A chunk has
-    N / A voxels, so that it is not larger than the features.
+    Outer products ``q q^T`` of a chunk of voxels are multiplied with the covariances of all classes at once. A chunk
+    has N / A voxels, so that it is not larger than the features.
     """
 
     @staticmethod

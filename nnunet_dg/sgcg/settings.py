@@ -14,9 +14,10 @@ class SgCGSettings:
     Attributes:
         contrast: lambda (eq. 13), the weight of the contrastive loss; 0 leaves it out.
         temperature: tau of the contrastive loss, positive.
-        voxels_per_class: Maximum number of randomly chosen voxels per class and step in statistics and contrastive loss.
-        start_epoch: The epoch that collects the class statistics; the contrastive loss counts from the next one. null: a
-            fifth of the training, or 0 with ``-pretrained_weights``, since the method starts from a trained network.
+        voxels_per_class: Maximum number of randomly chosen voxels per class and step, in statistics and contrastive
+            loss. More than four classes share the voxels of four.
+        start_epoch: The epoch that collects the class statistics; the contrastive loss counts from the next one. null:
+            a fifth of the training, or 0 with ``-pretrained_weights``, since the method starts from a trained network.
         memory: Training steps that the class statistics remember, see `ClassStatistics`; null: all (as published).
         max_count: See `ClassStatistics`; null: no limit.
         amplitude_mixup: Train on amplitude-mixed images as well (RAM-DSIR). Without it, the contrastive loss is added
