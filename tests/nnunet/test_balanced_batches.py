@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host  # noqa: N813, a module
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dg.nnunet.balanced_batches import CASES, BalancedDataLoader, balanced_data_loaders, cases_by_domain
