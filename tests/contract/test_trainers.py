@@ -65,7 +65,7 @@ class TestSgCG(TrainerContract, AuxiliaryContract, ExportContract, ExportRefusal
         before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
         seen = before["contrast"]["statistics.count"]
         # of six steps instead of two, of which the older ones weigh a little less and each has other voxels
-        assert after["contrast"]["statistics.count"].sum() == pytest.approx(3 * seen.sum(), rel=0.1)
+        assert after["contrast"]["statistics.count"].sum().item() == pytest.approx(3 * seen.sum().item(), rel=0.1)
         assert all(not torch.equal(value, after["restoration"][key]) for key, value in before["restoration"].items()
                    if not key.endswith("bias"))  # fmt: skip
 
