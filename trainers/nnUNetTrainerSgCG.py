@@ -117,10 +117,11 @@ class nnUNetTrainerSgCG(AuxiliaryTrainer):
         return self.classes.of_target(target).masked_fill(outside, -1)
 
     def mix(self, data, domains, half_width):
-        """The batch with amplitudes of other samples in its image channels."""
+        """The batch with amplitudes of other samples in its image channels; what is outside a mask stays zero."""
         image, rest = data[:, : self.num_images], data[:, self.num_images :]
         ratio = random_ratio(len(image), image.device)
         mixed = random_amplitude_mixup(image, self.partners.of(image, domains), ratio, half_width)
+        mixed = mixed.masked_fill_(self.outside.channels(image), 0)
         return torch.cat([mixed, rest], 1) if rest.shape[1] else mixed
 
     def conditions(self):

@@ -192,6 +192,15 @@ def test_channels_of_a_cascades_previous_stage_are_not_mixed(make):
     assert not torch.equal(mixed[:, :1], data[:, :1])
 
 
+def test_the_twin_of_a_masked_image_is_zero_outside_the_mask_too(make):
+    trainer = make(mask=True)
+    data = 3 + torch.randn(2, 1, 16, 16, 16)
+    data[:, :, :5] = 0
+    mixed = trainer.mix(data, torch.tensor([0, 1]), 0.1)
+    assert (mixed[:, :, :5] == 0).all()
+    assert (mixed[:, :, 5:] != data[:, :, 5:]).float().mean() > 0.4
+
+
 def test_network_and_auxiliary_modules_are_clipped_each_by_itself(make):
     trainer = make()
     weights = trainer.term_weights()
