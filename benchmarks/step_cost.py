@@ -77,7 +77,7 @@ class Step:
             network.extractor.load_published(random_weights())
         if isinstance(self.trainer, nnUNetTrainerTinyMIG):
             self.trainer.load_teacher()
-        self.trainer.current_epoch = 1  # every term counts
+        self.trainer.current_epoch = self.trainer.num_epochs - 1  # every term counts
         self.batch = batch(self.trainer)
         self.device = device
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_dg.errors import DataError
 from nnunet_dg.nnunet.method_trainer import MethodTrainer
 from nnunet_dg.nnunet.term_curves import add_term_curves
 from nnunet_dg.nnunet.unwrap import unwrap
@@ -29,20 +31,27 @@ class AuxiliaryTrainer(MethodTrainer):
     nnU-Net's optimiser in a parameter group of their own, clipped as the network is, wrapped for DDP, and kept in the
     checkpoints beside ``network_weights``, in the optimiser's state, from where ``--c`` restores them. The network and
     what inference loads are untouched. Every term is in nnU-Net's training log and the progress picture.
+
+    Attributes:
+        pretrained: Whether the training started from given weights (``-pretrained_weights``); known after `initialize`,
+            and kept in the checkpoints.
     """
 
     auxiliary: nn.ModuleDict
+    pretrained = False
 
     def build_auxiliary(self) -> dict[str, nn.Module]:
         """The modules, once the network exists; the place to make a `Tap` as well."""
         raise NotImplementedError
 
     def term_weights(self) -> dict[str, float]:
-        """The weight of every term in this epoch. The names are those of `loss_terms`, the same in all epochs."""
+        """The weight of every term in this epoch; the names are the same in all epochs. 0: not to be computed."""
         raise NotImplementedError
 
     def loss_terms(self, data: Tensor, target: Tensor | list[Tensor], keys: list[str]) -> dict[str, Tensor]:
         """The terms, scalars, from nnU-Net's batch: on the device, under autocast where nnU-Net uses it.
+
+        Terms whose weight is 0 in this epoch may be left out. They are logged as 0, which is what they contribute.
 
         Args:
             data: ``(B, C, *spatial)``.
@@ -75,6 +84,15 @@ class AuxiliaryTrainer(MethodTrainer):
         self.optimizer.register_load_state_dict_pre_hook(self._load_auxiliary_state)
         for name in self.term_weights():
             self.logger.local_logger.my_fantastic_logging[log_key(name)] = []
+        # nnU-Net loads -pretrained_weights into the network after this. So does load_checkpoint, but then the
+        # optimizer's state brings the value that the checkpoint has
+        unwrap(self.network).register_load_state_dict_post_hook(self._notice_weights())
+
+    def _notice_weights(self) -> Callable[..., None]:
+        def notice(*_: Any) -> None:  # a function, which a copy of the network shares; a method would be copied
+            self.pretrained = True
+
+        return notice
 
     def _distributed(self, module: nn.Module) -> nn.Module:
         if not self.is_ddp:
@@ -87,23 +105,24 @@ class AuxiliaryTrainer(MethodTrainer):
 
     def _add_auxiliary_state(self, _: Any, state: dict[str, Any]) -> None:
         modules = {name: unwrap(module).state_dict() for name, module in self.auxiliary.items()}
-        state[IN_OPTIMIZER_STATE] = {"modules": modules, "conditions": self.conditions()}
+        state[IN_OPTIMIZER_STATE] = {
+            "modules": modules,
+            "conditions": self.conditions(),
+            "pretrained": self.pretrained,
+        }
 
     def _load_auxiliary_state(self, _: Any, state: dict[str, Any]) -> None:
         if IN_OPTIMIZER_STATE not in state:
-            raise ValueError(
+            raise DataError(
                 f"This checkpoint was not written by {type(self).__name__}: what the training needs beside the network "
                 f"is not in it. Continue with the trainer that wrote it, or start from it with -pretrained_weights."
             )
         saved = state[IN_OPTIMIZER_STATE]
         for name, now in self.conditions().items():
-            if saved["conditions"][name] != now:
-                raise ValueError(
-                    f"This checkpoint was trained with {name} {saved['conditions'][name]}, and now they are {now}. Put "
-                    f"them back, or start from its weights with -pretrained_weights."
-                )
+            refuse_other_condition(name, saved["conditions"].get(name), now)
         for name, module in self.auxiliary.items():
             unwrap(module).load_state_dict(saved["modules"][name])
+        self.pretrained = saved.get("pretrained", False)
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -118,8 +137,9 @@ class AuxiliaryTrainer(MethodTrainer):
             target = target.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else dummy_context():
+            weights = self.term_weights()
             terms = self.loss_terms(data, target, list(batch["keys"]))
-            loss = torch.stack([w * terms[name] for name, w in self.term_weights().items() if w]).sum()
+            loss = torch.stack([w * terms[name] for name, w in weights.items() if w]).sum()
         scaler = self.grad_scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         if scaler is not None:
@@ -132,7 +152,7 @@ class AuxiliaryTrainer(MethodTrainer):
             scaler.step(self.optimizer)
             scaler.update()
         values = torch.stack([loss, *terms.values()]).detach().float().cpu().numpy()
-        return dict(zip(["loss", *terms], values, strict=True))
+        return dict.fromkeys(weights, np.float32(0)) | dict(zip(["loss", *terms], values, strict=True))
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -154,6 +174,25 @@ class AuxiliaryTrainer(MethodTrainer):
         if self.local_rank == 0:
             curves = {name: self.logger.get_value(log_key(name), None) for name in self.term_weights()}
             add_term_curves(Path(join(self.output_folder, "progress.png")), curves)
+
+
+def refuse_other_condition(name: str, then: Any, now: Any) -> None:
+    """Stop where a condition of a training is not what its checkpoint says.
+
+    Raises:
+        DataError: By name of the condition.
+    """
+    if then is None:
+        raise DataError(
+            f"This checkpoint was written by an earlier version of nnunet-dg and does not say its {name}, which is now "
+            f"{now!r}. Continue it with the version that wrote it, or start from its weights with -pretrained_weights; "
+            f"nnUNetv2_predict and nnunet-dg export take it as it is."
+        )
+    if then != now:
+        raise DataError(
+            f"This checkpoint was trained with {name} {then}, and now they are {now}. Put them back, or start from its "
+            f"weights with -pretrained_weights."
+        )
 
 
 def log_key(term: str) -> str:

@@ -1,4 +1,7 @@
-"""The class-distribution contrastive loss: infinitely many pairs per voxel, bounded in closed form (SgCG)."""
+"""The class-distribution contrastive loss: infinitely many pairs per voxel, bounded in closed form.
+
+SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, ICLR 2025 submission.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,19 @@ def contrastive_upper_bound(
     float64, if given) also under autocast.
 
     Args:
-        features: q, ``(N, A)``, as they are: normalising is the caller's. They get the gradient.
+        features: q, ``(N, A)``, as they are; the caller normalizes. They get the gradient.
         labels: y, ``(N,)``, integers; a voxel with a label outside 0 ... K-1 is left out.
         mean: ``(K, A)``, detached.
         covariance: ``(K, A, A)``, detached.
         temperature: tau, positive.
-        candidates: ``(K,)`` bool, the classes that take part. The others are nobody's negatives, and their own voxels
-            add exactly zero. None: all.
+        candidates: ``(K,)`` bool, the classes that take part. Excluded classes are not used as negatives, and their
+            voxels contribute zero. None: all.
 
     Returns:
         A scalar; zero, with a zero gradient, where no voxel takes part.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: The temperature is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive; got {temperature!r}.")
@@ -57,17 +60,30 @@ def contrastive_upper_bound(
 
 
 class _QuadraticForms(torch.autograd.Function):
-    """``q^T Sigma_k q`` for all k: ``(N, A), (K, A, A) -> (N, K)``, keeping nothing but its inputs for the gradient."""
+    """``q^T Sigma_k q`` for all k: ``(N, A), (K, A, A) -> (N, K)``, keeping only its inputs for the gradient.
+
+    Outer products ``q q^T`` of a chunk of voxels are multiplied with the covariances of all classes at once. A chunk
+    has N / A voxels, so that it is not larger than the features.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, covariance: Tensor) -> Tensor:
         ctx.save_for_backward(q, covariance)
-        return torch.stack([((q @ sigma) * q).sum(1) for sigma in covariance], dim=1)
+        matrices = covariance.flatten(1).T
+        chunks = [(x[:, :, None] * x[:, None, :]).flatten(1) @ matrices for x in q.split(_chunk(q))]
+        return torch.cat(chunks)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         q, covariance = ctx.saved_tensors
-        result = torch.zeros_like(q)
-        for gradient, sigma in zip(gradients[0].unbind(1), covariance, strict=True):
-            result += gradient[:, None] * (q @ (sigma + sigma.T))
-        return result, None
+        matrices = (covariance + covariance.mT).flatten(1)
+        size = _chunk(q)
+        chunks = [
+            torch.bmm((gradient @ matrices).unflatten(1, covariance.shape[1:]), x[:, :, None]).squeeze(2)
+            for x, gradient in zip(q.split(size), gradients[0].split(size), strict=True)
+        ]
+        return torch.cat(chunks), None
+
+
+def _chunk(q: Tensor) -> int:
+    return max(len(q) // q.shape[1], 1)

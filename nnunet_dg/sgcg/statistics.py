@@ -1,4 +1,7 @@
-"""Running statistics of each class's features: what a pair from infinitely many would look like (SgCG, eq. 2 and 3)."""
+"""Running mean and covariance of each class's features (SgCG, eq. 2 and 3).
+
+SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, ICLR 2025 submission.
+"""
 
 from __future__ import annotations
 
@@ -7,67 +10,85 @@ from torch import Tensor, distributed, nn
 
 
 class ClassStatistics(nn.Module):
-    """Count, mean and full covariance of the features of each class, over everything that `update` has seen.
+    """Count, mean and full covariance of the features of each class.
 
-    Without a cap they equal the mean and the biased covariance of all features at once, in whatever chunks they came.
-    Under `torch.distributed` every process gets the statistics of the features of all of them. They carry no gradient.
+    `update` merges the features of a step (eq. 2 and 3). With ``m`` new features of mean ``mu_b`` and biased covariance
+    ``Sigma_b``, and ``n`` what the class has counted before:
+
+        n~  = (1 - 1 / memory) n                        the features of ``memory`` steps, in the long run
+        n'  = n~ + m,  mu' = (n~ mu + m mu_b) / n'
+        Sigma' = (n~ Sigma + m Sigma_b) / n' + n~ m (mu - mu_b)(mu - mu_b)^T / n'^2
+
+    Without ``memory`` and ``max_count`` nothing is forgotten (as published), and mean and covariance equal those of all
+    features at once, in whatever chunks they came. Under `torch.distributed`, every process gets the statistics of the
+    features of all processes. They carry no gradient.
 
     Buffers, float32: ``count (K,)``, ``mean (K, A)``, ``covariance (K, A, A)``.
 
     Args:
         num_classes: K.
         num_features: A.
-        max_count: what a class has seen counts for at most so many features, so that older ones are forgotten; None:
-            for all of them.
+        max_count: Upper limit of a class's count, so that older features lose weight; None: no limit.
+        memory: Number of updates after which features have lost 1 - 1/e of their weight, at least 1; None: no decay. A
+            class that is absent decays as well, and is not a candidate once its count is below two.
 
     Raises:
-        ValueError: a cap below one.
+        ValueError: ``max_count`` or ``memory`` is below one.
     """
 
     count: Tensor
     mean: Tensor
     covariance: Tensor
 
-    def __init__(self, num_classes: int, num_features: int, max_count: float | None = None) -> None:
+    def __init__(
+        self, num_classes: int, num_features: int, max_count: float | None = None, memory: float | None = None
+    ) -> None:
         super().__init__()
-        if max_count is not None and max_count < 1:
-            raise ValueError(f"max_count must be at least 1, or None for no cap; got {max_count!r}.")
+        for name, value in (("max_count", max_count), ("memory", memory)):
+            if value is not None and not value >= 1:
+                raise ValueError(f"{name} must be at least 1, or None for no limit; got {value!r}.")
         self.max_count = max_count
+        self.memory = memory
         self.register_buffer("count", torch.zeros(num_classes))
         self.register_buffer("mean", torch.zeros(num_classes, num_features))
         self.register_buffer("covariance", torch.zeros(num_classes, num_features, num_features))
 
     @property
     def candidates(self) -> Tensor:
-        """``(K,)`` bool: classes with at least two features so far, of which there is a covariance to speak of."""
+        """``(K,)`` bool: classes that count at least two features, so that a covariance is defined."""
         return self.count >= 2
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for buffer in self.buffers():
+            buffer.zero_()
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Take in ``features (N, A)``, any floating dtype, with ``labels (N,)``; those not in 0 ... K-1 are out.
+        """Merge ``features (N, A)``, any floating dtype, with ``labels (N,)``; labels outside 0 ... K-1 are left out.
 
-        In float32 (or what the buffers are), also under autocast. What a class has of this call is left out where one
-        of its features is not finite: nnU-Net skips such a step, and the statistics would never recover from it.
+        In float32 (or the dtype of the buffers), also under autocast. A class with a feature that is not finite is left
+        out of this call: nnU-Net skips such a step, and the statistics would never recover from it.
         """
         with torch.autocast(features.device.type, enabled=False):
             self._update(features.detach().to(self.mean.dtype), labels)
 
     def _update(self, features: Tensor, labels: Tensor) -> None:
-        classes = range(len(self.count))  # one at a time, so that no second copy of all features is made
-        count = _over_processes(torch.stack([(labels == k).sum() for k in classes]).to(features))
-        total = _over_processes(torch.stack([features[labels == k].sum(0) for k in classes]))
-        mean = total / count.clamp(min=1)[:, None]
-        centred = (features[labels == k] - mean[k] for k in classes)
-        scatter = _over_processes(torch.stack([c.T @ c for c in centred]))
+        num_classes = len(self.count)
+        labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).long()
+        count, mean = _count_and_mean(features, labels, num_classes)
+        scatter = _over_processes(_scatter(features, labels, mean))
         finite = mean.isfinite().all(1) & scatter.isfinite().all(2).all(1)
         count, mean = torch.where(finite, count, 0), torch.where(finite[:, None], mean, 0)
         covariance = torch.where(finite[:, None, None], scatter, 0) / count.clamp(min=1)[:, None, None]
+        if self.memory is not None:
+            self.count *= 1 - 1 / self.memory
         self._merge(count, mean, covariance)
 
     def _merge(self, count: Tensor, mean: Tensor, covariance: Tensor) -> None:
         """Eq. 2 and 3, for all classes at once."""
-        all_count = (self.count + count).clamp(min=1)
-        new = (count / all_count)[:, None]
+        all_count = self.count + count
+        new = torch.where(count > 0, count / all_count.clamp(min=torch.finfo(count.dtype).tiny), 0)[:, None]
         difference = mean - self.mean
         between = new[..., None] * (1 - new[..., None]) * difference[:, :, None] * difference[:, None, :]
         self.covariance += new[..., None] * (covariance - self.covariance) + between
@@ -75,6 +96,25 @@ class ClassStatistics(nn.Module):
         self.count += count
         if self.max_count is not None:
             self.count.clamp_(max=self.max_count)
+
+
+def _count_and_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Of all processes, ``(K,)`` and ``(K, A)``; labels are 0 ... K, where K is left out."""
+    total = features.new_zeros(num_classes + 1, features.shape[1] + 1)
+    total[:, 0] = torch.bincount(labels, minlength=num_classes + 1)
+    total[:, 1:].index_add_(0, labels, features)
+    total = _over_processes(total[:num_classes].contiguous())
+    count = total[:, 0]
+    return count, total[:, 1:] / count.clamp(min=1)[:, None]
+
+
+def _scatter(features: Tensor, labels: Tensor, mean: Tensor) -> Tensor:
+    """Sums of ``(q - mean)(q - mean)^T`` of each class, ``(K, A, A)``: one sort, then one product per class."""
+    order = labels.argsort()
+    labels, sizes = labels[order], torch.bincount(labels, minlength=len(mean) + 1).tolist()
+    known = len(labels) - sizes[-1]
+    centered = features[order[:known]] - mean[labels[:known]]
+    return torch.stack([group.T @ group for group in centered.split(sizes[:-1])])
 
 
 def _over_processes(value: Tensor) -> Tensor:

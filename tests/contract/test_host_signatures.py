@@ -8,6 +8,8 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners as resenc
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -26,6 +28,10 @@ FROZEN = {
     nnUNetTrainer.on_train_start: ("self",),
     nnUNetTrainer.configure_optimizers: ("self",),
     nnUNetTrainer.initialize: ("self",),
+    nnUNetTrainer.get_dataloaders: ("self",),
+    nnUNetTrainer.get_tr_and_val_datasets: ("self",),
+    nnUNetDataLoader.get_indices: ("self",),
+    load_pretrained_weights: ("network", "fname", "verbose"),
     nnUNetTrainer.train_step: ("self", "batch"),
     nnUNetTrainer.on_train_epoch_start: ("self",),
     nnUNetTrainer.on_train_epoch_end: ("self", "train_outputs"),
@@ -77,6 +83,16 @@ def test_the_log_takes_new_curves():
     logger.log("ours", 1.5, 0)
     assert logger.get_value("ours", None) == [1.5]
     assert logger.get_checkpoint()["ours"] == [1.5]
+
+
+def test_the_trainer_makes_its_data_loaders_by_a_name_that_can_be_replaced():
+    assert inspect.getsource(nnUNetTrainer.get_dataloaders).count("= nnUNetDataLoader(") == 2
+    assert nnUNetTrainer.get_dataloaders.__globals__["nnUNetDataLoader"] is nnUNetDataLoader
+
+
+@pytest.mark.parametrize("weights", [load_pretrained_weights, nnUNetTrainer.load_checkpoint])
+def test_weights_reach_the_network_by_load_state_dict(weights):
+    assert ".load_state_dict(" in inspect.getsource(weights)
 
 
 OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from on_noise import CASES, batch, initialized, plans
 
 from nnunet_dg.divergence import symmetric_kl
+from nnunet_dg.errors import DataError
 from nnunet_dg.nnunet.taps import tap_encoder, tap_penultimate
 from nnunet_dg.sgcg import ClassContrast, random_amplitude_mixup, restoration_loss
 
@@ -22,21 +24,22 @@ def make(tmp_path, monkeypatch):
     folder = tmp_path / "nnUNet_preprocessed" / "Dataset999_Benchmark"
     folder.mkdir(parents=True)
 
-    def make(domains=("a", "b"), **settings):
+    def make(domains=("a", "b"), epoch=999, mask=False, **settings):
         (folder / "domains.json").write_text(json.dumps(dict(zip(CASES, domains, strict=True))))
         given = plans(16).plans
         given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
+        given["configurations"]["3d_fullres"]["use_mask_for_norm"] = [mask]
         given["nnunet_dg"] = {"sgcg": settings}
         torch.manual_seed(0)
         trainer = initialized(nnUNetTrainerSgCG, given, torch.device("cpu"))
-        trainer.current_epoch = 1
+        trainer.current_epoch = epoch  # the last: every term counts
         return trainer
 
     return make
 
 
 def test_every_term_is_what_it_is_called(make):
-    trainer = make(voxels_per_class=100_000)
+    trainer = make(voxels_per_class=100_000, start_epoch=998)
     step, seen = batch(trainer), []
     data, target, domains = step["data"], step["target"], torch.tensor([0, 1])
     trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -68,15 +71,99 @@ def test_every_term_is_what_it_is_called(make):
         torch.testing.assert_close(terms[name], value, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_the_loss_is_the_weighted_sum_and_the_contrast_waits_for_statistics(make):
-    trainer = make(contrast=0.3, consistency=0.7, restoration=0.2, start_epoch=2)
-    for epoch, contrast in ((1, 0.0), (2, 0.3)):
+def test_the_loss_is_the_weighted_sum_and_restoration_counts_for_each_domain(make):
+    trainer = make(contrast=0.3, consistency=0.7, restoration=0.2)
+    result = trainer.train_step(batch(trainer))
+    weights = {
+        "segmentation": 1, "segmentation_mixed": 1, "consistency": 0.7, "restoration": 2 * 0.2, "contrast": 0.3,
+    }  # fmt: skip
+    assert result["loss"] == pytest.approx(sum(w * result[name] for name, w in weights.items()), rel=1e-5)
+    assert result["contrast"] > 0
+
+
+def counts(trainer):
+    return trainer.auxiliary["contrast"].statistics.count.tolist()
+
+
+@pytest.mark.parametrize("mixup", [True, False])
+def test_one_epoch_collects_statistics_before_the_contrast_counts(make, mixup):
+    """Before it nothing is computed, and what may be there is forgotten as it begins."""
+    trainer = make(start_epoch=3, amplitude_mixup=mixup, voxels_per_class=100)
+    trainer.auxiliary["contrast"].statistics.count += 7
+    seen = []
+    for epoch in (2, 3, 4):
         trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
         result = trainer.train_step(batch(trainer))
-        weights = {
-            "segmentation": 1, "segmentation_mixed": 1, "consistency": 0.7, "restoration": 0.2, "contrast": contrast,
-        }  # fmt: skip
-        assert result["loss"] == pytest.approx(sum(w * result[name] for name, w in weights.items()), rel=1e-5)
+        seen.append((counts(trainer), float(result["contrast"]), trainer.term_weights()["contrast"]))
+    assert seen[0] == ([7, 7, 7], 0, 0)
+    assert seen[1] == ([100, 100, 100], 0, 0)
+    assert seen[2][0] == pytest.approx([100 * (2 - 1 / 250)] * 3)
+    assert seen[2][1] > 0
+    assert seen[2][2] == 0.1
+
+
+def test_a_term_of_weight_zero_is_not_computed_and_is_logged_as_zero(make):
+    trainer = make(contrast=0, consistency=0)
+    data = batch(trainer)
+    assert "consistency" not in trainer.loss_terms(data["data"], data["target"], data["keys"])
+    result = trainer.train_step(data)
+    assert result["consistency"] == 0
+    trainer.on_train_epoch_end([result, trainer.train_step(data)])
+    assert trainer.logger.local_logger.my_fantastic_logging["loss_consistency"] == [0]
+
+
+def test_statistics_are_collected_after_a_fifth_of_the_training_or_at_once_with_pretrained_weights(make, tmp_path):
+    trainer = make()
+    assert trainer.start_epoch == 200  # of nnU-Net's thousand
+    trainer.num_epochs = 4
+    assert trainer.start_epoch == 0
+    checkpoint = tmp_path / "pretrained.pth"
+    trainer.save_checkpoint(str(checkpoint))
+
+    pretrained = make(epoch=0)
+    load_pretrained_weights(pretrained.network, str(checkpoint))
+    assert pretrained.start_epoch == 0
+    fixed = make(epoch=0, start_epoch=5)
+    load_pretrained_weights(fixed.network, str(checkpoint))
+    assert fixed.start_epoch == 5
+
+
+@pytest.mark.parametrize("start", [0, 200])
+def test_a_training_that_goes_on_knows_whether_it_began_with_pretrained_weights(make, tmp_path, start):
+    trainer = make(epoch=0)
+    if start == 0:
+        trainer.save_checkpoint(str(tmp_path / "pretrained.pth"))
+        load_pretrained_weights(trainer.network, str(tmp_path / "pretrained.pth"))
+    trainer.current_epoch = start
+    trainer.train_step(batch(trainer))
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    resumed = make(epoch=0)
+    resumed.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    assert (resumed.start_epoch, resumed.current_epoch) == (start, start + 1)
+    for name, value in trainer.auxiliary.state_dict().items():
+        assert torch.equal(value, resumed.auxiliary.state_dict()[name])
+    assert sum(counts(resumed)) > 0
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_voxels_outside_a_mask_belong_to_no_class(make, masked):
+    """Without a mask, only voxels that are zero in all channels are outside: padding."""
+    trainer = make(mask=masked, voxels_per_class=100_000, amplitude_mixup=False)
+    step = batch(trainer)
+    step["data"][:, :, :4] = 0
+    step["target"][0][:, :, :4] = 0
+    step["target"][0][:, :, 4:] = torch.arange(3).repeat(4096)[: 2 * 12 * 256].reshape(2, 1, 12, 16, 16)
+    trainer.train_step(step)
+    assert counts(trainer) == [2 * 12 * 256 // 3] * 3
+
+
+def test_the_background_of_unmasked_images_is_a_class(make):
+    trainer = make(voxels_per_class=100_000, amplitude_mixup=False)
+    step = batch(trainer)
+    step["target"][0][:] = 0
+    trainer.train_step(step)
+    assert counts(trainer) == [2 * 16**3, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +190,15 @@ def test_channels_of_a_cascades_previous_stage_are_not_mixed(make):
     mixed = trainer.mix(data, torch.tensor([0, 1]), 0.1)
     assert torch.equal(mixed[:, 1:], data[:, 1:])
     assert not torch.equal(mixed[:, :1], data[:, :1])
+
+
+def test_the_twin_of_a_masked_image_is_zero_outside_the_mask_too(make):
+    trainer = make(mask=True)
+    data = 3 + torch.randn(2, 1, 16, 16, 16)
+    data[:, :, :5] = 0
+    mixed = trainer.mix(data, torch.tensor([0, 1]), 0.1)
+    assert (mixed[:, :, :5] == 0).all()
+    assert (mixed[:, :, 5:] != data[:, :, 5:]).float().mean() > 0.4
 
 
 def test_network_and_auxiliary_modules_are_clipped_each_by_itself(make):
@@ -140,6 +236,10 @@ def test_a_training_goes_on_with_the_same_domains_alone(make):
     make().optimizer.load_state_dict(state)
     with pytest.raises(ValueError, match=r"trained with domains \['a', 'b'\], and now they are \['a', 'c'\]"):
         make(domains=("a", "c")).optimizer.load_state_dict(state)
+    old = state["nnunet_dg_auxiliary"]
+    del old["conditions"]["form of SgCG"], old["pretrained"]
+    with pytest.raises(DataError, match=r"earlier version of nnunet-dg .* restoration weighed per domain"):
+        make().optimizer.load_state_dict(state)
     del state["nnunet_dg_auxiliary"]
-    with pytest.raises(ValueError, match="not written by nnUNetTrainerSgCG"):
+    with pytest.raises(DataError, match="not written by nnUNetTrainerSgCG"):
         make().optimizer.load_state_dict(state)

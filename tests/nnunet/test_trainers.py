@@ -46,8 +46,8 @@ def test_a_released_name_keeps_its_meaning(trainer, settings):
 @pytest.mark.parametrize("trainer", [nnUNetTrainerSgCG, nnUNetTrainerDropGenSgCG])
 def test_a_released_name_of_sgcg_keeps_its_meaning(trainer):
     assert trainer.sgcg == SgCGSettings(
-        contrast=0.1, temperature=0.1, voxels_per_class=4096, start_epoch=1, max_count=None,
-        amplitude_mixup=True, half_width=0.1, consistency=0.5, restoration=0.1,
+        contrast=0.1, temperature=0.1, voxels_per_class=4096, start_epoch=None, memory=250, max_count=None,
+        amplitude_mixup=True, half_width=0.1, consistency=0.5, restoration=0.1, balanced_batches=True,
     )  # fmt: skip
     assert getattr(trainer, "dropgen", None) == (DropGenSettings() if trainer is nnUNetTrainerDropGenSgCG else None)
 

@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.sgcg import ClassContrast, Partners, SgCGSettings, contrastive_upper_bound, random_ratio
-from nnunet_dg.sgcg.class_contrast import choose_voxels
+from nnunet_dg.sgcg.class_contrast import choose_voxels, draw_voxels
 
 K, A = 3, 4
 
@@ -50,15 +52,70 @@ def test_statistics_are_of_normalised_features_and_carry_no_gradient():
     assert contrast.statistics.count.tolist() == [(classes == k).sum() for k in range(K)]
 
 
-def test_all_voxels_enter_the_statistics_and_some_the_loss():
+def test_the_same_chosen_voxels_enter_statistics_and_loss():
     features, classes = step()
     contrast = ClassContrast(K, A, voxels_per_class=10)
     contrast(features, classes).backward()
-    assert contrast.statistics.count.sum() == 2 * (classes >= 0).sum()
+    assert contrast.statistics.count.tolist() == [10, 10, 10]
     touched = [(one.grad.abs().sum(1) > 0) for one in features]
     for mask in touched:
         assert [int((mask & (classes == k)).sum()) for k in (-1, *range(K))] == [0, 5, 5, 5]
-    assert not torch.equal(*touched)  # each map has voxels of its own
+    assert not (touched[0] & touched[1]).any()  # each map has voxels of its own, where there are enough
+    chosen = torch.cat([F.normalize(f.movedim(1, -1)[t], dim=1) for f, t in zip(features, touched, strict=True)])
+    torch.testing.assert_close(contrast.statistics.mean.mean(0), chosen.mean(0).detach())
+
+
+def test_observing_updates_the_statistics_as_the_loss_does():
+    features, classes = step()
+    one, other = ClassContrast(K, A, voxels_per_class=10), ClassContrast(K, A, voxels_per_class=10)
+    torch.manual_seed(0)
+    one(features, classes)
+    torch.manual_seed(0)
+    other.observe(features, classes)
+    for name, buffer in one.named_buffers():
+        assert torch.equal(buffer, other.get_buffer(name))
+
+
+def test_frequent_classes_do_not_own_the_statistics():
+    classes = torch.zeros(1, 40, 50, dtype=torch.long)
+    classes[0, 0, :20] = 1
+    contrast = ClassContrast(2, A, voxels_per_class=30)
+    for _ in range(5):
+        contrast.observe([torch.randn(1, A, 40, 50)], classes)
+    assert contrast.statistics.count.tolist() == [150, 100]
+
+
+def test_many_classes_share_the_voxels_of_four():
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(118, (1, 200, 200), generator=generator)
+    contrast = ClassContrast(118, A, voxels_per_class=1000)
+    contrast.observe([torch.randn(1, A, 200, 200)], classes)
+    assert contrast.statistics.count.unique().tolist() == [4000 // 118]
+
+
+class Waits(TorchDispatchMode):
+    """How often the host waits for a value or a size, in this process."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = ("aten::nonzero", "aten::_local_scalar_dense", "aten::repeat_interleave.Tensor", "aten::index.Tensor")
+        masks = (a for a in args[1] if a is not None) if func.name() == "aten::index.Tensor" else ()
+        if func.name() in waits and (func.name() != waits[-1] or any(mask.dtype == torch.bool for mask in masks)):
+            self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_does_not_wait_for_each_class():
+    numbers = []
+    for num_classes in (3, 60):
+        contrast = ClassContrast(num_classes, A)
+        with Waits() as waits:
+            contrast([torch.randn(2, A, 20, 20)], torch.randint(num_classes, (2, 20, 20)))
+        numbers.append(waits.number)
+    assert numbers[0] == numbers[1]
 
 
 def test_a_class_that_is_rare_is_all_there():
@@ -66,6 +123,31 @@ def test_a_class_that_is_rare_is_all_there():
     chosen = choose_voxels(classes, 3, 10)
     assert classes[chosen].bincount().tolist() == [10, 3]
     assert len(chosen.unique()) == 13
+
+
+def test_every_voxel_of_a_class_is_chosen_equally_often():
+    classes = torch.tensor([0] * 20 + [1] * 500 + [2])
+    times = torch.zeros(len(classes))
+    for _ in range(2000):
+        times[choose_voxels(classes, 3, 5)] += 1
+    assert times[:20].numpy() == pytest.approx(500, abs=6 * 500**0.5)
+    assert times[20:520].numpy() == pytest.approx(20, abs=6 * 20**0.5)
+    assert times[520] == 2000
+
+
+@pytest.mark.parametrize(("members", "most"), [(30, 10), (25, 10), (12, 10), (4, 10)])
+def test_a_voxel_is_drawn_again_only_when_its_class_has_no_other_left(members, most):
+    classes = torch.tensor([1] * members + [0] * 200)
+    draws = draw_voxels(classes, 2, most, 3)
+    own = [draw[classes[draw] == 1].tolist() for draw in draws]
+    assert all(len(draw) == len(set(draw)) == min(most, members) for draw in own)
+    times = [sum(draw.count(voxel) for draw in own) for voxel in range(members)]
+    assert max(times) - min(times) <= 1
+    assert all((classes[draw].diff() >= 0).all() for draw in draws)
+
+
+def test_no_voxel_at_all():
+    assert choose_voxels(torch.tensor([-1, 7]), 3, 5).tolist() == []
 
 
 def test_in_single_precision_under_autocast():
@@ -130,18 +212,25 @@ def test_ratios_are_tenths():
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [
-        ("contrast", -1, "at least 0"),
+        ("contrast", -1, r"a number in \[0, 1e\+06\]"),
         ("contrast", "much", "a number"),
-        ("temperature", 0, "at least 0.001"),
+        ("contrast", 10**400, "a number"),
+        ("temperature", 0, r"in \[0.001, 1000\]"),
         ("half_width", 0.6, r"in \[0, 0.5\]"),
         ("voxels_per_class", 1.5, "a whole number"),
-        ("start_epoch", -1, "at least 0"),
-        ("max_count", 1, "at least 2"),
+        ("voxels_per_class", 10**50, "a whole number"),
+        ("start_epoch", -1, r"a whole number in \[0, .*, or null"),
+        ("start_epoch", 1.0, "a whole number"),
+        ("memory", 0, r"a whole number in \[1, .*, or null"),
+        ("memory", True, "a whole number"),
+        ("max_count", 1, r"in \[2, .*, or null"),
         ("amplitude_mixup", 1, "true or false"),
+        ("balanced_batches", "yes", "true or false"),
         ("restoration", True, "a number"),
         ("consistency", float("nan"), "a number"),
+        ("consistency", None, "a number"),
     ],
 )
 def test_settings_name_what_they_accept(name, value, accepted):
-    with pytest.raises(ValueError, match=f"{name} must be .*{accepted}.*; got {value!r}"):
+    with pytest.raises(SettingsError, match=f"{name} must be .*{accepted}.*; got {value!r}"):
         SgCGSettings(**{name: value})

@@ -15,37 +15,68 @@ def images(spatial, batch=2, channels=2):
     return [torch.randn(batch, channels, *spatial, generator=generator) for _ in range(2)]
 
 
-def unclipped(image):
-    """The same image with two voxels far out, so that clipping to its range changes nothing."""
-    image = image.clone()
-    image[:, :, 0, 0], image[:, :, 1, 1] = 1000, -1000
-    return image
-
-
 @pytest.mark.parametrize("spatial", SHAPES)
 def test_ratio_one_is_the_identity(spatial):
     image, partner = images(spatial)
-    torch.testing.assert_close(random_amplitude_mixup(image, partner, torch.ones(2), 0.1), image, atol=1e-5, rtol=1e-5)
+    assert torch.equal(random_amplitude_mixup(image, partner, torch.ones(2), 0.1), image)
 
 
+def by_whole_spectra(image, partner, ratio, half_width):
+    """Naive reference for one sample and channel: shift both, mix amplitudes where the window is, shift back, clip."""
+    image, partner = image.double().numpy(), partner.double().numpy()
+    offset = min(image.min(), partner.min())
+    own, other = np.fft.fftn(image - offset), np.fft.fftn(partner - offset)
+    amplitude = np.abs(own)
+    reach = math.floor(half_width * min(image.shape))
+    for frequency in itertools.product(range(-reach, reach + 1), repeat=image.ndim):
+        amplitude[frequency] = ratio * abs(own[frequency]) + (1 - ratio) * abs(other[frequency])
+    result = np.fft.ifftn(amplitude * np.exp(1j * np.angle(own)))
+    assert np.abs(result.imag).max() < 1e-9
+    return np.clip(result.real + offset, image.min(), image.max())
+
+
+@pytest.mark.parametrize("half_width", [0, 0.1, 0.5])
 @pytest.mark.parametrize("spatial", SHAPES)
-def test_only_the_amplitude_in_the_low_frequency_window_changes(spatial):
+def test_equals_mixing_the_whole_spectrum_sample_by_sample_and_channel_by_channel(spatial, half_width):
     image, partner = images(spatial)
-    image = unclipped(image)
+    image[1, 0], partner[0, 1] = 5 + image[1, 0], 3 * partner[0, 1] - 4
     ratio = torch.tensor([0.2, 0.7])
-    mixed = random_amplitude_mixup(image, partner, ratio, 0.1)
-    axes = tuple(range(2, image.ndim))
-    before, other, after = (np.fft.fftn(x.double().numpy(), axes=axes) for x in (image, partner, mixed))
-    reach = math.floor(0.1 * min(spatial))
-    scale = np.abs(before).max()
-    low = np.zeros(spatial, bool)
-    for frequency in itertools.product(range(-reach, reach + 1), repeat=len(spatial)):
-        low[frequency] = True
-    r = ratio.double().numpy().reshape(-1, *[1] * (image.ndim - 1))
-    wanted = np.where(low, r * np.abs(before) + (1 - r) * np.abs(other), np.abs(before))
-    np.testing.assert_allclose(np.abs(after), wanted, atol=1e-5 * scale)
-    phase = np.exp(1j * np.angle(after)) - np.exp(1j * np.angle(before))
-    np.testing.assert_allclose(phase * np.abs(before) / scale, 0, atol=1e-5)
+    mixed = random_amplitude_mixup(image, partner, ratio, half_width)
+    for b, c in itertools.product(range(2), range(2)):
+        expected = by_whole_spectra(image[b, c], partner[b, c], float(ratio[b]), half_width)
+        np.testing.assert_allclose(mixed[b, c], expected, atol=1e-4)
+
+
+def test_means_of_opposite_signs_meet_between_them():
+    """A z-scored patch of mean -.3 and a partner of mean +.4, half of each: +.05. The window is the mean alone."""
+    image = torch.full((1, 1, 32, 32), -0.3)
+    image[0, 0, 0, 0], image[0, 0, 1, 1] = 5, -5.6  # leaves the mean, and room before the result is clipped
+    partner = torch.full_like(image, 0.4)
+    mixed = random_amplitude_mixup(image, partner, torch.tensor([0.5]), 0)
+    assert mixed.mean().item() == pytest.approx(0.05, abs=0.35 / 1024 + 1e-5)  # the brightest voxel is clipped
+    assert mixed[0, 0, 5, 5].item() == pytest.approx(0.05, abs=1e-5)
+
+
+@pytest.mark.parametrize("shift", [-7.0, 3.0])
+def test_adding_a_number_to_image_and_partner_adds_it_to_the_result(shift):
+    image, partner = images((20, 22, 24))
+    ratio = torch.tensor([0.3, 0.8])
+    expected = random_amplitude_mixup(image, partner, ratio, 0.1) + shift
+    torch.testing.assert_close(
+        random_amplitude_mixup(image + shift, partner + shift, ratio, 0.1), expected, atol=2e-5, rtol=1e-5
+    )
+
+
+def test_values_worked_out_elsewhere():
+    """A window of 3 x 3 frequencies, half of each amplitude, worked out with numpy."""
+    image = torch.tensor([[1.0, 2, 1, 0], [3, 1, 2, 2], [0, 1, 1, 5], [2, 2, 0, 1]])
+    partner = torch.arange(1.0, 17).reshape(4, 4)
+    expected = torch.tensor([
+        [2.9375, 2.5625, 2.4375, 2.8125], [8.8125, 6.1875, 6.8125, 7.4375],
+        [5.8125, 6.6875, 5.8125, 9.9375], [3.9375, 3.0625, 1.4375, 3.3125],
+    ])  # fmt: skip
+    mixed = random_amplitude_mixup(image[None, None], partner[None, None], torch.tensor([0.5]), 0.25)
+    torch.testing.assert_close(mixed[0, 0], expected.clamp(0, 5), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("spatial", SHAPES)

@@ -43,6 +43,33 @@ def test_restores_the_shape_of_the_image_in_the_range_of_tanh(strides, spatial):
     assert restored.abs().max() <= 1
 
 
+def test_convolves_on_each_stages_own_grid_before_it_upsamples():
+    decoder = RestorationDecoder([4, 6, 8], [(1, 1), (2, 2), (1, 2)], image_channels=1, num_domains=1)
+    grids = []
+    for convolution in [*decoder.convolutions, decoder.to_image]:
+        convolution.register_forward_hook(lambda _, inputs, output: grids.append(tuple(output.shape[1:])))
+    decoder(torch.randn(2, 8, 4, 3), torch.tensor([0, 0]))
+    assert grids == [(6, 4, 3), (4, 4, 6), (4, 8, 12), (1, 8, 12)]
+
+
+def test_equals_its_parts_one_after_the_other():
+    torch.manual_seed(0)
+    decoder = RestorationDecoder([4, 8], [(1, 1), (2, 2)], image_channels=1, num_domains=2)
+    x, domains = torch.randn(3, 8, 4, 4), torch.tensor([0, 1, 0])
+    expected = x
+    for convolution, scale in zip(decoder.convolutions, (2, 1), strict=True):
+        expected = convolution(expected)
+        normed = torch.empty_like(expected)
+        for domain in (0, 1):
+            group = expected[domains == domain]
+            centered = group - group.mean((0, 2, 3), keepdim=True)
+            normed[domains == domain] = centered / (group.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+        expected = torch.nn.functional.leaky_relu(normed, 0.01)
+        expected = torch.nn.functional.interpolate(expected, scale_factor=scale, mode="bilinear")
+    expected = decoder.to_image(expected).tanh()
+    torch.testing.assert_close(decoder(x, domains), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_every_parameter_gets_a_gradient_and_the_loss_falls():
     torch.manual_seed(0)
     decoder = RestorationDecoder([4, 8], [(1, 1), (2, 2)], image_channels=1, num_domains=1)

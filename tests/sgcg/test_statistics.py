@@ -72,6 +72,71 @@ def test_a_cap_makes_it_forget():
         ClassStatistics(1, 1, max_count=0)
 
 
+def test_a_finite_memory_by_hand():
+    statistics = ClassStatistics(1, 1, memory=2)
+    statistics.update(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
+    statistics.update(torch.tensor([[5.0]]), torch.tensor([0]))
+    # two features of mean 2 and variance 1 count as one; one of 5 is added
+    assert statistics.count.item() == pytest.approx(2)
+    assert statistics.mean.item() == pytest.approx(3.5)
+    assert statistics.covariance.item() == pytest.approx(1 / 2 + 9 / 4)
+
+
+def test_with_a_finite_memory_features_are_weighed_by_their_age_in_steps():
+    features, labels = voxels()
+    steps = np.array_split(np.arange(len(labels)), 9)
+    statistics = ClassStatistics(K, A, memory=4)
+    for chunk in steps:
+        statistics.update(torch.tensor(features[chunk], dtype=torch.float32), torch.tensor(labels[chunk]))
+    weights = np.concatenate([np.full(len(chunk), 0.75 ** (8 - i)) for i, chunk in enumerate(steps)])
+    for k in range(3):
+        own = labels == k
+        np.testing.assert_allclose(statistics.count[k], weights[own].sum(), rtol=1e-5)
+        np.testing.assert_allclose(statistics.mean[k], np.average(features[own], 0, weights[own]), rtol=1e-4, atol=1e-5)
+        covariance = np.cov(features[own].T, aweights=weights[own], ddof=0)
+        np.testing.assert_allclose(statistics.covariance[k], covariance, rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_that_stays_away_is_forgotten_and_comes_back_as_new():
+    statistics = ClassStatistics(2, 1, memory=10)
+    statistics.update(torch.zeros(100, 1), torch.zeros(100, dtype=torch.long))
+    for _ in range(60):
+        statistics.update(torch.ones(100, 1), torch.ones(100, dtype=torch.long))
+    assert statistics.candidates.tolist() == [False, True]
+    assert statistics.count[1].item() == pytest.approx(1000, rel=0.01)  # as many as ten steps have
+    statistics.update(torch.full((100, 1), 5.0), torch.zeros(100, dtype=torch.long))
+    assert statistics.candidates.all()
+    assert statistics.mean[0].item() == pytest.approx(5, abs=0.01)
+    with pytest.raises(ValueError, match="memory must be at least 1, or None for no limit; got 0"):
+        ClassStatistics(1, 1, memory=0)
+
+
+def test_reset_forgets_everything():
+    features, labels = voxels()
+    statistics, new = ClassStatistics(K, A), ClassStatistics(K, A)
+    statistics.update(torch.ones(9, A), torch.arange(9) % K)
+    statistics.reset()
+    for one in (statistics, new):
+        one.update(torch.tensor(features, dtype=torch.float32), torch.tensor(labels))
+    for name, buffer in statistics.named_buffers():
+        assert torch.equal(buffer, new.get_buffer(name))
+
+
+@pytest.mark.parametrize("num_classes", [2, 118])
+def test_many_classes_in_any_order_equal_one_class_at_a_time(num_classes):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3000, A, generator=generator)
+    labels = torch.randint(-1, num_classes + 1, (3000,), generator=generator)
+    statistics = ClassStatistics(num_classes, A)
+    statistics.update(features, labels)
+    for k in range(num_classes):
+        own = features[labels == k].double()
+        assert statistics.count[k] == len(own)
+        torch.testing.assert_close(statistics.mean[k], own.mean(0).float(), atol=1e-5, rtol=1e-4)
+        covariance = torch.cov(own.T, correction=0).float()
+        torch.testing.assert_close(statistics.covariance[k], covariance, atol=1e-5, rtol=1e-4)
+
+
 def test_carries_no_gradient_and_keeps_float32():
     statistics = ClassStatistics(2, 3)
     features = torch.rand(8, 3, dtype=torch.float16).requires_grad_()
