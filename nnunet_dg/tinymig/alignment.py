@@ -13,7 +13,8 @@ from nnunet_dg.tinymig.reprogramming import resize
 MOST_VOXELS = {2: 64, 3: 32}  # a side: at full resolution the alignment would cost more than the network
 SCALES = ("free", "paper")
 EPS = 1e-5  # as in UFDM: features that vary less are not blown up to unit RMS
-TINY = 1e-20
+ROUNDING = 1e-12  # the square of float32's, with some room for a Fourier transform
+TINY = 1e-30
 
 
 def pooled_shape(spatial: Sequence[int]) -> tuple[int, ...]:
@@ -27,11 +28,15 @@ def pool(feature: Tensor) -> Tensor:
 
 
 def gain(enhanced: Tensor, given: Tensor) -> Tensor:
-    """``std(enhanced) / std(given)`` over space, ``(B, A, *spatial) -> (B, A, 1, ...)``; 1 where both are constant."""
-    axes = tuple(range(2, given.ndim))
-    variances = (x.float().var(axes, correction=0, keepdim=True) + TINY for x in (enhanced, given))
-    above, below = variances
-    return (above / below).sqrt()
+    """``std(enhanced) / std(given)`` over space, ``(B, A, *spatial) -> (B, A, 1, ...)``; for constants, of means."""
+    return (_variance(enhanced) / _variance(given)).sqrt()
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Over space, with what rounding alone can make of a constant on top, so that it is not taken for a variation."""
+    axes = tuple(range(2, x.ndim))
+    variance, mean = torch.var_mean(x.float(), axes, correction=0, keepdim=True)
+    return variance + ROUNDING * mean.square() + TINY
 
 
 def scale_free(enhanced: Tensor, given: Tensor) -> Tensor:

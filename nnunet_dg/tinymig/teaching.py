@@ -16,6 +16,7 @@ from nnunet_dg.tinymig.decoder import TeacherDecoder
 from nnunet_dg.tinymig.reprogramming import FeatureReprogramming
 from nnunet_dg.tinymig.teachers import Teacher
 
+MOST_NUMBERS = 2**22  # of a feature, that the alignment enhances at once: about 350 MB in the backward pass
 REVISION = 2  # of what surrounds the teacher: another number is another method under the same names
 
 
@@ -66,7 +67,8 @@ class Teaching(nn.Module):
 class ContentAlignment(nn.Module):
     """LRA (eq. 13) of the frequency-enhanced features; one enhancement per stage, for teacher and student alike.
 
-    What the backward pass needs is computed again then, one stage after the other, so that little is held meanwhile.
+    What the backward pass needs is computed again then, for a few samples of one stage at a time, so that little memory
+    is held.
 
     Args:
         widths: Channels of the stages.
@@ -98,22 +100,33 @@ class ContentAlignment(nn.Module):
     def forward(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         """Features of each stage, ``(B, widths[i], *any)`` -> a scalar, float32; both get a gradient."""
         stages = zip(self.enhance, teacher, student, strict=True)
-        results = [
-            checkpoint(self._stage, *stage, use_reentrant=False, preserve_rng_state=False)  # nothing is random
-            for stage in stages
-        ]
+        terms, gains = zip(*(self._stage(*stage) for stage in stages), strict=True)
         if self.training:
-            self._gains.append(torch.stack([gains for _, gains in results]).mean())
-        return torch.stack([term for term, _ in results]).mean()
+            self._gains.append(torch.stack(gains).mean())
+        return torch.stack(terms).mean()
 
     def _stage(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        given = [pool(feature).float() for feature in (teacher, student)]
+        """Term and gain of one stage, from a few samples at a time."""
+        teacher, student = pool(teacher), pool(student)
+        samples = max(MOST_NUMBERS // student[0].numel(), 1)
+        parts = zip(teacher.split(samples), student.split(samples), strict=True)
+        sums = [
+            checkpoint(self._sums, enhance, *part, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+            for part in parts
+        ]
+        term, gains = (torch.stack(values).sum() / len(student) for values in zip(*sums, strict=True))
+        return term, gains
+
+    def _sums(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Term and gain, added up over samples."""
+        given = [teacher.float(), student.float()]
         enhanced = [enhance(feature) for feature in given]
         with torch.no_grad():
             gains = torch.stack([gain(e, g).mean() for e, g in zip(enhanced, given, strict=True)])
         if self.scale == "free":
             enhanced = [scale_free(e, g) for e, g in zip(enhanced, given, strict=True)]
-        return localized_representation_alignment(enhanced[:1], enhanced[1:]), gains.mean()
+        term = localized_representation_alignment(enhanced[:1], enhanced[1:])
+        return term * len(student), gains.mean() * len(student)
 
     def take_gain(self) -> float:
         """``std(enhanced) / std(given)``, averaged over stages, channels, and the steps since the last call.

@@ -180,6 +180,23 @@ def test_both_sides_are_enhanced_by_the_same_filters_at_each_depth(parts, scale)
     assert np.isnan(module.take_gain())
 
 
+def test_a_batch_in_parts_gives_the_same_as_at_once(monkeypatch):
+    torch.manual_seed(0)
+    results = []
+    teacher, student = torch.randn(5, 2, 6, 6), torch.randn(5, 2, 6, 6)
+    module = ContentAlignment([2], [(6, 6)])
+    for most in (2**22, 2 * 72, 1):
+        monkeypatch.setattr("nnunet_dg.tinymig.teaching.MOST_NUMBERS", most)
+        mine = student.clone().requires_grad_()
+        module.zero_grad()
+        term = module([teacher], [mine])
+        term.backward()
+        weights = [p.grad.clone() for p in module.parameters()]
+        results.append([term.detach(), torch.tensor(module.take_gain()), mine.grad, *weights])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-6)
+
+
 def test_scale_free_by_hand():
     given = torch.tensor([[[[0.0, 2.0]]]])
     torch.testing.assert_close(scale_free(3 * given + 5, given), torch.tensor([[[[-1.0, 1.0]]]]), rtol=1e-4, atol=0)

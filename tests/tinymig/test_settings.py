@@ -29,7 +29,7 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
             "statistics must be one of ufdm, mixstyle, crossnorm, crossnorm_channels, dsu; got 'maxstyle'",
         ),
         ({"divergence": "l1"}, "divergence must be one of kl, mse, js; got 'l1'"),
-        ({"adapter_width": 0}, "adapter_width must be a whole number, from 1 to 4096, or null; got 0"),
+        ({"adapter_width": 0}, "adapter_width must be a whole number from 1 to 4096, or null; got 0"),
         ({"adapter_width": 10**50}, "adapter_width must be"),
         ({"loss_weights": [1, 1, 1, 1, 10**400]}, "loss_weights must be 5 positive numbers.*each at most 1e"),
         ({"alignment_scale": "none"}, "alignment_scale must be one of free, paper; got 'none'"),

@@ -65,7 +65,7 @@ def test_a_vit_gets_what_its_scaling_says(scaling, plain_vit):
 
 
 def test_the_statistics_of_timm_are_for_vits():
-    with pytest.raises(SettingsError, match="teacher_scaling 'timm' is for ViTs.*'anatomix' takes minmax or zscore"):
+    with pytest.raises(SettingsError, match=r"teacher_scaling 'timm' is for ViTs.*'anatomix' takes minmax or zscore"):
         taught((32, 32, 32), teacher="random:anatomix", teacher_scaling="timm")
 
 
