@@ -16,7 +16,7 @@ from nnunet_dg.tinymig.decoder import TeacherDecoder
 from nnunet_dg.tinymig.reprogramming import FeatureReprogramming
 from nnunet_dg.tinymig.teachers import Teacher
 
-MOST_NUMBERS = 2**22  # of a feature, that the alignment enhances at once: about 350 MB in the backward pass
+MOST_NUMBERS = 2**21  # of a feature, that the alignment enhances at once
 REVISION = 2  # of what surrounds the teacher: another number is another method under the same names
 
 

@@ -261,12 +261,12 @@ def test_shrinking_filters_lower_the_papers_term_and_leave_the_scale_free_one_as
 
 
 def test_with_unrelated_features_training_shrinks_the_papers_term_and_not_the_scale_free_one():
-    (_, paper), (_, free) = (trained(scale, 600) for scale in ("paper", "free"))
-    assert paper[-1].term < 0.5 * paper[0].term
-    assert paper[-1].gradient < 0.5 * paper[0].gradient
-    assert paper[-1].gain < 0.7 * paper[0].gain
-    assert free[-1].gradient > 0.7 * free[0].gradient
-    assert free[-1].gain > 0.9 * free[0].gain
+    (_, paper), (_, free) = (trained(scale, 300) for scale in ("paper", "free"))  # of 3000, see the benchmark
+    assert paper[-1].term < 0.7 * paper[0].term
+    assert paper[-1].gradient < 0.85 * paper[0].gradient
+    assert paper[-1].gain < 0.85 * paper[0].gain
+    assert free[-1].gradient > 0.9 * free[0].gradient
+    assert free[-1].gain > 0.98 * free[0].gain
 
 
 @pytest.mark.parametrize(
