@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -164,9 +165,8 @@ def _refused(path: Path, name: str, error: Exception) -> str:
             f"{path} cannot be read as weights of teacher '{name}': it is truncated, not a PyTorch file, or asks to "
             f"run code, which is refused. Get the file again."
         )
-    what = next(
-        (word for word in str(error).split() if "." in word and word.replace(".", "").isidentifier()), "objects"
-    )
+    named = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
+    what = named[1] if named else "unnamed"
     return (
         f"{path} cannot be read as weights of teacher '{name}': it holds objects of a program next to the weights "
         f"({what}); to read those means to run code, which is refused. If you trust the file, save its weights "
