@@ -6,9 +6,11 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunet_dg.nnunet.auxiliary_trainer import AuxiliaryTrainer
 from nnunet_dg.nnunet.taps import Modulation, planned_network, stage_grids, tap_encoder
 from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.outside import Outside
 from nnunet_dg.tinymig import (
     OWN_STATISTICS,
     ContentAlignment,
+    DimensionError,
     Teaching,
     TinyMIGSettings,
     build_teacher,
@@ -22,7 +24,8 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
     """nnU-Net's own recipe, with five loss terms in place of its loss: labels for the teacher, the student and the
     student in the teacher's style, alignment of their content (LRA), and consistency between both passes (CDC).
 
-    The teacher is SAM in 2-D and anatomix in 3-D; it stays frozen, adapters in it train.
+    The teacher is SAM in 2-D and anatomix in 3-D; it stays frozen, adapters in it train. Voxels outside a mask and
+    padding are shown to it at the minimum of the patch, see `nnunet_dg.outside`.
     """
 
     tinymig = TinyMIGSettings()
@@ -36,8 +39,8 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
         if settings.needs_teacher:
             try:
                 teacher = build_teacher(settings, patch, depths)
-            except NotImplementedError as error:
-                raise NotImplementedError(f"{type(self).__name__}: {error}") from error
+            except DimensionError as error:
+                raise DimensionError(f"{type(self).__name__}: {error}") from error
             depths = len(teacher.widths)
             widths, grids = encoder.output_channels[:depths], stage_grids(patch, encoder.strides)[:depths]
             outputs = self.label_manager.num_segmentation_heads if settings.uses("co_training") else None
@@ -46,7 +49,8 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
             modules["teaching"] = teaching if trains else teaching.requires_grad_(False)
         if settings.uses("lra"):
             filters = (settings.uses(part) for part in ("amplitude", "phase", "channel_refiner"))
-            modules["alignment"] = ContentAlignment(widths, grids, *filters)
+            modules["alignment"] = ContentAlignment(widths, grids, *filters, settings.alignment_scale)
+        self.outside = Outside.of(self.configuration_manager)
         self.taps = [tap_encoder(self.network, stage) for stage in range(depths)]
         own = OWN_STATISTICS.get(settings.statistics)
         self.modulations = [Modulation(stage, own) for stage in encoder.stages[: min(2, depths)]]
@@ -62,7 +66,8 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
         terms = {"segmentation": self.loss(output, target)}
         taught = None
         if settings.needs_teacher:
-            taught, logits = self.auxiliary["teaching"](data[:, : self.num_images])
+            images = self.outside.to_minimum(data[:, : self.num_images])
+            taught, logits = self.auxiliary["teaching"](images)
             if logits is not None:
                 terms["segmentation_teacher"] = self.full_resolution_loss(logits, target)
         if settings.uses("lra"):
@@ -103,7 +108,31 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
         if not self.was_initialized:
             self.initialize()
         self.load_teacher()
+        self.note_idle_statistics()
         super().on_train_start()
+
+    def note_idle_statistics(self):
+        """Say in the log where the styled passes change nothing, or not from the first step on."""
+        statistics = self.settings("tinymig").statistics
+        own = OWN_STATISTICS.get(statistics)
+        devices = torch.distributed.get_world_size() if self.is_ddp else 1
+        if own is None or self.configuration_manager.batch_size // devices > 1:
+            return
+        if own.needs_batch:
+            self.print_to_log_file(
+                f"Statistics '{statistics}' need two samples per device, and a step has one: styled passes are like "
+                f"plain ones. Set batch_size in the plans to two per device, or statistics to another."
+            )
+        elif own.partners:
+            self.print_to_log_file(
+                f"Statistics '{statistics}': one sample per device, so partners are earlier samples."
+            )
+
+    def on_train_epoch_end(self, train_outputs):
+        super().on_train_epoch_end(train_outputs)
+        if "alignment" in self.auxiliary:
+            gain = unwrap(self.auxiliary["alignment"]).take_gain()
+            self.print_to_log_file("alignment: std(enhanced) / std(given)", round(gain, 4))
 
 
 class nnUNetTrainerTinyMIG_DINOv2(nnUNetTrainerTinyMIG):
@@ -113,7 +142,7 @@ class nnUNetTrainerTinyMIG_DINOv2(nnUNetTrainerTinyMIG):
 
 
 class nnUNetTrainerTinyMIG_Paper(nnUNetTrainerTinyMIG):
-    """The paper's optimiser: AdamW, 1e-4, polynomial decay with exponent 0.9 (appendix B.2)."""
+    """The paper's optimizer: AdamW, 1e-4, polynomial decay with exponent 0.9 (appendix B.2)."""
 
     def configure_optimizers(self):
         self.initial_lr = 1e-4

@@ -5,8 +5,13 @@ timm is imported where it is used: it takes a second, and few trainings need it.
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import pickle
+import re
 import sys
+import zipfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +20,24 @@ import pooch
 import torch
 from torch import Tensor, nn
 
+from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.extractors.weights import WeightsError, git_blob_id, home
+from nnunet_dg.files import read_text, write_text
 
 FILE = "model.safetensors"
+TIMEOUT_S = 30  # for every answer of the hub
+PLACES = ("state_dict", "model_state_dict", "model", "teacher")  # where trainings keep the weights; DINO's: teacher
+PREFIXES = ("module.", "_orig_mod.", "backbone.")  # what DDP, compilation and DINO put before the names
+MOST_PLAUSIBLE = 1e6
 
 
 def check_name(name: str) -> None:
-    """Raises a ValueError if timm has no such model."""
+    """Raises a SettingsError if timm has no such model."""
     import timm
 
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), 3)
-        raise ValueError(
+        raise SettingsError(
             f"teacher must be anatomix, nnunet, or the name of a ViT in timm; got {name!r}."
             + (f" Close to it: {', '.join(close)}." if close else "")
         )
@@ -36,7 +47,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """The ViT, with random weights from ``seed``, for images of any size that its patches divide.
 
     Raises:
-        ValueError: timm has no such model, or it is no ViT, or one for a single image size.
+        SettingsError: timm has no such model, or it is not a ViT, or takes a single image size only.
     """
     import timm
 
@@ -54,12 +65,12 @@ def build(name: str, seed: int = 0) -> nn.Module:
             (last,) = model.eval().forward_intermediates(
                 torch.zeros(1, 3, 2 * height, 3 * breadth), indices=[len(model.blocks) - 1], intermediates_only=True
             )
-        fits = last.shape == (1, width(model), 2, 3)
+        fits = last.shape == (1, width(model), 2, 3) and all(hasattr(block, "mlp") for block in model.blocks)
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         fits = False
     if not fits:
-        raise ValueError(
-            f"timm's {name} is no ViT that takes images of any size. Most of vit_*, deit_* and samvit_* do."
+        raise SettingsError(
+            f"timm's {name} is not a ViT that takes images of any size. Most of vit_*, deit_* and samvit_* do."
         )
     return model
 
@@ -96,32 +107,98 @@ def load(model: nn.Module, name: str, weights: str | Path | None = None) -> Path
     path = Path(weights).expanduser() if weights is not None else locate(name)
     if not path.is_file():
         raise WeightsError(f"There is no file {path}, which should hold the weights of teacher '{name}'.")
+    state = _read(path, name)
     try:
-        state = _read(path)
         remap = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         state = remap(state, model) if remap else state
+        if problem := _implausible({key: state[key] for key in model.state_dict() if key in state}):
+            raise WeightsError(problem)
         missing = model.load_state_dict(state, strict=False).missing_keys  # what it holds beyond: heads, decoders
-    except Exception as error:  # foreign and damaged files make PyTorch raise almost anything
-        raise WeightsError(f"{path} cannot be read as weights of teacher '{name}': {error}") from error
-    broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
-    if missing or broken:
-        what = f"{len(missing)} tensors are missing, {missing[0]} for one" if missing else f"{broken[0]} is not finite"
-        raise WeightsError(f"{path} does not fit teacher '{name}': {what}.")
+    except Exception as error:  # foreign files make timm and PyTorch raise almost anything
+        raise WeightsError(f"{path} does not hold weights of teacher '{name}': {_shortened(error)}") from error
+    if missing:
+        raise WeightsError(
+            f"{path} does not fit teacher '{name}': {len(missing)} tensors are missing, {missing[0]} for one."
+        )
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict, by itself or where trainings keep it; read by ourselves, for timm falls back to running code."""
-    import safetensors.torch
-    import timm
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    """The state dict in a file, or where trainings keep it, without the prefixes that they put before names.
 
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        content = content.get(key, content)
-    state: dict[str, Tensor] = timm.models.clean_state_dict(content)
+    Read here, because timm's reader falls back to one that runs code.
+    """
+    import safetensors.torch
+
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of MAE, RETFound, DINO
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(_refused(path, name, error)) from error
+    except Exception as error:  # damaged files make PyTorch raise almost anything
+        raise WeightsError(
+            f"{path} cannot be read as weights of teacher '{name}': {_shortened(error)} Get the file again."
+        ) from error
+    place = next((key for key in PLACES if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)), "")
+    state = content[place] if place else content
+    if not isinstance(state, Mapping):
+        raise WeightsError(
+            f"{path} cannot be read as weights of teacher '{name}': it holds a {type(state).__name__}, and should hold "
+            f"names and tensors, or these in an entry {', '.join(PLACES)}."
+        )
+    return _without_prefixes({key: value for key, value in state.items() if isinstance(value, Tensor)})
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``backbone.blocks.0... -> blocks.0...``; what is outside a prefixed part, such as DINO's head, is left out."""
+    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return state
+
+
+def _refused(path: Path, name: str, error: Exception) -> str:
+    """What to do with a file that holds more than PyTorch reads without running code."""
+    if not zipfile.is_zipfile(path):
+        return (
+            f"{path} cannot be read as weights of teacher '{name}': it is truncated, not a PyTorch file, or asks to "
+            f"run code, which is refused. Get the file again."
+        )
+    named = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
+    what = named[1] if named else "unnamed"
+    return (
+        f"{path} cannot be read as weights of teacher '{name}': it holds objects of a program next to the weights "
+        f"({what}); to read those means to run code, which is refused. If you trust the file, save its weights "
+        f"separately:\n"
+        f'  python -c "import torch; torch.save(torch.load(FILE, weights_only=False)[ENTRY], NEW)"\n'
+        f"with ENTRY one of {', '.join(map(repr, PLACES))}, and set weights to NEW."
+    )
+
+
+def _shortened(error: Exception, most: int = 200) -> str:
+    """The first line of an error's text: PyTorch's go on for pages."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _implausible(weights: Mapping[str, Tensor]) -> str:
+    """In words, which tensor cannot be a trained weight; empty if all can."""
+    for key, value in weights.items():
+        if value.is_meta or value.layout != torch.strided or not (value.is_floating_point() or _is_index(key)):
+            return f"{key} holds no numbers that can be weights ({value.dtype}, {value.layout}, {value.device})."
+        if not value.is_floating_point():
+            continue
+        if not value.isfinite().all():
+            return f"{key} is not finite."
+        if value.numel() and value.abs().max() >= MOST_PLAUSIBLE:
+            return f"{key} holds {value.abs().max():.3g}; trained weights are below {MOST_PLAUSIBLE:g}."
+    return ""
+
+
+def _is_index(key: str) -> bool:
+    """Whole numbers that ViTs keep as buffers."""
+    return key.endswith(("relative_position_index", "num_batches_tracked"))
 
 
 def is_published(name: str) -> bool:
@@ -152,11 +229,12 @@ def locate(name: str) -> Path:
         path = Path(download(local_files_only=True))
     except huggingface_hub.errors.LocalEntryNotFoundError:
         print(f"Fetching {FILE} of {repository} from {huggingface_hub.constants.ENDPOINT}")
+        url = huggingface_hub.hf_hub_url(repository, FILE)
         try:
-            published = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, FILE)).etag
+            published = huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT_S).etag
             _note(repository).parent.mkdir(parents=True, exist_ok=True)
-            _note(repository).write_text(f"{published}\n")  # before the file is there, so that it never is without
-            path = Path(download())
+            write_text(_note(repository), f"{published}\n")  # before the file is there, so that it never is without
+            path = Path(download(etag_timeout=TIMEOUT_S))
         except Exception as error:  # whatever of the network stack fails
             raise WeightsError(_missing(name, repository, str(error))) from error
     _verify(path, _note(repository), name)
@@ -185,7 +263,10 @@ def _note(repository: str) -> Path:
 
 def _verify(path: Path, note: Path, name: str) -> None:
     """The hub names a large file by its SHA-256, a small one by its git blob id."""
-    published = note.read_text().strip() if note.is_file() else ""
+    try:
+        published = read_text(note).strip()
+    except DataError:  # missing or damaged
+        published = ""
     own = git_blob_id(path) if len(published) == 40 else pooch.file_hash(str(path))
     if own != published:
         raise WeightsError(
@@ -198,7 +279,7 @@ def _verify(path: Path, note: Path, name: str) -> None:
 def _missing(name: str, repository: str, reason: str) -> str:
     return (
         f"The published weights of '{name}' could not be fetched ({reason}).\n"
-        f"  They belong into:     {home() / 'hub'}\n"
+        f"  They belong in:       {home() / 'hub'}\n"
         f"  Where there is internet, with the same NNUNET_DG_HOME:  nnunet-dg weights fetch {name}\n"
         f'  Or download {FILE} of {repository} from the hub, and set "weights" to that file in the plans.'
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnunet_dg.dropgen import DropGenNetwork
+from nnunet_dg.errors import HostError
 from nnunet_dg.nnunet.unwrap import unwrap
-from nnunet_dg.tinymig import modulate
+from nnunet_dg.tinymig import OwnStatistics, modulate
+from nnunet_dg.tinymig.modulation import Statistics, statistics
+
+MOST_EARLIER = 8  # samples whose statistics a modulation remembers, where a step has one sample
 
 
 class Tap:
@@ -56,45 +62,58 @@ class Modulation:
     `torch.compile` there are two graphs, with and without.
 
     Args:
-        module: any module that returns ``(B, A, *spatial)``.
-        own: the statistics, from the features themselves; None: `begin` is told them.
+        module: Any module that returns ``(B, A, *spatial)``.
+        own: How the features' own statistics are changed; None: `begin` is told the statistics.
     """
 
-    def __init__(self, module: nn.Module, own: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
+    def __init__(self, module: nn.Module, own: OwnStatistics | None = None) -> None:
         self.own = own
-        self._given: tuple[Tensor, Tensor] | None = None
+        self._given: Statistics | None = None
         self._active = False
+        self._single: Statistics | None = None
+        self._earlier: deque[Statistics] = deque(maxlen=MOST_EARLIER)
         module.register_forward_hook(self._after)
 
-    def begin(self, statistics: tuple[Tensor, Tensor] | None = None) -> None:
-        """From now on. Mean and deviation, ``(B, A)`` each; None where the features themselves say them."""
-        self._given, self._active = statistics, True
+    def begin(self, given: Statistics | None = None) -> None:
+        """From now on. Mean and deviation, ``(B, A)`` each; None where the features' own are changed."""
+        if self.own is not None and self._earlier:
+            given = self._earlier[int(torch.randint(len(self._earlier), ()))]
+        self._given, self._active = given, True
 
     def end(self) -> None:
-        """From now on, features stay what they are."""
-        self._given, self._active = None, False
+        """From now on, features stay what they are. A single sample's statistics are remembered for later ones."""
+        if self._single is not None:
+            self._earlier.append(self._single)
+        self._given, self._active, self._single = None, False, None
 
     def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not self._active:
             return None
-        statistics = self._given if self.own is None else self.own(output)
-        if statistics is None:
+        if self.own is not None:
+            if self.own.partners and len(output) == 1:
+                self._single = statistics(output.detach())
+            return modulate(output, *self.own.draw(output, self._given), detached=self.own.detached)
+        if self._given is None:
             raise RuntimeError("No statistics: this modulation has none of its own, and 'begin' was told none.")
-        return modulate(output, *statistics)
+        return modulate(output, *self._given)
+
+
+class UnknownNetworkError(HostError, NotImplementedError):
+    """The plans' network is not one whose features we know how to read."""
 
 
 def planned_network(network: nn.Module) -> Any:
     """The encoder-decoder that nnU-Net planned, inside whatever it and we wrap around it.
 
     Raises:
-        NotImplementedError: it is not one of nnU-Net's U-Nets.
+        UnknownNetworkError: It is not one of nnU-Net's U-Nets.
     """
     network = unwrap(network)
     if isinstance(network, DropGenNetwork):
         network = network.network
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     if not (hasattr(encoder, "stages") and hasattr(decoder, "seg_layers")):
-        raise NotImplementedError(
+        raise UnknownNetworkError(
             f"Features are read from nnU-Net's PlainConvUNet and ResidualEncoderUNet; the plans' network is a "
             f"{type(network).__name__}. Use plans of one of those."
         )

@@ -1,4 +1,7 @@
-"""FDCE: learnt filters on amplitude and phase, and a weight per channel from the phase (TinyMIG, eq. 5-11)."""
+"""FDCE: learned filters on amplitude and phase, and a weight per channel from the phase.
+
+TinyMIG (ICML 2025), eq. 5-11.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,20 @@ class FrequencyContentEnhancement(nn.Module):
 
     The filters hold one logit per frequency, shared by the channels, and start at one; amplitude and phase are
     multiplied by their sigmoid. The channel refiner squeezes the filtered phase spectrum to its mean and excites it to
-    one weight per channel.
+    one weight per channel. The spectrum of a real feature is kept by half; in the planes that this half shares with its
+    mirror image the filters are tied, see `hermitian`, so that the result is the same on all devices.
 
     Args:
-        channels: of the feature.
-        spatial_shape: of the feature, two or three sizes.
-        amplitude: filter the amplitude (FDCE-A); off: an ablation of the paper's table 6, as the next two.
-        phase: filter the phase (FDCE-P).
-        refine: weigh the channels.
-        reduction: of the squeeze and excitation.
+        channels: Channels of the feature.
+        spatial_shape: Spatial shape of the feature, two or three sizes.
+        amplitude: Filter the amplitude (FDCE-A). False is an ablation of the paper's table 6.
+        phase: Filter the phase (FDCE-P). False is an ablation, too.
+        refine: Weigh the channels. False is an ablation, too. A weight per channel has no effect on an alignment that
+            is free of scale.
+        reduction: Reduction of the squeeze and excitation.
 
     Raises:
-        ValueError: a feature of another shape.
+        ValueError: A feature of another shape.
     """
 
     def __init__(
@@ -59,17 +64,49 @@ class FrequencyContentEnhancement(nn.Module):
                              f"{tuple(feature.shape)}.")  # fmt: skip
         axes = tuple(range(2, feature.ndim))
         with torch.autocast(feature.device.type, enabled=False):
-            spectrum = torch.fft.rfftn(feature.float(), dim=axes)
-            spectrum = torch.where(spectrum.abs() < NOTHING, 0, spectrum)  # its phase has no finite gradient
-            amplitude, phase = spectrum.abs(), spectrum.angle()
-            phase = torch.where(phase < BRANCH_CUT, phase + 2 * math.pi, phase)
-            if self.amplitude_filter is not None:
-                amplitude = amplitude * self.amplitude_filter.sigmoid()
-            if self.phase_filter is not None:
-                phase = phase * self.phase_filter.sigmoid()
-            filtered = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
-            enhanced = torch.fft.irfftn(filtered, s=self.shape[1:], dim=axes)
+            spectrum, phase = self.filtered(torch.fft.rfftn(feature.float(), dim=axes))
+            enhanced = torch.fft.irfftn(spectrum, s=self.shape[1:], dim=axes)
             if self.refiner is None:
                 return enhanced
             weights = self.refiner(phase.mean(axes))
             return enhanced * weights.reshape(*weights.shape, *[1] * len(axes))
+
+    def filtered(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """A half spectrum ``(B, channels, *frequencies)`` with filtered amplitude and phase, and that phase."""
+        spatial = self.shape[1:]
+        amplitude = spectrum.abs()
+        phase = spectrum.masked_fill(amplitude < NOTHING, 0).angle()  # which has no finite gradient there
+        phase = torch.where(phase < BRANCH_CUT, phase + 2 * math.pi, phase)
+        if self.amplitude_filter is not None:
+            amplitude = amplitude * hermitian(self.amplitude_filter.sigmoid(), spatial)
+        if self.phase_filter is not None:
+            phase = phase * hermitian(self.phase_filter.sigmoid(), spatial)
+        return hermitian(torch.polar(amplitude, phase), spatial), phase
+
+
+def hermitian(half: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """A half spectrum that is one of a real signal: its self-mirrored planes are averaged with their mirror images.
+
+    These planes are index 0 and, for an even size, the last index of the last axis. In them the value at ``-k`` must be
+    the conjugate of the one at ``k``, where k are the frequencies of the other axes. Otherwise the inverse of the real
+    Fourier transform is undefined (cuFFT); CPUs compute what they compute after this average.
+
+    Args:
+        half: ``(..., *frequencies)``, real or complex, as `torch.fft.rfftn` has it.
+        spatial_shape: Spatial shape of the signal.
+
+    Returns:
+        The same shape and dtype.
+    """
+    axes = tuple(range(1 - len(spatial_shape), 0))
+
+    def tied(plane: Tensor) -> Tensor:
+        mirrored = plane.flip(axes).roll((1,) * len(axes), axes)
+        return ((plane + mirrored.conj()) / 2).unsqueeze(-1)
+
+    size = spatial_shape[-1]
+    if size == 1:
+        return tied(half[..., 0])
+    if size % 2:
+        return torch.cat([tied(half[..., 0]), half[..., 1:]], -1)
+    return torch.cat([tied(half[..., 0]), half[..., 1:-1], tied(half[..., -1])], -1)

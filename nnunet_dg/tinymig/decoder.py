@@ -7,25 +7,27 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.tinymig.reprogramming import CONVOLUTIONS, MODES
+from nnunet_dg.tinymig.reprogramming import CONVOLUTIONS, MODES, resize
 
 
 class TeacherDecoder(nn.Module):
-    """Features from fine to coarse, each ``(B, widths[i], *spatial_i)`` -> logits ``(B, outputs, *spatial_0)``.
+    """Features from fine to coarse, each ``(B, widths[i], *spatial_i)`` -> logits ``(B, outputs, *patch)``.
 
-    From the coarsest on: one 1x1 convolution to a common width, upsampled and added to the next; one 3x3 convolution
-    and a segmentation layer at the end.
+    From the coarsest on: one 1x1 convolution to a common width, upsampled and added to the next. One 3x3 convolution
+    and a segmentation layer at half the resolution of the patch, whose logits are upsampled.
 
     Args:
-        dims: 2 or 3.
-        widths: of the features, from fine to coarse.
-        outputs: segmentation heads.
+        widths: Channels of the features, from fine to coarse.
+        outputs: Number of segmentation heads.
+        patch: Spatial shape of the logits, two or three sizes.
     """
 
-    def __init__(self, dims: int, widths: Sequence[int], outputs: int) -> None:
+    def __init__(self, widths: Sequence[int], outputs: int, patch: Sequence[int]) -> None:
         super().__init__()
-        convolution = CONVOLUTIONS[dims]
-        self.mode = MODES[dims]
+        convolution = CONVOLUTIONS[len(patch)]
+        self.patch = tuple(patch)
+        self.half_grid = tuple(-(-size // 2) for size in patch)
+        self.mode = MODES[len(patch)]
         self.lateral = nn.ModuleList(convolution(width, widths[0], 1) for width in widths)
         self.smooth = convolution(widths[0], widths[0], 3, padding=1)
         self.segmentation = convolution(widths[0], outputs, 1)
@@ -34,5 +36,5 @@ class TeacherDecoder(nn.Module):
         x: Tensor = self.lateral[-1](features[-1])
         for lateral, feature in zip(reversed(self.lateral[:-1]), reversed(features[:-1]), strict=True):
             x = F.interpolate(x, feature.shape[2:], mode=self.mode) + lateral(feature)
-        logits: Tensor = self.segmentation(F.leaky_relu(self.smooth(x), 0.01))
-        return logits
+        x = F.leaky_relu(self.smooth(resize(x, self.half_grid)), 0.01)
+        return F.interpolate(self.segmentation(x), self.patch, mode=self.mode)

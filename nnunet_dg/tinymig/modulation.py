@@ -1,47 +1,57 @@
-"""UFDM: giving a student's features the statistics of a foundation model's, or of chance (TinyMIG, eq. 1-3)."""
+"""UFDM: giving a student's features the statistics of a foundation model's features, or random ones.
+
+TinyMIG (ICML 2025), eq. 1-3; and the statistics that its table 5 puts in their place.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 EPS = 1e-5
 
+Statistics = tuple[Tensor, Tensor]  # mean and deviation, (B, A) each
 
-def statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
+
+def statistics(feature: Tensor) -> Statistics:
     """Mean and ``sqrt(variance + 1e-5)`` over the spatial axes: ``(B, A, *spatial) -> (B, A), (B, A)``, float32."""
     axes = tuple(range(2, feature.ndim))
     variance, mean = torch.var_mean(feature.float(), axes, correction=0)
     return mean, (variance + EPS).sqrt()
 
 
-def modulate(feature: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def modulate(feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False) -> Tensor:
     """Eq. 3: the feature with other statistics, per sample and channel; its own give the feature back.
 
-    Computed in float32, returned in the feature's dtype. The gradient flows into the feature, through its own
-    statistics as well, and into the given ones if they ask for it.
+    Computed in float32, returned in the feature's dtype. The gradient flows into the feature, and into the given
+    statistics if they require it.
 
     Args:
         feature: ``(B, A, *spatial)``.
         mean: ``(B, A)``.
-        std: ``(B, A)``, as `statistics` makes it.
+        std: ``(B, A)``, as `statistics` computes it.
+        detached: The feature's own statistics are constants to the gradient, as in MixStyle; False: it flows through
+            them as well.
     """
-    own_mean, own_std = statistics(feature)
+    own_mean, own_std = statistics(feature.detach() if detached else feature)
     shape = (*feature.shape[:2], *[1] * (feature.ndim - 2))
     own_mean, own_std, mean, std = (s.reshape(shape) for s in (own_mean, own_std, mean, std))
     return (std * (feature.float() - own_mean) / own_std + mean).to(feature.dtype)
 
 
 @torch.no_grad()
-def universal_statistics(reference: Tensor, concentration: float = 0.1) -> tuple[Tensor, Tensor]:
+def universal_statistics(reference: Tensor, concentration: float = 0.1) -> Statistics:
     """Eq. 2: for each sample and channel the reference's statistics, or uniform ones, without gradient.
 
     ``lambda ~ Bernoulli(Q)``, ``Q ~ Beta(concentration, concentration)``; where lambda is one, mean and deviation are
     from U(0, 1).
 
     Args:
-        reference: the foundation model's reprogrammed feature, ``(B, A, *spatial)``.
-        concentration: of the Beta distribution.
+        reference: The foundation model's reprogrammed feature, ``(B, A, *any)``.
+        concentration: Of the Beta distribution.
 
     Returns:
         Mean and deviation, each ``(B, A)``.
@@ -52,29 +62,85 @@ def universal_statistics(reference: Tensor, concentration: float = 0.1) -> tuple
     return torch.where(chance, torch.rand_like(mean), mean), torch.where(chance, torch.rand_like(std), std)
 
 
-@torch.no_grad()
-def mixstyle_statistics(feature: Tensor, concentration: float = 0.1) -> tuple[Tensor, Tensor]:
-    """An ablation: the student's own statistics mixed with those of another sample (MixStyle, Zhou et al., 2021)."""
-    mean, std = statistics(feature)
-    other = torch.randperm(len(mean), device=mean.device)
-    share = torch.distributions.Beta(concentration, concentration).sample((len(mean), 1)).to(mean.device)
-    return share * mean + (1 - share) * mean[other], share * std + (1 - share) * std[other]
+def _partners(own: Statistics, earlier: Statistics | None) -> Statistics:
+    """For each sample the statistics of another: of the batch in random order, or ``earlier`` for a single sample.
+
+    The order may leave a sample where it is, as in the references.
+    """
+    mean, std = own
+    if len(mean) == 1 and earlier is not None:
+        return earlier
+    order = torch.randperm(len(mean), device=mean.device)
+    return mean[order], std[order]
 
 
 @torch.no_grad()
-def crossnorm_statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """An ablation: the statistics of another channel of the same sample (CrossNorm within one, Tang et al., 2021)."""
+def mixstyle_statistics(feature: Tensor, earlier: Statistics | None = None, concentration: float = 0.1) -> Statistics:
+    """MixStyle (Zhou et al., ICLR 2021, arXiv 2104.02008, eq. 4-6): a sample's own statistics mixed with another's.
+
+    ``share * own + (1 - share) * partner``, ``share ~ Beta(concentration, concentration)`` per sample. No gradient. The
+    reference draws a coin for each layer and batch; here the styled pass is always styled.
+
+    Args:
+        feature: ``(B, A, *spatial)``.
+        earlier: Statistics of an earlier sample, ``(1, A)`` each, the partner where the batch has a single sample.
+        concentration: Of the Beta distribution.
+    """
+    own = statistics(feature)
+    partner = _partners(own, earlier)
+    share = torch.distributions.Beta(concentration, concentration).sample((len(feature), 1)).to(feature.device)
+    mean, std = (share * mine + (1 - share) * other for mine, other in zip(own, partner, strict=True))
+    return mean, std
+
+
+def crossnorm_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
+    """CrossNorm (Tang et al., ICCV 2021, arXiv 2102.02811), two-instance: the statistics of another sample.
+
+    Nothing is detached, except what an ``earlier`` sample left, see `mixstyle_statistics`.
+    """
+    return _partners(statistics(feature), earlier)
+
+
+def crossnorm_channels_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
+    """CrossNorm, one-instance: the statistics of another channel of the same sample. Nothing is detached."""
     mean, std = statistics(feature)
     order = torch.rand_like(mean).argsort(1)
     return mean.gather(1, order), std.gather(1, order)
 
 
-@torch.no_grad()
-def dsu_statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """An ablation: the student's own statistics with Gaussian noise as large as their spread in the batch (DSU)."""
-    mean, std = statistics(feature)
-    noisy = [s + torch.randn_like(s) * (s.var(0, correction=0, keepdim=True) + EPS).sqrt() for s in (mean, std)]
-    return noisy[0], noisy[1]
+def dsu_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
+    """DSU (Li et al., ICLR 2022, arXiv 2202.03958, eq. 4-7): own statistics with noise as large as their spread.
+
+    The noise is normal, its deviation the unbiased one over the batch, ``(B, A) -> (1, A)``. Nothing is detached. A
+    single sample has no spread and keeps its own statistics.
+    """
+    own = statistics(feature)
+    if len(feature) == 1:
+        return own
+    mean, std = (s + torch.randn_like(s) * (s.var(0, correction=1, keepdim=True) + EPS).sqrt() for s in own)
+    return mean, std
 
 
-OWN_STATISTICS = {"mixstyle": mixstyle_statistics, "crossnorm": crossnorm_statistics, "dsu": dsu_statistics}  # table 5
+@dataclass(frozen=True)
+class OwnStatistics:
+    """How the styled pass changes a student's own statistics, in UFDM's place (table 5).
+
+    Attributes:
+        draw: From a feature ``(B, A, *spatial)`` and, for a single sample, statistics of an earlier one.
+        detached: See `modulate`.
+        partners: Whether a single sample needs an earlier one.
+        needs_batch: Whether a single sample keeps its own statistics.
+    """
+
+    draw: Callable[[Tensor, Statistics | None], Statistics]
+    detached: bool = False
+    partners: bool = False
+    needs_batch: bool = False
+
+
+OWN_STATISTICS = {
+    "mixstyle": OwnStatistics(mixstyle_statistics, detached=True, partners=True),
+    "crossnorm": OwnStatistics(crossnorm_statistics, partners=True),
+    "crossnorm_channels": OwnStatistics(crossnorm_channels_statistics),
+    "dsu": OwnStatistics(dsu_statistics, needs_batch=True),
+}

@@ -1,9 +1,9 @@
-"""FRM: residual blocks that give a teacher's feature the student's width and grid (TinyMIG, section 3.3)."""
+"""FRM: residual blocks that give a teacher's feature the student's width and grid (TinyMIG, ICML 2025, section 3.3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -12,6 +12,16 @@ from torch.nn import functional as F  # noqa: N812
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 MODES = {2: "bilinear", 3: "trilinear"}
+POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+def resize(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """``(B, A, *any) -> (B, A, *shape)``: averaged along axes that shrink, interpolated along those that grow."""
+    shape, dims = tuple(shape), len(shape)
+    smaller = tuple(min(a, b) for a, b in zip(x.shape[2:], shape, strict=True))
+    if smaller != tuple(x.shape[2:]):
+        x = POOLINGS[dims](x, smaller)
+    return x if smaller == shape else F.interpolate(x, shape, mode=MODES[dims])
 
 
 class ResidualBlock(nn.Module):
@@ -34,10 +44,10 @@ class FeatureReprogramming(nn.Module):
     """``(B, n_in, *any)`` -> ``(B, n_out, *spatial)``. The first block, which changes width, is on the coarser grid.
 
     Args:
-        n_in: the teacher's channels.
-        n_out: the student's.
-        spatial: the student's grid, two or three sizes.
-        blocks: how many residual blocks.
+        n_in: The teacher's channels.
+        n_out: The student's channels.
+        spatial: The grid on which both are compared, two or three sizes.
+        blocks: Number of residual blocks.
     """
 
     def __init__(self, n_in: int, n_out: int, spatial: Sequence[int], blocks: int = 2) -> None:
@@ -50,8 +60,7 @@ class FeatureReprogramming(nn.Module):
         first, *others = self.blocks
         coarse = feature.shape[2:].numel() < math.prod(self.spatial)
         x = first(feature) if coarse else feature  # a teacher's many channels on its own few tokens
-        if tuple(x.shape[2:]) != self.spatial:
-            x = F.interpolate(x, self.spatial, mode=MODES[len(self.spatial)])
+        x = resize(x, self.spatial)
         for block in others if coarse else self.blocks:
             x = block(x)
         return x

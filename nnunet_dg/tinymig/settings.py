@@ -2,94 +2,112 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.extractors import with_architecture
 from nnunet_dg.extractors.base import SCALINGS
+from nnunet_dg.tinymig.alignment import SCALES
 from nnunet_dg.tinymig.consistency import DIVERGENCES
 from nnunet_dg.tinymig.modulation import OWN_STATISTICS
 
 TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency")  # l1 ... l5
 ABLATIONS = ("ufdm", "cdc", "lra", "amplitude", "phase", "channel_refiner", "co_training")
 STATISTICS = ("ufdm", *OWN_STATISTICS)
-CHOICES = {"teacher_scaling": tuple(SCALINGS), "statistics": STATISTICS, "divergence": tuple(DIVERGENCES)}
+TEACHER_SCALINGS = (*SCALINGS, "timm")
+CHOICES = {"statistics": STATISTICS, "divergence": tuple(DIVERGENCES), "alignment_scale": SCALES}
+MOST_WIDTH, MOST_WEIGHT = 4096, 1e6
 DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
 
 
 @dataclass(frozen=True)
 class TinyMIGSettings:
-    """Settings of TinyMIG. The defaults are the method as published.
+    """Settings of TinyMIG (ICML 2025). The defaults are the method as published, except `alignment_scale`.
 
     Attributes:
         teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension), or a ViT of timm by
             its name (2-D); ``"random:NAME"``: the same with random weights; null: one of `DEFAULT_TEACHERS`.
         weights: a checkpoint file for the teacher (MedSAM's for ``"samvit_base_patch16"``), or for `nnunet` the model
             folder; null: the published file. Read whenever a training starts or goes on.
-        teacher_scaling: what the teacher gets, per patch: ``"minmax"``, or ``"zscore"``, as most nnU-Nets are trained.
-            ViTs get their own mean and deviation after min-max.
+        teacher_scaling: What the teacher gets, per patch: ``"minmax"``, [0, 1], as MedSAM was trained; ``"zscore"``, as
+            most nnU-Nets are trained; ``"timm"``, for ViTs of timm, the mean and deviation of their training images
+            after min-max (SAM, DINOv2); null: ``"timm"`` for a ViT, ``"minmax"`` for any other.
         architecture: of the network in the model folder of `nnunet`; `completed` reads it.
-        adapter_width: hidden width of the bottleneck adapters.
+        adapter_width: Hidden width of the bottleneck adapters; null: a quarter of the width of their block, at least 4.
         loss_weights: of the teacher's segmentation loss, the styled student's, the student's, of alignment and
             consistency: l1 ... l5, all positive.
         statistics: what gives the styled features their mean and deviation, one of `STATISTICS` (table 5).
         divergence: of the consistency, one of `DIVERGENCES` (table 8).
+        alignment_scale: How enhanced features are compared. ``"free"``: each brought to zero mean and unit RMS per
+            sample and channel first. ``"paper"``: as they are (eq. 13), which the filters learn to shrink.
         ablate: what is left out (tables 4 and 6), names of `ABLATIONS`. With neither alignment nor co-training nothing
             trains the reprogramming, and the styles are those of the teacher's features in random combination.
 
     Raises:
-        ValueError: a value that is not accepted, by name.
+        SettingsError: A value that is not accepted, by name.
     """
 
     teacher: str | None = None
     weights: str | None = None
-    teacher_scaling: str = "minmax"
+    teacher_scaling: str | None = None
     architecture: dict[str, Any] | None = None
-    adapter_width: int = 64
+    adapter_width: int | None = None
     loss_weights: tuple[float, ...] = (1.0, 1.0, 0.5, 0.5, 0.5)
     statistics: str = "ufdm"
     divergence: str = "kl"
+    alignment_scale: str = "free"
     ablate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("teacher", "weights"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value.removeprefix("random:")):
-                raise ValueError(f"{name} must be a name or a path, or null; got {value!r}.")
+                raise SettingsError(f"{name} must be a name or a path, or null; got {value!r}.")
         if self.teacher == "random:nnunet":
-            raise ValueError(
+            raise SettingsError(
                 "teacher 'random:nnunet' has no architecture: set teacher to nnunet and weights to a folder."
             )
         if self.random and self.weights is not None:
-            raise ValueError(f"teacher {self.teacher!r} has random weights: leave weights unset; got {self.weights!r}.")
+            raise SettingsError(
+                f"teacher {self.teacher!r} has random weights: leave weights unset; got {self.weights!r}."
+            )
         if self.architecture is not None and not isinstance(self.architecture, dict):
-            raise ValueError(f"architecture is read from the model folder: leave it unset; got {self.architecture!r}.")
-        width = self.adapter_width
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise ValueError(f"adapter_width must be a whole number, at least 1; got {width!r}.")
-        for name, accepted in CHOICES.items():
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {getattr(self, name)!r}.")
+            raise SettingsError(
+                f"architecture is read from the model folder: leave it unset; got {self.architecture!r}."
+            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise SettingsError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        self._check_adapters_and_scaling()
         self._check_loss_weights()
         self._check_ablate()
+
+    def _check_adapters_and_scaling(self) -> None:
+        width, scaling = self.adapter_width, self.teacher_scaling
+        whole = isinstance(width, int) and not isinstance(width, bool)
+        if width is not None and not (whole and 1 <= width <= MOST_WIDTH):
+            raise SettingsError(f"adapter_width must be a whole number from 1 to {MOST_WIDTH}, or null; got {width!r}.")
+        if scaling is not None and scaling not in TEACHER_SCALINGS:
+            accepted = ", ".join(TEACHER_SCALINGS)
+            raise SettingsError(f"teacher_scaling must be one of {accepted}, or null; got {scaling!r}.")
 
     def _check_loss_weights(self) -> None:
         given = self.loss_weights
         numbers = isinstance(given, (list, tuple)) and all(
-            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < math.inf for w in given
+            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w <= MOST_WEIGHT for w in given
         )
         if not numbers or len(given) != len(TERMS):
-            raise ValueError(
-                f"loss_weights must be {len(TERMS)} positive numbers, of {', '.join(TERMS)}; got {given!r}. To leave "
-                f"one out, ablate its part."
+            raise SettingsError(
+                f"loss_weights must be {len(TERMS)} positive numbers, of {', '.join(TERMS)}, each at most "
+                f"{MOST_WEIGHT:g}; got {given!r}. To leave one out, ablate its part."
             )
         object.__setattr__(self, "loss_weights", tuple(float(w) for w in given))  # JSON has no tuples
 
     def _check_ablate(self) -> None:
         given = self.ablate
         if not isinstance(given, (list, tuple)) or any(part not in ABLATIONS for part in given):
-            raise ValueError(f"ablate must be a list of {', '.join(ABLATIONS)}; got {given!r}.")
+            raise SettingsError(f"ablate must be a list of {', '.join(ABLATIONS)}; got {given!r}.")
         object.__setattr__(self, "ablate", tuple(sorted(set(given))))
 
     @property

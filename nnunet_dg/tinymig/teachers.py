@@ -15,35 +15,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights, vit
 from nnunet_dg.extractors import weights as room
 from nnunet_dg.extractors.anatomix import VARIANTS, Anatomix
 from nnunet_dg.extractors.base import SCALINGS
-from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter
+from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter, hidden_width
 from nnunet_dg.tinymig.reprogramming import MODES
 from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS, TinyMIGSettings
 
 CONVOLUTIONAL = (*VARIANTS, "nnunet")  # the extractors that can teach; any other name is a ViT of timm
-RANDOM_SEED = 0  # of random teachers: the same in every process, also where a training goes on
+RANDOM_SEED = 0  # of random teachers: the same in every process, also where a training is resumed
+
+
+class DimensionError(SettingsError, NotImplementedError):
+    """The teacher is 2-D and the configuration 3-D, or the other way round."""
 
 
 class Teacher(nn.Module):
-    """A frozen model whose blocks are followed by adapters, and whose features are taken at several depths.
+    """A frozen model with adapters parallel to its blocks, whose features are read at several depths.
 
     Args:
-        model: the frozen model.
-        run: the features of images that fit the model, ``(B, in_channels, *spatial)``, one map per depth.
-        widths: channels of the maps.
-        adapters: the block of the model that each follows, and the adapter; none, and nothing of the teacher trains.
-        in_channels: what the model takes.
-        repeats: a single channel is shown to the model in all its channels, or else in the first.
-        multiple: spatial sizes have to be multiples of this, per axis, and at least twice this.
-        scaling: of each sample and channel, one of `SCALINGS`.
-        mean: of the model's training images in [0, 1], per input channel.
-        std: likewise.
+        model: The frozen model.
+        run: The features of images that fit the model, ``(B, in_channels, *spatial)``, one map per depth.
+        widths: Channels of the maps.
+        adapters: Modules of the model, and for each the adapter that sees its input and is added to its output. Without
+            adapters, nothing of the teacher trains.
+        in_channels: Input channels of the model.
+        repeats: Whether a single image channel is shown in all input channels, or only in the first.
+        multiple: Spatial sizes have to be multiples of this, per axis, and at least twice this.
+        scaling: Of each sample and channel: one of `SCALINGS`, or ``"timm"``, min-max followed by ``mean`` and ``std``.
+        mean: Of the model's training images in [0, 1], per input channel; used by ``"timm"``.
+        std: Their deviation, per input channel; used by ``"timm"``.
 
     Attributes:
-        fingerprint: of the frozen weights, in the state dict, so that a training goes on with the same teacher.
+        fingerprint: Of the frozen weights, in the state dict, so that a training is resumed with the same teacher.
         has_weights: False until `load_teacher`.
     """
 
@@ -69,7 +75,7 @@ class Teacher(nn.Module):
         self.run = run
         self.widths = tuple(widths)
         self.in_channels, self.repeats = in_channels, repeats
-        self.scaling = SCALINGS[scaling]
+        self.scaling = scaling
         self.multiple = tuple(multiple)
         self.has_weights = False
         self.adapters = nn.ModuleList(adapter for _, adapter in adapters)
@@ -77,8 +83,10 @@ class Teacher(nn.Module):
         shape = (1, -1, *[1] * len(self.multiple))
         self.register_buffer("mean", torch.tensor(mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(shape), persistent=False)
-        for block, adapter in adapters:
-            block.register_forward_hook(lambda _, __, output, adapter=adapter: adapter(output))
+        for module, adapter in adapters:
+            module.register_forward_hook(
+                lambda _, inputs, output, adapter=adapter: output + adapter(inputs[0], output.shape[2:])
+            )
 
     @property
     def frozen(self) -> nn.Module:
@@ -94,8 +102,8 @@ class Teacher(nn.Module):
         """The maps of ``x``, with gradients into the adapters.
 
         Each image channel is scaled per sample, and resized up to what the model accepts. A model that takes as many
-        channels sees them at once: so does a ViT any three, as if they were colours. Any other sees each by itself, and
-        the maps are averaged.
+        channels sees them at once: so does a ViT any three, as if they were colors. Any other model sees each channel
+        separately, and the maps are averaged.
 
         Args:
             x: ``(B, C, *spatial)``, any range.
@@ -110,14 +118,14 @@ class Teacher(nn.Module):
             raise RuntimeError("The teacher has no weights yet: nnU-Net's run_training loads them (on_train_start).")
         size = [max(2 * m, -(-n // m) * m) for n, m in zip(x.shape[2:], self.multiple, strict=True)]
         images, channels = x.shape[:2]
-        x = self.scaling(x)
+        x = SCALINGS["minmax" if self.scaling == "timm" else self.scaling](x)
         if list(x.shape[2:]) != size:
             x = F.interpolate(x, size, mode=MODES[len(size)])
         if channels != self.in_channels:
             x = x.flatten(0, 1).unsqueeze(1)
             if self.repeats:
                 x = x.expand(-1, self.in_channels, *size)
-        maps = self.run((x - self.mean) / self.std)
+        maps = self.run((x - self.mean) / self.std if self.scaling == "timm" else x)
         if channels in (1, self.in_channels):
             return list(maps)
         return [m.unflatten(0, (images, channels)).mean(1) for m in maps]
@@ -127,30 +135,32 @@ def build_teacher(settings: TinyMIGSettings, patch_size: Sequence[int], depths: 
     """The teacher that ``settings`` name, without its weights.
 
     Args:
-        settings: see `TinyMIGSettings`.
-        patch_size: of the configuration, two or three sizes.
-        depths: how many maps at most.
+        settings: See `TinyMIGSettings`.
+        patch_size: Of the configuration, two or three sizes.
+        depths: Maximum number of maps.
 
     Raises:
-        ValueError: there is no such teacher, or the patch is too small for it.
-        NotImplementedError: it does not exist for so many axes.
+        SettingsError: There is no such teacher, the patch is too small for it, or it takes no such scaling.
+        DimensionError: It has another number of axes.
     """
     dims = len(patch_size)
     name = teacher_name(settings, dims)
-    hidden = settings.adapter_width if settings.uses("co_training") else None
+    scaling = settings.teacher_scaling
     if name in CONVOLUTIONAL:
+        if scaling == "timm":
+            raise SettingsError(
+                f"teacher_scaling 'timm' is for ViTs of timm; teacher '{name}' takes {' or '.join(SCALINGS)}."
+            )
         extractor = create_extractor(name, architecture=settings.architecture)
         if dims not in extractor.accepted_dims:
-            raise NotImplementedError(_other_dimension(name, extractor.accepted_dims[0], dims))
-        return _convolutional(extractor, dims, hidden, depths, settings.teacher_scaling)
+            raise DimensionError(_other_dimension(name, extractor.accepted_dims[0], dims))
+        return _convolutional(extractor, dims, settings, depths)
     vit.check_name(name)
-    if settings.teacher_scaling != "minmax":
-        raise ValueError(f"teacher_scaling is for anatomix and nnunet; '{name}' has its own. Leave it unset.")
     if dims != 2:
-        raise NotImplementedError(_other_dimension(name, 2, dims))
-    teacher = _vit(vit.build(name, RANDOM_SEED), hidden, depths)
+        raise DimensionError(_other_dimension(name, 2, dims))
+    teacher = _vit(vit.build(name, RANDOM_SEED), settings, depths)
     if any(n < m for n, m in zip(patch_size, teacher.multiple, strict=True)):
-        raise ValueError(
+        raise SettingsError(
             f"The planned patch, {' x '.join(map(str, patch_size))}, is smaller than the patches of teacher '{name}', "
             f"{' x '.join(map(str, teacher.multiple))}. Increase patch_size in the plans, or take teacher 'nnunet'."
         )
@@ -167,7 +177,7 @@ def load_teacher(teacher: Teacher, settings: TinyMIGSettings, dims: int) -> str:
 
     Raises:
         WeightsError: the file is missing, cannot be fetched, or is not what it should be.
-        ValueError: a checkpoint was loaded whose training had other weights.
+        SettingsError: A checkpoint was loaded whose training had other weights.
     """
     name, model = teacher_name(settings, dims), teacher.frozen
     if settings.random:
@@ -182,13 +192,13 @@ def load_teacher(teacher: Teacher, settings: TinyMIGSettings, dims: int) -> str:
         where = f"weights from {path} ({'as set' if settings.weights else 'published file'})"
     now = fingerprint(model)
     if int(teacher.fingerprint) not in (0, now):
-        raise ValueError(
+        raise SettingsError(
             f"This checkpoint was trained with other weights of teacher '{name}' than now: {where}. Put them "
             f"back, or start from the checkpoint's network with -pretrained_weights."
         )
     teacher.fingerprint.fill_(now)
     teacher.has_weights = True
-    return f"Teacher {name}: {where}"
+    return f"Teacher {name}: {where}; teacher_scaling {teacher.scaling}"
 
 
 def fingerprint(model: nn.Module) -> int:
@@ -199,7 +209,7 @@ def fingerprint(model: nn.Module) -> int:
     return int.from_bytes(digest.digest()[:7], "little") or 1
 
 
-def _convolutional(extractor: FrozenExtractor, dims: int, hidden: int | None, depths: int, scaling: str) -> Teacher:
+def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIGSettings, depths: int) -> Teacher:
     """The finest levels of a U-Net's decoder, which have seen the context, from fine on. Adapters at all levels."""
     if isinstance(extractor, Anatomix):
         encoder, decoder = list(extractor.encoder), list(extractor.decoder)
@@ -209,9 +219,9 @@ def _convolutional(extractor: FrozenExtractor, dims: int, hidden: int | None, de
         encoder, decoder = list(unet.encoder.stages), list(unet.decoder.stages)
         widths, in_channels = list(unet.encoder.output_channels), int(extractor.input_channels)  # type: ignore[arg-type]
     adapters = []
-    if hidden is not None:
+    if settings.uses("co_training"):
         levels = zip([*encoder, *decoder], [*widths, *reversed(widths[:-1])], strict=True)
-        adapters = [(level, ConvolutionalAdapter(dims, width, hidden)) for level, width in levels]
+        adapters = [_level_adapter(level, dims, width, settings.adapter_width) for level, width in levels]
     taken = list(reversed(decoder))[:depths]
     maps: dict[nn.Module, Tensor] = {}
 
@@ -220,26 +230,43 @@ def _convolutional(extractor: FrozenExtractor, dims: int, hidden: int | None, de
         return [maps.pop(level) for level in taken]
 
     multiple = extractor.multiple if isinstance(extractor.multiple, tuple) else (extractor.multiple,) * dims
+    scaling = settings.teacher_scaling or "minmax"
     teacher = Teacher(extractor, run, widths[: len(taken)], adapters, in_channels, False, multiple, scaling)
-    for level in taken:  # after the adapters' hooks
+    for level in taken:
         level.register_forward_hook(lambda level, _, output: maps.__setitem__(level, output))
     return teacher
 
 
-def _vit(model: Any, hidden: int | None, depths: int) -> Teacher:
-    """Evenly spaced blocks of a ViT, as 2-D maps: 3, 6, 9 and 12 of twelve. Adapters after all blocks."""
-    blocks: list[nn.Module] = list(model.blocks)
+def _level_adapter(level: nn.Module, dims: int, width: int, chosen: int | None) -> tuple[nn.Module, nn.Module]:
+    """The last block of a level, and an adapter parallel to it."""
+    block = _last_block(level)
+    n_in = int(getattr(block, "input_channels", width))  # nnU-Net's blocks say it; anatomix' keep the width
+    return block, ConvolutionalAdapter(dims, n_in, width, hidden_width(width, chosen))
+
+
+def _last_block(level: nn.Module) -> nn.Module:
+    """The last convolution block of a level, whatever it is wrapped in."""
+    for name in ("convs", "blocks"):  # nnU-Net's StackedConvBlocks and StackedResidualBlocks
+        level = getattr(level, name, level)
+    return _last_block(level[-1]) if isinstance(level, nn.Sequential) else level
+
+
+def _vit(model: Any, settings: TinyMIGSettings, depths: int) -> Teacher:
+    """Evenly spaced blocks of a ViT, as 2-D maps: 3, 6, 9 and 12 of twelve. Adapters at the MLPs of all blocks."""
+    blocks: list[Any] = list(model.blocks)
     depths = min(depths, len(blocks))
     indices = [len(blocks) * (i + 1) // depths - 1 for i in range(depths)]
     width = vit.width(model)
-    adapters = [] if hidden is None else [(block, TokenAdapter(width, hidden)) for block in blocks]
+    hidden = hidden_width(width, settings.adapter_width)
+    adapters = [(block.mlp, TokenAdapter(width, hidden)) for block in blocks] if settings.uses("co_training") else []
 
     def run(x: Tensor) -> list[Tensor]:
         options = {"indices": indices, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
         return list(model.forward_intermediates(x, **options))
 
     mean, std = vit.mean_and_std(model)
-    return Teacher(model, run, [width] * depths, adapters, 3, True, vit.patch_size(model), mean=mean, std=std)
+    scaling = settings.teacher_scaling or "timm"
+    return Teacher(model, run, [width] * depths, adapters, 3, True, vit.patch_size(model), scaling, mean, std)
 
 
 def _reset(model: FrozenExtractor) -> None:

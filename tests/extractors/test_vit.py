@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -127,6 +128,66 @@ def test_a_sam_checkpoint_is_taken_as_its_authors_publish_it(tmp_path):
     assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state | {"mask_token": torch.zeros(1, 1, 192)}, "args": Namespace(lr=1e-3), "epoch": 1},
+        lambda state: {
+            "teacher": {f"backbone.{k}": v for k, v in state.items()} | {"head.mlp.0.weight": torch.ones(2)}
+        },
+        lambda state: {"state_dict": {f"module.backbone.{k}": v for k, v in state.items()}},
+        lambda state: {"model_state_dict": {f"_orig_mod.{k}": v for k, v in state.items()}},
+        lambda state: state,
+    ],
+    ids=["MAE", "DINO", "DDP", "compiled", "plain"],
+)
+def test_checkpoints_of_the_usual_trainings_are_read_without_running_code(tmp_path, monkeypatch, wrap):
+    torch.manual_seed(3)
+    theirs = timm.create_model(NAME, num_classes=0).state_dict()
+    torch.save(wrap(dict(theirs)), tmp_path / "file.pth")
+    read, asked = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **options: (asked.append(options), read(*a, **options))[1])
+    model = vit.build(NAME)
+    vit.load(model, NAME, tmp_path / "file.pth")
+    assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
+    assert [options["weights_only"] for options in asked] == [True]
+
+
+class Objects:
+    """What a program may put next to its weights."""
+
+
+def test_other_objects_next_to_the_weights_are_named_with_a_way_out_in_a_few_lines(tmp_path):
+    torch.save({"model": {}, "args": Objects()}, tmp_path / "file.pth")
+    with pytest.raises(WeightsError) as refused:
+        vit.load(vit.build(NAME), NAME, tmp_path / "file.pth")
+    text = str(refused.value)
+    assert "Objects" in text
+    assert "weights_only=False" in text
+    assert "state_dict" in text
+    assert len(text) < 700
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w * float("nan"), "norm.bias is not finite"),
+        (lambda w: w + 1e30, r"norm.bias holds 1e\+30; trained weights are below 1e\+06"),
+        (lambda w: w.to(torch.complex64), "norm.bias holds no numbers that can be weights .*complex64"),
+        (lambda w: w.to(torch.int64), "norm.bias holds no numbers that can be weights .*int64"),
+        (lambda w: w.to(torch.bool), "norm.bias holds no numbers that can be weights .*bool"),
+        (lambda w: w.to("meta"), "norm.bias holds no numbers that can be weights .*meta"),
+        (lambda w: w.to_sparse(), "norm.bias holds no numbers that can be weights .*sparse"),
+    ],
+)
+def test_weights_that_are_no_weights_are_refused(tmp_path, change, message):
+    state = timm.create_model(NAME, num_classes=0).state_dict()
+    state["norm.bias"] = change(state["norm.bias"])
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match=message):
+        vit.load(vit.build(NAME), NAME, tmp_path / "file.pth")
+
+
 class Code:
     def __reduce__(self):
         return (print, ("ran",))
@@ -154,7 +215,9 @@ def test_a_file_that_confuses_the_safe_reader_is_not_read_by_another(tmp_path, m
     [
         (None, "There is no file .*weights of teacher"),
         ({"blocks.0.norm1.weight": torch.ones(192)}, "does not fit teacher .*tensors are missing"),
-        ({"patch_embed.proj.weight": torch.ones(2, 2)}, "cannot be read as weights of teacher"),
+        ({"patch_embed.proj.weight": torch.ones(2, 2)}, "does not hold weights of teacher"),
+        ([1, 2], "it holds a list, and should hold names and tensors"),
+        ({"model": 3}, "does not fit teacher .*tensors are missing"),
         (Code(), "cannot be read as weights of teacher"),
         (b"<html>", "cannot be read as weights of teacher"),
         ("nan", "norm.bias is not finite"),

@@ -6,7 +6,8 @@ from on_noise import plans
 from torch import nn
 
 from nnunet_dg.nnunet.taps import Modulation, planned_network, stage_grids, tap_encoder, tap_penultimate
-from nnunet_dg.tinymig import modulate
+from nnunet_dg.tinymig import OWN_STATISTICS, OwnStatistics, modulate
+from nnunet_dg.tinymig.modulation import statistics
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
@@ -63,7 +64,7 @@ def test_other_networks_are_refused_by_name():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("own", [None, lambda feature: (feature.mean((2, 3, 4)) + 1, feature.std((2, 3, 4)) * 2)])
+@pytest.mark.parametrize("own", [None, OwnStatistics(lambda x, earlier: (x.mean((2, 3, 4)) + 1, x.std((2, 3, 4)) * 2))])
 def test_a_modulation_changes_what_later_layers_see_between_begin_and_end(compiled, own):
     network = built()
     keys = list(network.state_dict())
@@ -77,7 +78,7 @@ def test_a_modulation_changes_what_later_layers_see_between_begin_and_end(compil
         plain = run(x)[0]
         feature = tap.take()
         torch.testing.assert_close(after.take(), feature)
-        given = own(feature) if own else (torch.full((2, 32), float(step)), torch.full((2, 32), step + 2.0))
+        given = own.draw(feature, None) if own else (torch.full((2, 32), float(step)), torch.full((2, 32), step + 2.0))
         modulation.begin(None if own else given)
         styled = run(x)[0]
         modulation.end()
@@ -87,6 +88,31 @@ def test_a_modulation_changes_what_later_layers_see_between_begin_and_end(compil
         compilations.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert compilations[1] == compilations[2]  # other statistics are no reason to compile again
     assert list(network.state_dict()) == keys
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_single_samples_partner_is_one_of_the_eight_before_it(compiled):
+    network = built()
+    run = torch.compile(network, backend="aot_eager") if compiled else network
+    tap = tap_encoder(run, 0)
+    modulation = Modulation(network.encoder.stages[0], OWN_STATISTICS["crossnorm"])
+    after = tap_encoder(run, 0)
+    earlier, graphs = [], []
+    for step in range(12):
+        modulation.begin()
+        run((1 + step) * torch.rand(1, 1, 16, 16, 16) ** (1 + step))
+        modulation.end()
+        own, styled = tap.take(), after.take()
+        if step == 0:
+            torch.testing.assert_close(styled, own, atol=1e-4, rtol=1e-4)
+        else:
+            mean, std = statistics(styled)
+            assert any(
+                torch.allclose(mean, m, atol=1e-4) and torch.allclose(std, s, atol=1e-3) for m, s in earlier[-8:]
+            )
+        earlier.append(statistics(own.detach()))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[1] == graphs[-1]  # other partners are no reason to compile again
 
 
 def test_a_modulation_that_was_told_nothing_says_so():

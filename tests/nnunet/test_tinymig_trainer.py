@@ -19,8 +19,9 @@ def make(tmp_path, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
-    def make(load=True, trainer=nnUNetTrainerTinyMIG, **settings):
-        given = plans(16).plans
+    def make(load=True, trainer=nnUNetTrainerTinyMIG, samples=2, masked=False, **settings):
+        given = plans(16, samples).plans
+        given["configurations"]["3d_fullres"]["use_mask_for_norm"] = [masked]
         given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
         given["nnunet_dg"] = {"tinymig": {"teacher": "random:anatomix"} | settings}
         torch.manual_seed(0)
@@ -103,6 +104,8 @@ def test_the_loss_is_the_weighted_sum(make):
         ({"ablate": ["amplitude", "phase", "channel_refiner"]}, TERMS, BOTH),
         ({"statistics": "mixstyle"}, TERMS, BOTH),
         ({"statistics": "crossnorm"}, TERMS, BOTH),
+        ({"statistics": "crossnorm_channels"}, TERMS, BOTH),
+        ({"alignment_scale": "paper"}, TERMS, BOTH),
         ({"statistics": "dsu"}, TERMS, BOTH),
         ({"divergence": "mse"}, TERMS, BOTH),
         ({"divergence": "js"}, TERMS, BOTH),
@@ -122,6 +125,59 @@ def test_what_is_left_out_is_not_there_and_all_that_is_there_learns(make, settin
         assert names == (
             {"amplitude_filter", "phase_filter", "refiner"} if len(settings.get("ablate", ())) < 3 else set()
         )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_outside_a_mask_and_in_padding_the_teacher_sees_the_minimum(make, masked):
+    trainer, shown = make(masked=masked), []
+    teacher = trainer.auxiliary["teaching"].teacher
+    run = teacher.run
+    teacher.run = lambda x: (shown.append(x), run(x))[1]
+    step = batch(trainer)
+    step["data"][:, :, :4] = 0  # the mean of a normalized image
+    trainer.train_step(step)
+    border, inside = shown[0][:, :, :7], shown[0][:, :, 10:]
+    assert border.max() == 0  # without a mask: padding, which is zero in all channels
+    assert inside.amin() < 0.3 < 0.7 < inside.amax()
+
+
+def test_without_a_mask_zeros_of_an_image_that_is_not_centered_stay_what_they_are(make):
+    trainer = make()
+    trainer.outside = type(trainer.outside).nowhere(1)
+    seen = []
+    trainer.auxiliary["teaching"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step = batch(trainer)
+    step["data"][:, :, :4] = 0
+    trainer.train_step(step)
+    assert torch.equal(seen[0], step["data"])
+
+
+@pytest.mark.parametrize(("statistics", "words"), [("dsu", "need two samples per device"), ("mixstyle", "earlier")])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_log_says_once_where_styles_need_more_samples(make, capsys, statistics, words, samples):
+    trainer = make(samples=samples, statistics=statistics, ablate=["lra", "co_training"])
+    capsys.readouterr()
+    trainer.note_idle_statistics()
+    assert (words in capsys.readouterr().out) == (samples == 1)
+
+
+@pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
+def test_with_one_sample_a_step_earlier_ones_give_the_style(make, statistics):
+    trainer = make(samples=1, statistics=statistics, ablate=["lra", "co_training"])
+    values = [float(trainer.train_step(batch(trainer))["consistency"]) for _ in range(4)]
+    assert values[0] == pytest.approx(0, abs=1e-5)
+    assert (max(values[1:]) > 1e-5) == (statistics != "dsu")
+
+
+def test_the_log_has_the_gain_of_the_enhancement_in_every_epoch(make, capsys):
+    trainer = make()
+    trainer.train_step(batch(trainer))
+    gain = trainer.auxiliary["alignment"].take_gain()
+    assert 0.05 < gain < 1  # filters begin at sigmoid(1), weights of channels at about a half
+    outputs = [trainer.train_step(batch(trainer))]
+    capsys.readouterr()
+    trainer.on_train_epoch_end(outputs)
+    assert "std(enhanced) / std(given)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
@@ -150,7 +206,7 @@ def test_the_teacher_stays_what_it_was_and_everything_else_learns(make):
     assert not any(module.training for module in teacher.frozen.modules())
     after = trainer.auxiliary.state_dict()
     still = [k for k in after if torch.equal(after[k], start[k])]
-    assert not [k for k in still if not k.endswith(("fingerprint", "bias"))]
+    assert not [k for k in still if not k.endswith(("fingerprint", "revision", "bias"))]
     for part in ("teacher.adapters", "reprogramming", "decoder"):
         assert any(k.startswith(f"teaching.{part}") and k not in still for k in after)
 

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from alignment_scale import trained
+from torch.nn import functional as F
 
 from nnunet_dg.tinymig import ContentAlignment, FrequencyContentEnhancement, localized_representation_alignment
-from nnunet_dg.tinymig.alignment import pool, pooled_shape
+from nnunet_dg.tinymig.alignment import gain, pool, pooled_shape, scale_free
+from nnunet_dg.tinymig.content import hermitian
 
 SHAPES = [(6, 8), (7, 5), (4, 6, 8), (5, 7, 3)]
 
@@ -24,6 +27,50 @@ def test_open_filters_and_unit_weights_are_the_identity(shape):
     torch.testing.assert_close(opened(FrequencyContentEnhancement(4, shape))(x), x, rtol=1e-5, atol=1e-5)
 
 
+def tied(half, shape):
+    """Frequency by frequency: the mean with the mirrored frequency, where the half spectrum holds both."""
+    result = half.copy()
+    for k in np.ndindex(half.shape[-len(shape) :]):
+        if k[-1] in (0, shape[-1] / 2):
+            mirrored = tuple(-i % n for i, n in zip(k, shape, strict=True))
+            result[(..., *k)] = (half[(..., *k)] + np.conj(half[(..., *mirrored)])) / 2
+    return result
+
+
+def whole(half, shape):
+    """The whole spectrum, the missing half being the conjugates of its mirror images."""
+    result = np.zeros(shape, complex)
+    for k in np.ndindex(*shape):
+        mirrored = tuple(-i % n for i, n in zip(k, shape, strict=True))
+        result[k] = half[k] if k[-1] < half.shape[-1] else np.conj(half[mirrored])
+    return result
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 1), (3, 2), (3, 4, 2)])
+def test_a_filtered_spectrum_is_that_of_a_real_feature(shape):
+    torch.manual_seed(0)
+    module = FrequencyContentEnhancement(1, shape, refine=False).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=3)
+    x = torch.randn(1, 1, *shape, dtype=torch.double) - 0.5
+    axes = tuple(range(2, x.ndim))
+    spectrum, _ = module.filtered(torch.fft.rfftn(x, dim=axes))
+    half = spectrum[0, 0].detach().numpy()
+    np.testing.assert_allclose(tied(half, shape), half, atol=1e-12)
+    expected = np.fft.ifftn(whole(half, shape))
+    np.testing.assert_allclose(expected.imag, 0, atol=1e-12)
+    inverse = torch.fft.irfftn(spectrum, s=shape, dim=axes)[0, 0].detach()
+    np.testing.assert_allclose(inverse, expected.real, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (5, 7), (4, 1), (3, 4, 2)])
+def test_tying_keeps_what_is_tied_and_changes_shared_planes_only(shape):
+    half = torch.fft.rfftn(torch.randn(2, *shape, dtype=torch.double), dim=tuple(range(1, 1 + len(shape))))
+    torch.testing.assert_close(hermitian(half, shape), half)
+    other = torch.randn_like(half)
+    torch.testing.assert_close(hermitian(other, shape), torch.from_numpy(tied(other.numpy(), shape)))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("off", [(), ("amplitude",), ("phase",), ("refine",)])
 def test_equals_numpy(shape, off):
@@ -40,9 +87,9 @@ def test_equals_numpy(shape, off):
         return 1 / (1 + np.exp(-values.detach().double().numpy()))
 
     if "amplitude" not in off:
-        amplitude = amplitude * sigmoid(module.amplitude_filter)
+        amplitude = amplitude * tied(sigmoid(module.amplitude_filter), shape)
     if "phase" not in off:
-        phase = phase * sigmoid(module.phase_filter)
+        phase = phase * tied(sigmoid(module.phase_filter), shape)
     expected = np.fft.irfftn(amplitude * np.exp(1j * phase), s=shape, axes=axes)
     if "refine" not in off:
         squeezed = phase.mean(axes)
@@ -104,30 +151,131 @@ def test_alignment_by_hand():
 @pytest.mark.parametrize(
     "parts", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
 )
-def test_both_sides_are_enhanced_by_the_same_filters_at_each_depth(parts):
+@pytest.mark.parametrize("scale", ["free", "paper"])
+def test_both_sides_are_enhanced_by_the_same_filters_at_each_depth(parts, scale):
     torch.manual_seed(0)
     widths, grids = (4, 8), ((40, 4, 4), (6, 4, 4))
-    module = ContentAlignment(widths, grids, *parts)
+    module = ContentAlignment(widths, grids, *parts, scale=scale)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)
     teacher, student = ([torch.randn(2, w, *g) for w, g in zip(widths, grids, strict=True)] for _ in range(2))
-    expected = []
+    expected, gains = [], []
     for depth, (width, grid) in enumerate(zip(widths, ((32, 4, 4), (6, 4, 4)), strict=True)):
-        alone = FrequencyContentEnhancement(
+        enhance = FrequencyContentEnhancement(
             width, grid, **dict(zip(("amplitude", "phase", "refine"), parts, strict=True))
         )
-        alone.load_state_dict(module.enhance[depth].state_dict())
-        sides = (torch.nn.functional.adaptive_avg_pool3d(side[depth], grid) for side in (teacher, student))
-        first, second = (alone(side) for side in sides)
-        expected.append((first - second).square().mean())
-    torch.testing.assert_close(module(teacher, student), torch.stack(expected).mean())
+        enhance.load_state_dict(module.enhance[depth].state_dict())
+        sides = []
+        for side in (teacher, student):
+            given = F.adaptive_avg_pool3d(side[depth], grid)
+            enhanced = enhance(given).detach().flatten(2)
+            gains.append((enhanced.std(2) / given.flatten(2).std(2)).mean())
+            if scale == "free":
+                enhanced = enhanced - enhanced.mean(2, keepdim=True)
+                enhanced = enhanced / enhanced.square().mean(2, keepdim=True).sqrt()
+            sides.append(enhanced)
+        expected.append((sides[0] - sides[1]).square().mean())
+    torch.testing.assert_close(module(teacher, student), torch.stack(expected).mean(), rtol=1e-3, atol=1e-4)
+    assert module.take_gain() == pytest.approx(float(torch.stack(gains).mean()), rel=1e-3)
+    assert np.isnan(module.take_gain())
 
 
-def test_volumes_are_pooled_to_at_most_32_voxels_a_side_and_images_are_not():
-    assert pooled_shape((512, 400)) == (512, 400)
-    assert pooled_shape((20, 64, 33)) == (20, 32, 32)
-    volume = torch.rand(1, 2, 4, 64, 33)
-    assert pool(volume).shape == (1, 2, 4, 32, 32)
-    torch.testing.assert_close(pool(volume).mean(), volume.mean(), rtol=0.05, atol=0)
-    small = torch.rand(1, 2, 8, 8, 8)
+def test_a_batch_in_parts_gives_the_same_as_at_once(monkeypatch):
+    torch.manual_seed(0)
+    results = []
+    teacher, student = torch.randn(5, 2, 6, 6), torch.randn(5, 2, 6, 6)
+    module = ContentAlignment([2], [(6, 6)])
+    for most in (2**22, 2 * 72, 1):
+        monkeypatch.setattr("nnunet_dg.tinymig.teaching.MOST_NUMBERS", most)
+        mine = student.clone().requires_grad_()
+        module.zero_grad()
+        term = module([teacher], [mine])
+        term.backward()
+        weights = [p.grad.clone() for p in module.parameters()]
+        results.append([term.detach(), torch.tensor(module.take_gain()), mine.grad, *weights])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-6)
+
+
+def test_scale_free_by_hand():
+    given = torch.tensor([[[[0.0, 2.0]]]])
+    torch.testing.assert_close(scale_free(3 * given + 5, given), torch.tensor([[[[-1.0, 1.0]]]]), rtol=1e-4, atol=0)
+    assert float(gain(3 * given + 5, given)) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.1, 100.0])
+def test_the_scale_of_an_enhancement_does_not_matter(factor):
+    given = torch.randn(2, 3, 4, 5)
+    enhanced = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(scale_free(factor * enhanced + 2 * factor, given), scale_free(enhanced, given))
+    expected = enhanced - enhanced.mean((2, 3), keepdim=True)
+    expected = expected / expected.square().mean((2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(scale_free(enhanced, given), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("given", "noise"), [(0.0, 0.0), (3.0, 0.0), (3.0, 1e-6)])
+def test_gradients_of_blank_features_are_bounded(given, noise):
+    feature = (torch.full((1, 2, 8, 8), given) + noise * torch.randn(1, 2, 8, 8)).requires_grad_()
+    module = ContentAlignment([2], [(8, 8)])
+    module([torch.randn(1, 2, 8, 8)], [feature]).backward()
+    for gradient in (feature.grad, *(p.grad for p in module.parameters())):
+        assert torch.isfinite(gradient).all()
+        assert gradient.abs().max() < 100
+
+
+def test_gradients_of_the_alignment_agree_with_differences():
+    torch.manual_seed(0)
+    teacher, student = (torch.randn(1, 2, 3, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
+    single, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double
+    try:
+        module = ContentAlignment([2], [(3, 4)]).double()
+        assert torch.autograd.gradcheck(lambda a, b: module([a], [b]), (teacher, student))
+    finally:
+        torch.Tensor.float = single
+
+
+def shrunk(module, factor):
+    """The same enhancement at another scale: all weights of its amplitude filter and channels times ``factor``."""
+    with torch.no_grad():
+        for enhance in module.enhance:
+            weights = factor * enhance.amplitude_filter.sigmoid()
+            enhance.amplitude_filter.copy_(torch.logit(weights))
+            enhance.refiner[-2].bias.fill_(torch.logit(torch.tensor(0.5 * factor)))
+            enhance.refiner[-2].weight.zero_()
+    return module
+
+
+def test_shrinking_filters_lower_the_papers_term_and_leave_the_scale_free_one_as_it_is():
+    torch.manual_seed(0)
+    teacher, student = (torch.randn(2, 4, 8, 8) for _ in range(2))
+    values = {}
+    for scale in ("paper", "free"):
+        for factor in (1.0, 0.1):
+            module = shrunk(ContentAlignment([4], [(8, 8)], scale=scale), factor)
+            mine = student.clone().requires_grad_()
+            term = module([teacher], [mine])
+            term.backward()
+            values[scale, factor] = float(term.detach()), float(mine.grad.norm())
+    assert values["paper", 0.1][0] == pytest.approx(1e-4 * values["paper", 1.0][0], rel=1e-3)
+    assert values["free", 0.1] == pytest.approx(values["free", 1.0], rel=1e-3)
+
+
+def test_with_unrelated_features_training_shrinks_the_papers_term_and_not_the_scale_free_one():
+    (_, paper), (_, free) = (trained(scale, 300) for scale in ("paper", "free"))  # of 3000, see the benchmark
+    assert paper[-1].term < 0.7 * paper[0].term
+    assert paper[-1].gradient < 0.85 * paper[0].gradient
+    assert paper[-1].gain < 0.85 * paper[0].gain
+    assert free[-1].gradient > 0.9 * free[0].gradient
+    assert free[-1].gain > 0.98 * free[0].gain
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((512, 400), (64, 64)), ((48, 65), (48, 64)), ((20, 64, 33), (20, 32, 32))]
+)
+def test_features_are_pooled_to_at_most_64_voxels_a_side_in_2d_and_32_in_3d(shape, expected):
+    assert pooled_shape(shape) == expected
+    feature = torch.rand(1, 2, *shape)
+    assert pool(feature).shape == (1, 2, *expected)
+    torch.testing.assert_close(pool(feature).mean(), feature.mean(), rtol=0.05, atol=0)
+    small = torch.rand(1, 2, *[8] * len(shape))
     assert pool(small) is small

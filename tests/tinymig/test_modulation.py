@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from nnunet_dg.tinymig import modulate, universal_statistics
-from nnunet_dg.tinymig.modulation import crossnorm_statistics, dsu_statistics, mixstyle_statistics, statistics
+from nnunet_dg.tinymig.modulation import (
+    OWN_STATISTICS,
+    crossnorm_channels_statistics,
+    dsu_statistics,
+    mixstyle_statistics,
+    statistics,
+)
 
 SHAPES = [(5, 6), (7, 4), (4, 5, 6)]
 
@@ -81,9 +87,9 @@ def test_mixstyle_stays_between_two_samples():
     assert share is None or share.max() - share.min() < 1e-3  # one share for a sample's channels, mean and deviation
 
 
-def test_crossnorm_exchanges_channels_of_a_sample():
+def test_one_instance_crossnorm_exchanges_channels_of_a_sample():
     x = feature(channels=50)
-    (mean, std), (own_mean, own_std) = crossnorm_statistics(x), statistics(x)
+    (mean, std), (own_mean, own_std) = crossnorm_channels_statistics(x), statistics(x)
     assert not torch.equal(mean, own_mean)
     assert torch.equal(mean.sort(1).values, own_mean.sort(1).values)
     assert torch.equal(std.sort(1).values, own_std.sort(1).values)
@@ -95,4 +101,107 @@ def test_dsu_scatters_around_its_own_as_the_batch_does():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, 4000, 3, 3, generator=generator)
     for drawn, own in zip(dsu_statistics(x), statistics(x), strict=True):
-        assert (drawn - own).std() == pytest.approx(float(own.std(0, correction=0).mean()), rel=0.1)
+        assert (drawn - own).std() == pytest.approx(float(own.var(0, correction=1).mean().sqrt()), rel=0.02)
+
+
+# 2 samples, 2 channels, 4 voxels; the expected values are those of a reference written in numpy, which has eps 1e-6
+# (CrossNorm 1e-5) and unbiased variances, and agrees with the published code
+X = torch.tensor([[[0.0, 1, 2, 3], [4, 0, 4, 0]], [[10, 10, 20, 20], [1, 2, 3, 6]]]).unsqueeze(-1)
+
+
+def styled(name, x=X):
+    own = OWN_STATISTICS[name]
+    return modulate(x, *own.draw(x, None), detached=own.detached).squeeze(-1)
+
+
+def assert_values(actual, expected):
+    torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def swapped(monkeypatch):
+    """Samples (and channels) change places."""
+    monkeypatch.setattr(torch, "randperm", lambda n, device=None: torch.arange(n).flip(0))
+
+
+def test_mixstyle_agrees_with_its_reference(swapped, monkeypatch):
+    shares = torch.tensor([[0.25], [0.75]])
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self, shape: shares)
+    expected = [
+        [[6.218848, 9.822949, 13.427051, 17.031152], [4.653122, 0.846878, 4.653122, 0.846878]],
+        [[7.595491, 7.595491, 15.654509, 15.654509], [0.715478, 1.732739, 2.75, 5.801784]],
+    ]
+    assert_values(styled("mixstyle"), expected)
+    x = X.clone().requires_grad_()
+    styled("mixstyle", x).sum().backward()  # no gradient through statistics: a constant factor remains
+    std = X.squeeze(-1).std(2, correction=0)
+    factor = (shares * std + (1 - shares) * std.flip(0)) / std
+    torch.testing.assert_close(x.grad.squeeze(-1), factor.unsqueeze(-1).expand(2, 2, 4), rtol=1e-4, atol=1e-4)
+
+
+def test_two_instance_crossnorm_agrees_with_its_reference_and_reaches_the_partner(swapped):
+    expected = [
+        [[8.291815, 12.763938, 17.236062, 21.708185], [4.870829, 1.129171, 4.870829, 1.129171]],
+        [[0.381963, 0.381963, 2.618037, 2.618037], [-0.13809, 0.930955, 2.0, 5.207134]],
+    ]
+    assert_values(styled("crossnorm"), expected)
+    x = X.clone().requires_grad_()
+    styled("crossnorm", x)[0].sum().backward()
+    assert x.grad[1].abs().max() > 0.1
+
+
+def test_one_instance_crossnorm_agrees_with_its_reference(monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    expected = [
+        [[-0.683276, 1.105575, 2.894425, 4.683276], [2.618036, 0.381964, 2.618036, 0.381964]],
+        [[1.12917, 1.12917, 4.87083, 4.87083], [9.65478, 12.32739, 15.0, 23.01783]],
+    ]
+    assert_values(styled("crossnorm_channels"), expected)
+
+
+def test_dsu_agrees_with_its_reference(monkeypatch):
+    noise = [torch.tensor([[1.0, -1.0], [0.5, 0.0]]), torch.tensor([[0.0, 0.5], [-0.25, 1.0]])]
+    given = iter(noise)
+    monkeypatch.setattr(torch, "randn_like", lambda x: next(given))
+    expected = [
+        [[9.545942, 10.545942, 11.545942, 12.545942], [3.338564, -0.752778, 3.338564, -0.752778]],
+        [[15.459212, 15.459212, 24.08673, 24.08673], [0.902351, 1.951176, 3.0, 6.146473]],
+    ]
+    assert_values(styled("dsu"), expected)
+
+
+def test_ufdm_agrees_with_its_reference(monkeypatch):
+    mask = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    uniform = iter([torch.tensor([[0.3, 0.9], [0.5, 0.1]]), torch.tensor([[0.8, 0.2], [0.6, 0.4]])])
+    monkeypatch.setattr(torch, "bernoulli", lambda q: mask)
+    monkeypatch.setattr(torch, "rand_like", lambda x: next(uniform))
+    reference = torch.tensor([[[1.0, 1, 3, 3], [0, 0, 0, 8]], [[2, 4, 6, 8], [5, 5, 5, 5]]]).unsqueeze(-1)
+    expected = [
+        [[-0.773308, -0.057769, 0.657769, 1.373308], [5.464099, -1.464099, 5.464099, -1.464099]],
+        [[2.76393, 2.76393, 7.23607, 7.23607], [-0.327617, -0.113809, 0.1, 0.741426]],
+    ]
+    assert_values(modulate(X, *universal_statistics(reference)).squeeze(-1), expected)
+
+
+@pytest.mark.parametrize("name", OWN_STATISTICS)
+def test_a_single_sample_takes_an_earlier_one_as_partner_or_keeps_its_own(name):
+    x, earlier = feature()[:1], (torch.full((1, 3), 7.0), torch.full((1, 3), 5.0))
+    torch.manual_seed(0)
+    own, drawn = statistics(x), [OWN_STATISTICS[name].draw(x, earlier) for _ in range(20)]
+    assert all(torch.isfinite(torch.cat(pair)).all() for pair in drawn)
+    if name == "crossnorm":
+        assert all(torch.equal(m, earlier[0]) and torch.equal(s, earlier[1]) for m, s in drawn)
+    elif name == "mixstyle":
+        shares = torch.stack([((m - earlier[0]) / (own[0] - earlier[0])) for m, _ in drawn])
+        assert shares.min() < 0.1
+        assert shares.max() > 0.9
+    elif name == "dsu":
+        assert all(torch.equal(m, own[0]) and torch.equal(s, own[1]) for m, s in drawn)
+
+
+@pytest.mark.parametrize("name", OWN_STATISTICS)
+def test_own_statistics_have_finite_gradients_for_constant_features(name):
+    x = torch.ones(2, 3, 4, 4, requires_grad=True)
+    own = OWN_STATISTICS[name]
+    modulate(x, *own.draw(x, None), detached=own.detached).square().sum().backward()
+    assert torch.isfinite(x.grad).all()

@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_dg.tinymig import FeatureReprogramming
-from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter
+from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter, hidden_width
 from nnunet_dg.tinymig.decoder import TeacherDecoder
+from nnunet_dg.tinymig.reprogramming import resize
 
 
 @pytest.mark.parametrize("spatial", [(9, 7), (6, 5, 4)])
@@ -33,46 +34,82 @@ def test_reprogramming_is_residual_blocks_the_first_on_the_coarser_grid(given):
         skip = x if x.shape[1] == 5 else F.conv2d(x, part.skip.weight, part.skip.bias)
         return F.leaky_relu(y + skip, 0.01)
 
-    resized = lambda x: F.interpolate(x, spatial, mode="bilinear")  # noqa: E731
     first, second = module.blocks
-    expected = block(second, resized(block(first, x)) if given == (3, 2) else block(first, resized(x)))
+    if given == (3, 2):
+        expected = block(second, F.interpolate(block(first, x), spatial, mode="bilinear"))
+    else:
+        expected = block(second, block(first, F.adaptive_avg_pool2d(x, spatial)))
     torch.testing.assert_close(module(x), expected)
 
 
-def test_the_teachers_decoder_adds_what_it_upsamples():
+@pytest.mark.parametrize(("given", "shape"), [((8, 12), (8, 12)), ((8, 3), (4, 12)), ((6, 5, 4), (3, 5, 8))])
+def test_resizing_averages_where_axes_shrink_and_interpolates_where_they_grow(given, shape):
+    x = torch.randn(2, 3, *given)
+    expected = x
+    for axis, (n, m) in enumerate(zip(given, shape, strict=True), 2):
+        if m < n:
+            expected = expected.unflatten(axis, (m, n // m)).mean(axis + 1)
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    torch.testing.assert_close(resize(x, shape), F.interpolate(expected, shape, mode=mode), rtol=1e-4, atol=1e-5)
+    assert resize(x, given) is x
+
+
+def test_the_teachers_decoder_adds_what_it_upsamples_and_segments_at_half_resolution():
     torch.manual_seed(0)
-    module = TeacherDecoder(2, [4, 8, 16], 3)
+    module = TeacherDecoder([4, 8, 16], 3, (32, 46))
     features = [torch.randn(2, w, 8 // s, 12 // s) for w, s in ((4, 1), (8, 2), (16, 4))]
     a, b, c = (F.conv2d(f, m.weight, m.bias) for f, m in zip(features, module.lateral, strict=True))
     b = b + F.interpolate(c, (4, 6), mode="bilinear")
-    x = F.conv2d(a + F.interpolate(b, (8, 12), mode="bilinear"), module.smooth.weight, module.smooth.bias, padding=1)
-    x = F.conv2d(F.leaky_relu(x, 0.01), module.segmentation.weight, module.segmentation.bias)
-    torch.testing.assert_close(module(features), x)
+    x = F.interpolate(a + F.interpolate(b, (8, 12), mode="bilinear"), (16, 23), mode="bilinear")
+    x = F.leaky_relu(F.conv2d(x, module.smooth.weight, module.smooth.bias, padding=1), 0.01)
+    x = F.conv2d(x, module.segmentation.weight, module.segmentation.bias)
+    torch.testing.assert_close(module(features), F.interpolate(x, (32, 46), mode="bilinear"))
+
+
+@pytest.mark.parametrize(("width", "chosen", "hidden"), [(768, None, 192), (16, None, 4), (6, None, 4), (16, 64, 64)])
+def test_adapters_are_a_quarter_as_wide_as_their_block_and_at_least_four(width, chosen, hidden):
+    assert hidden_width(width, chosen) == hidden
 
 
 @pytest.mark.parametrize(
-    ("adapter", "x"),
+    ("adapter", "x", "shape"),
     [
-        (TokenAdapter(8, 2), torch.randn(2, 5, 8)),
-        (ConvolutionalAdapter(2, 8, 2), torch.randn(2, 8, 4, 4)),
-        (ConvolutionalAdapter(3, 8, 2), torch.randn(2, 8, 4, 4, 4)),
+        (TokenAdapter(8, 2), torch.randn(2, 5, 8), (8,)),
+        (ConvolutionalAdapter(2, 8, 8, 2), torch.randn(2, 8, 4, 4), (4, 4)),
+        (ConvolutionalAdapter(3, 8, 6, 2), torch.randn(2, 8, 4, 4, 4), (2, 2, 2)),
     ],
 )
-def test_adapters_begin_as_the_identity_and_learn(adapter, x):
-    assert torch.equal(adapter(x), x)
+def test_adapters_begin_by_adding_nothing_and_learn(adapter, x, shape):
+    assert adapter(x, shape).abs().max() == 0
     optimizer = torch.optim.SGD(adapter.parameters(), 0.1)
-    for _ in range(2):  # the first step moves the last layer alone
-        adapter(x).square().mean().backward()
+    for _ in range(2):  # the first step moves the last layer only
+        (adapter(x, shape) + 1).square().mean().backward()
         optimizer.step()
-    assert not torch.equal(adapter(x), x)
+    assert adapter(x, shape).abs().max() > 0
     assert all(parameter.grad.abs().max() > 0 for parameter in adapter.parameters())
 
 
+def test_adapters_by_their_formula():
+    torch.manual_seed(0)
+    tokens, x = TokenAdapter(8, 2), torch.randn(2, 5, 8)
+    maps, y = ConvolutionalAdapter(2, 6, 4, 3), torch.randn(2, 6, 8, 4)
+    for module in (tokens, maps):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter)
+    down, _, up = tokens.body
+    hidden = F.gelu(x @ down.weight.T + down.bias)
+    torch.testing.assert_close(tokens(x), 0.5 * (hidden @ up.weight.T + up.bias))
+    norm, down, _, up = maps.body
+    pooled = F.instance_norm(F.adaptive_avg_pool2d(y, (4, 2)), weight=norm.weight, bias=norm.bias)
+    hidden = F.gelu(F.conv2d(pooled, down.weight, down.bias))
+    torch.testing.assert_close(maps(y, (4, 2)), 0.5 * F.conv2d(hidden, up.weight, up.bias))
+
+
 @pytest.mark.parametrize("grids", [[(16, 12), (8, 6), (4, 3)], [(8, 8, 6), (4, 4, 3)]])
-def test_the_teachers_decoder_gives_logits_on_the_finest_grid(grids):
+def test_the_teachers_decoder_gives_logits_of_the_patch_and_learns(grids):
     widths = [4, 8, 16][: len(grids)]
     features = [torch.randn(2, w, *grid) for w, grid in zip(widths, grids, strict=True)]
-    module = TeacherDecoder(len(grids[0]), widths, 3)
+    module = TeacherDecoder(widths, 3, grids[0])
     logits = module(features)
     assert logits.shape == (2, 3, *grids[0])
     logits.square().mean().backward()

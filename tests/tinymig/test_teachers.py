@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from nnunet_model import write_model
 from torch.nn import functional as F
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors.base import minmax
 from nnunet_dg.extractors.weights import WeightsError
-from nnunet_dg.tinymig import TinyMIGSettings, build_teacher, load_teacher
-from nnunet_dg.tinymig.teachers import fingerprint
+from nnunet_dg.tinymig import Teaching, TinyMIGSettings, build_teacher, load_teacher
+from nnunet_dg.tinymig.teachers import _level_adapter, fingerprint
 
 VIT = "vit_tiny_patch16_224"
 SAM = "samvit_base_patch16"
@@ -42,6 +44,81 @@ def test_a_vits_maps_are_those_of_its_evenly_spaced_blocks_on_the_normalised_ima
     assert [tuple(m.shape) for m in maps] == [(2, 192, 3, 2)] * depths
     for a, b in zip(maps, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "zscore", "timm", None])
+def test_a_vit_gets_what_its_scaling_says(scaling, plain_vit):
+    teacher = taught((32, 32), teacher_scaling=scaling)
+    image = 100 * torch.rand(1, 1, 32, 32) - 30
+    mean, std = (torch.tensor(plain_vit.pretrained_cfg[k]).reshape(1, 3, 1, 1) for k in ("mean", "std"))
+    low, high = image.min(), image.max()
+    unit = ((image - low) / (high - low)).expand(-1, 3, -1, -1)
+    shown = {
+        "minmax": unit,
+        "zscore": ((image - image.mean()) / image.std(correction=0)).expand(-1, 3, -1, -1),
+        "timm": (unit - mean) / std,
+        None: (unit - mean) / std,
+    }[scaling]
+    expected = plain_vit.forward_intermediates(shown, indices=[2, 5, 8, 11], intermediates_only=True)
+    for a, b in zip(teacher.features(image), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_statistics_of_timm_are_for_vits():
+    with pytest.raises(SettingsError, match=r"teacher_scaling 'timm' is for ViTs.*'anatomix' takes minmax or zscore"):
+        taught((32, 32, 32), teacher="random:anatomix", teacher_scaling="timm")
+
+
+@pytest.mark.parametrize("name", [VIT, SAM])
+def test_an_adapter_is_parallel_to_the_mlp_of_every_block(name):
+    teacher = taught((32, 32), teacher=f"random:{name}")
+    seen = {}
+    assert len(teacher.adapters) == len(teacher.frozen.blocks) == 12
+    for block, adapter in zip(teacher.frozen.blocks, teacher.adapters, strict=True):
+        torch.nn.init.normal_(adapter.body[-1].weight)
+        assert adapter.body[0].out_features == adapter.body[0].in_features // 4
+        block.norm2.register_forward_hook(lambda m, _, output: seen.__setitem__(m, output.detach()))
+        block.mlp.register_forward_hook(lambda m, inputs, output: seen.__setitem__(m, (inputs[0], output)))
+    with torch.no_grad():
+        teacher.features(torch.randn(1, 1, 32, 32))
+        for block, adapter in zip(teacher.frozen.blocks, teacher.adapters, strict=True):
+            given, output = seen[block.mlp]
+            assert given.shape[-1] == seen[block.norm2].shape[-1]
+            plain = block.mlp.fc2(block.mlp.act(block.mlp.fc1(given)))
+            torch.testing.assert_close(output, plain + 0.5 * adapter.body(given), rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(output, plain, rtol=1e-2)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("convolutions", [1, 2])
+def test_an_adapter_is_parallel_to_the_last_block_of_every_level(residual, convolutions):
+    network = unet(residual, convolutions)
+    for level, width in zip([*network.encoder.stages, *network.decoder.stages], (4, 8, 16, 8, 4), strict=True):
+        block, adapter = _level_adapter(level, 2, width, None)
+        torch.nn.init.normal_(adapter.body[-1].weight)
+        block.register_forward_hook(lambda _, inputs, output, a=adapter: output + a(inputs[0], output.shape[2:]))
+        assert adapter.body[1].out_channels == max(width // 4, 4)
+    image = torch.rand(1, 1, 16, 16)
+    assert network(image).shape == (1, 2, 16, 16)
+    network(image).square().mean().backward()
+
+
+def unet(residual, convolutions):
+    kind = ResidualEncoderUNet if residual else PlainConvUNet
+    blocks = "n_blocks_per_stage" if residual else "n_conv_per_stage"
+    options = {blocks: [convolutions] * 3, "n_conv_per_stage_decoder": [convolutions] * 2, "conv_bias": True}
+    options |= {"norm_op": torch.nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": torch.nn.LeakyReLU}
+    options |= {"nonlin_kwargs": {"inplace": True}, "num_classes": 2}
+    return kind(1, 3, [4, 8, 16], torch.nn.Conv2d, 3, [1, 2, 2], **options)
+
+
+def test_a_checkpoint_of_the_teaching_before_is_refused_with_the_reason():
+    made = Teaching(taught(), [4] * 4, [(40, 24), (20, 12), (10, 6), (5, 3)], 2)
+    state = made.state_dict()
+    made.load_state_dict(state)
+    del state["revision"]
+    with pytest.raises(SettingsError, match=r"another version of TinyMIG \(revision 1, now 2\).*-pretrained_weights"):
+        made.load_state_dict(state)
 
 
 def test_three_channels_are_seen_at_once_and_two_each_by_itself():
@@ -178,14 +255,14 @@ def test_a_training_goes_on_with_the_same_teacher_alone(tmp_path):
             ValueError,
             "name of a ViT in timm; got .*Close to it: .*vit_tiny_patch16_224",
         ),
-        ("resnet18", (32, 32), ValueError, "timm's resnet18 is no ViT that takes images of any size"),
+        ("resnet18", (32, 32), ValueError, "timm's resnet18 is not a ViT that takes images of any size"),
         (
             "beit_base_patch16_224",
             (32, 32),
             ValueError,
-            "beit_base_patch16_224 is no ViT that takes images of any size",
+            "beit_base_patch16_224 is not a ViT that takes images of any size",
         ),
-        ("hiera_tiny_224", (32, 32), ValueError, "hiera_tiny_224 is no ViT"),
+        ("hiera_tiny_224", (32, 32), ValueError, "hiera_tiny_224 is not a ViT"),
         (
             "mind",
             (32, 32, 32),
