@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Base of the expected errors: a message that names the value, what is accepted, and what to do."""
@@ -21,3 +24,11 @@ class DataError(UserError, ValueError):
 
 class HostError(UserError, RuntimeError):
     """nnU-Net is missing, not set up, or refuses what it was asked for."""
+
+
+def did_you_mean(given: object, accepted: Iterable[str]) -> str:
+    """`` Did you mean 'p'?``, with the space before it, or nothing where no accepted name is close to ``given``."""
+    names = list(accepted)
+    by_lower = {name.lower(): name for name in names}
+    close = get_close_matches(str(given).lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""

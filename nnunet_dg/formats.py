@@ -61,3 +61,8 @@ class Summary(TypedDict):
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     metric_per_case: list[CaseSummary]
+
+
+# plans and results of trainings
+Sections = dict[str, dict[str, Any]]
+"""Settings by method, as in ``plans["nnunet_dg"]``: ``{method: {setting: value}}``."""
