@@ -1,6 +1,7 @@
 """What every trainer of ours adds to nnU-Net's, whatever its method: settings of folds, plans, padding, warnings."""
 
 import json
+import random
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -195,10 +196,10 @@ def train_start(made):
 
 def batches(made, number=12):
     """From nnU-Net's own data loader, in this process."""
-    torch.manual_seed(0)
-    np.random.seed(0)
     if not made.was_initialized:
         made.initialize()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
     loader, _ = made.get_dataloaders()
     return torch.cat([next(loader)["data"] for _ in range(number)])
 
@@ -229,14 +230,14 @@ def test_nnunets_own_trainer_is_untouched_and_does_not_keep_padding(world):
     assert before is nnUNetTrainer.get_training_transforms
 
 
-def test_without_noise_and_contrast_both_see_the_same_batches(world):
-    """Away from the padding nothing changes: the same random numbers, the same voxels."""
+def test_away_from_the_padding_batches_are_nnunets(world):
+    """The same random numbers, the same voxels."""
     ours, theirs = (build(trainer=t) for t in (nnUNetTrainerDropGen_MIND, nnUNetTrainer))
     write_preprocessed(ours, SHAPE)
     made, plain = batches(ours), batches(theirs)
     image = made != 0
-    assert torch.equal(made[image], plain[image])
-    assert plain[~image].abs().max() < 5
+    assert torch.allclose(made[image], plain[image], atol=1e-4)  # nnU-Net blurs by what is faster at the moment
+    assert (plain[~image] != 0).any()
 
 
 def test_the_papers_augmentation_keeps_padding_too(world):
@@ -262,7 +263,7 @@ def test_where_zero_is_an_ordinary_intensity_nothing_is_changed(world):
     both = (nnUNetTrainerDropGen_MIND, nnUNetTrainer)
     ours, theirs = (build(scheme="NoNormalization", trainer=trainer) for trainer in both)
     write_preprocessed(ours, SHAPE)
-    assert torch.equal(batches(ours), batches(theirs))
+    assert torch.allclose(batches(ours), batches(theirs), atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", ["CTNormalization", "ZScoreNormalization", "AnyModalityNormalization"])
