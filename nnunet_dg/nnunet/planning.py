@@ -185,7 +185,7 @@ class DropGenPlanning(Planning):
 
 
 def _check_plans_name(name: str) -> None:
-    if not name or Path(name).name != name or "\\" in name:
+    if name in ("", "..") or Path(name).name != name or "\\" in name:
         raise SettingsError(
             f"The plans name becomes the name of a file: it must be one, without folders; got {name!r}."
         )
