@@ -204,8 +204,8 @@ def test_plans_on_ct_that_fit_any_modality_do_not_saturate_mr(host, tmp_path):
         f"    plans = PlansManager({str(folder)!r} + f'/{{name}}.json')\n"
         "    configuration = plans.get_configuration('3d_fullres')\n"
         "    preprocessor = configuration.preprocessor_class(verbose=False)\n"
-        f"    given = [{str(tmp_path / 'mr_0000.nii.gz')!r}], None, plans, configuration, {str(folder / 'dataset.json')!r}\n"
-        "    data, _, _ = preprocessor.run_case(*given)\n"
+        f"    given = [{str(tmp_path / 'mr_0000.nii.gz')!r}], None, plans, configuration\n"
+        f"    data, _, _ = preprocessor.run_case(*given, {str(folder / 'dataset.json')!r})\n"
         "    print(name, 'SATURATED', (data >= data.max() - 1e-4).mean())"
     )
     saturated = [float(line.split()[-1]) for line in host.python(code).splitlines() if "SATURATED" in line]
