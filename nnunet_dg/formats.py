@@ -164,3 +164,8 @@ class ListedDataset(Dataset):
     """A raw ``dataset.json``, which may list the files of its training cases under ``dataset``."""
 
     dataset: NotRequired[dict[Name, ListedCase]]
+
+
+# plans and results of trainings
+Sections = dict[str, dict[str, Any]]
+"""Settings by method, as in ``plans["nnunet_dg"]``: ``{method: {setting: value}}``."""

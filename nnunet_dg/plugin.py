@@ -32,6 +32,7 @@ GROUPS = {  # the package that nnU-Net walks -> the entry-point group that is as
     "nnunetv2.training.nnUNetTrainer": "nnunetv2.trainers",
     "nnunetv2.experiment_planning": "nnunetv2.planners",
     "nnunetv2.preprocessing": "nnunetv2.preprocessors",
+    "nnunetv2.preprocessing.normalization": "nnunetv2.preprocessors",
 }
 
 

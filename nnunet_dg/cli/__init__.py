@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", help="check that nnU-Net finds our trainers, which weights are here, which device"
     )
+    doctor.add_argument("-d", metavar="ID", help="a dataset, by name or number, whose plans are checked as well")
+    doctor.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="its plans (default: %(default)s)")
     doctor.set_defaults(run=_doctor)
 
     env = commands.add_parser(
@@ -88,10 +90,10 @@ def _env(_: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(_: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace) -> int:
     from nnunet_dg.nnunet.doctor import report
 
-    return 0 if report() else 1
+    return 0 if report(arguments.d, arguments.p) else 1
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import platform
-from contextlib import redirect_stdout
-from importlib.metadata import entry_points, version
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 import torch
 from rich.console import Console
@@ -15,14 +15,30 @@ from rich.table import Table
 
 from nnunet_dg.extractors import vit
 from nnunet_dg.extractors import weights as room
-from nnunet_dg.nnunet.look_up import look_up
 from nnunet_dg.plugin import GROUPS
 
+MISSING = "not installed"
 
-def report() -> bool:
-    """Print what was found; True if nnU-Net finds every registered class."""
+
+def report(dataset: str | None = None, plans: str = "nnUNetPlans") -> bool:
+    """Print what was found.
+
+    Args:
+        dataset: Name or number of a dataset to look at as well.
+        plans: Name of its plans.
+
+    Returns:
+        Whether nnU-Net finds every registered class, and nothing is wrong with the plans.
+
+    Raises:
+        UserError: The dataset or its plans are not there, or cannot be read.
+    """
     console = Console()
     console.print(versions_table())
+    if _version("nnunetv2") == MISSING:
+        console.print(weights_table())
+        console.print("nnU-Net is not installed, so nothing can be trained: pip install nnunetv2")
+        return False
     classes, all_found = classes_table()
     console.print(classes)
     console.print(weights_table())
@@ -31,6 +47,14 @@ def report() -> bool:
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches off PyTorch's autoload, through which nnU-Net finds registered "
             'classes. Unset it, or for trainers (nnU-Net 2.8 or newer): eval "$(nnunet-dg env)"'
         )
+    if dataset is None:
+        return all_found
+    from nnunet_dg.nnunet.dataset_check import dataset_table
+
+    table, notes = dataset_table(dataset, plans)
+    console.print(table)
+    for note in notes:
+        console.print(escape(note))
     return all_found
 
 
@@ -42,31 +66,65 @@ def versions_table() -> Table:
     """Versions and device."""
     table = Table(title="versions", show_header=False)
     for name in ("nnunet-dg", "nnunetv2", "torch"):
-        table.add_row(name, version(name))
+        table.add_row(name, _version(name))
     table.add_row("python", platform.python_version())
     table.add_row("device", _device())
     return table
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return MISSING
+
+
 def classes_table() -> tuple[Table, bool]:
-    """One row per registered class: found by nnU-Net, or why not; and whether all were."""
+    """One row per class that a package declares: found by nnU-Net, or why not; and whether all were."""
     table = Table(title="what nnU-Net finds")
-    table.add_column("class", overflow="fold")
-    table.add_column("found", overflow="fold")
+    for column in ("class", "declared by", "found"):
+        table.add_column(column, overflow="fold")
     all_found = True
-    for package, group in GROUPS.items():
+    packages = {group: package for package, group in reversed(GROUPS.items())}  # a group's first package
+    for group, package in reversed(packages.items()):
         for name in sorted({entry_point.name for entry_point in entry_points(group=group)}):
-            try:
-                with redirect_stdout(io.StringIO()):  # nnU-Net says where it searches
-                    found = look_up(package, name)
-                text = f"{found.__module__}" if found is not None else "NOT FOUND"
-            except Exception as error:  # whatever a package's import raises is what the user needs to see
-                found, text = None, f"FAILED: {error}"
-                if _autoload_is_off() and "nnUNet_extTrainer" not in os.environ:
-                    text = "NOT FOUND"  # nnU-Net's own advice follows, once for each; ours is below
-            all_found &= found is not None
-            table.add_row(name, escape(text))
+            declared = list(entry_points(group=group, name=name))
+            found, text = _find(package, name, declared)
+            all_found &= found
+            owners = ", ".join(sorted({e.dist.name if e.dist else "unknown" for e in declared}))
+            table.add_row(escape(name), escape(_printable(owners)), escape(_printable(text)))
     return table, all_found
+
+
+def _find(package: str, name: str, declared: list[EntryPoint]) -> tuple[bool, str]:
+    """Whether nnU-Net finds the declared class, and where, or what is wrong with it."""
+    from nnunet_dg.nnunet.look_up import look_up
+
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # what nnU-Net and their modules print
+            found = look_up(package, name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a package's import raises, sys.exit too, is what the user needs to see
+        if _autoload_is_off() and "nnUNet_extTrainer" not in os.environ:
+            return False, "NOT FOUND"  # nnU-Net's own advice follows, once for each; ours is below
+        return False, f"FAILED: {str(error) or type(error).__name__}"
+    if found is None:
+        return False, "NOT FOUND"
+    if not isinstance(found, type):
+        return False, f"FAILED: it is not a class, but of type {type(found).__name__}"
+    if _is_nnunets(found.__module__) and not any(_is_nnunets(e.module) for e in declared):
+        return False, f"IGNORED: {found.__module__} is nnU-Net's own class of this name. Rename the declared one."
+    return True, found.__module__
+
+
+def _is_nnunets(module: str) -> bool:
+    return module.split(".")[0] == "nnunetv2"
+
+
+def _printable(text: str) -> str:
+    """Without line breaks and terminal escapes: names and messages are other packages'."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def weights_table() -> Table:

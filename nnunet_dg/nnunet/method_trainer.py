@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_dg.nnunet.settings import METHODS, complete, record, recorded, refuse_other_settings, resolve
+from nnunet_dg.errors import SettingsError
+from nnunet_dg.nnunet.fold_settings import is_trained, read_folds, write_fold
+from nnunet_dg.nnunet.normalization import fitted_to_ct
+from nnunet_dg.nnunet.padding import keep_padding
+from nnunet_dg.nnunet.settings import (
+    KEY,
+    METHODS,
+    as_json,
+    complete,
+    record,
+    refuse_misplaced,
+    refuse_other_settings,
+    resolve,
+    unused,
+)
+from nnunet_dg.outside import Outside
 
 
 class MethodTrainer(nnUNetTrainer):
     """A trainer that has one or more methods; each is a class attribute that holds its settings, named as in `METHODS`.
 
-    ``plans["nnunet_dg"]`` comes before the attributes. All settings are written into the plans, from where
+    ``plans["nnunet_dg"]`` comes before the attributes. All settings are written into a copy of the plans, from where
     ``plans.json``, checkpoints and inference have them. A training is not resumed with other settings, nor is another
     fold trained with them: all folds share one ``plans.json``.
     """
@@ -27,18 +44,39 @@ class MethodTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature
     ):
+        plans = deepcopy(plans)  # nnU-Net changes what it is given, and so do we; the caller may build another trainer
+        refuse_misplaced(plans)
         settings = {method: resolve(plans, method, getattr(self, method)) for method in self.methods()}
         super().__init__(plans, configuration, fold, dataset_json, device)
+        folds = read_folds(Path(self.output_folder_base))
         for method, values in settings.items():
-            earlier = recorded(self.output_folder_base, method, getattr(self, method))
-            completed = complete(values, earlier)
-            if earlier is not None and (others := self._other_trained_folds()):
-                refuse_other_settings(completed, earlier, f"{', '.join(others)} in {self.output_folder_base} was")
-            record(self.plans_manager.plans, method, completed)
+            record(self.plans_manager.plans, method, self._agreed(method, values, folds))
 
-    def _other_trained_folds(self) -> list[str]:
-        checkpoints = Path(self.output_folder_base).glob("fold_*/checkpoint_*.pth")
-        return sorted({path.parent.name for path in checkpoints} - {f"fold_{self.fold}"})
+    def _agreed(self, method: str, values: Any, folds: dict[str, dict[str, Any]]) -> Any:
+        """The settings of a method, completed, and the same as those of the results folder's other folds."""
+        own = f"fold_{self.fold}"
+        others = {fold: self._as_trained(fold, method, sections) for fold, sections in folds.items() if fold != own}
+        earlier = [settings for settings in others.values() if settings is not None]
+        if own in folds:  # its settings may change, and what it found out is still right where they did not
+            try:
+                earlier.insert(0, self._as_trained(own, method, folds[own]))
+            except SettingsError:
+                self.print_to_log_file(f"The settings of an earlier training in {own} are those of another version.")
+        completed = complete(values, earlier[0] if earlier else None)
+        for fold, theirs in others.items():
+            if theirs is not None:
+                whose = f"{fold} in {self.output_folder_base} was"
+                refuse_other_settings(completed, theirs, whose, ", or move that fold away: folds share one plans.json")
+        return completed
+
+    def _as_trained(self, fold: str, method: str, sections: dict[str, Any]) -> Any:
+        if method not in sections:
+            return None
+        try:
+            return resolve({KEY: {method: sections[method]}}, method, getattr(self, method))
+        except SettingsError as error:
+            folder = Path(self.output_folder_base, fold)
+            raise SettingsError(f"{folder}, of an earlier training: {error} Move that folder away.") from error
 
     @classmethod
     def methods(cls) -> list[str]:
@@ -48,6 +86,41 @@ class MethodTrainer(nnUNetTrainer):
     def settings(self, method: str) -> Any:
         """The settings of one of its methods."""
         return resolve(self.plans_manager.plans, method, getattr(self, method))
+
+    def initialize(self) -> None:
+        super().initialize()
+        if not is_trained(Path(self.output_folder)):  # else this may be `--c` or `--val`, which settings may yet refuse
+            self._write_settings()
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        self._write_settings()
+        for method in unused(self.plans_manager.plans, self.methods()):
+            self.print_to_log_file(f'{type(self).__name__} does not use plans["{KEY}"]["{method}"].')
+        if warning := fitted_to_ct(self.plans_manager.plans, self.configuration_manager, self.dataset_json):
+            self.print_to_log_file(f"WARNING: {warning}")
+        super().on_train_start()
+
+    def _write_settings(self) -> None:
+        """Before the first step, so that other folds can be held against them as soon as this one is started."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            write_fold(Path(self.output_folder), {name: as_json(self.settings(name)) for name in self.methods()})
+
+    def get_dataloaders(self) -> Any:
+        """nnU-Net's, whose training patches are exactly zero in the padding, as they are at inference."""
+        if not all(Outside.of(self.configuration_manager).centered):
+            return super().get_dataloaders()
+        planned = self.get_training_transforms  # nnU-Net's is static, so it cannot see the normalization
+
+        def transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+            return keep_padding(planned(*args, **kwargs))
+
+        self.__dict__["get_training_transforms"] = transforms
+        try:
+            return super().get_dataloaders()
+        finally:
+            del self.__dict__["get_training_transforms"]
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         try:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
+
+from nnunet_dg.errors import SettingsError, did_you_mean
 
 KEY = "nnunet_dg"
 METHODS = ("dropgen", "sgcg", "tinymig")
-PLANNED_FOR = "planned_for"  # what a planner counted; no setting
+PLANNED_FOR = "planned_for"  # what a planner counted; not a setting
+LARGEST = 1e15  # the largest number that a setting may be: float32 and int64 hold it
 
 T = TypeVar("T")
+
+
+def sections_of(plans: dict[str, Any]) -> dict[str, Any]:
+    """``plans["nnunet_dg"]``: settings by method, and what a planner counted.
+
+    Raises:
+        SettingsError: It is not a dict, or names an unknown method.
+    """
+    sections = plans.get(KEY, {})
+    if not isinstance(sections, dict):
+        raise SettingsError(f'plans["{KEY}"] must look like {{"dropgen": {{setting: value}}}}; got {sections!r}.')
+    if unknown := set(sections) - {*METHODS, PLANNED_FOR}:
+        names = ", ".join(sorted(map(repr, unknown)))
+        raise SettingsError(
+            f'plans["{KEY}"] knows {", ".join(METHODS)}; got {names}.{_suggestions(unknown, METHODS)} Settings go '
+            f'below their method, as in {{"dropgen": {{setting: value}}}}.'
+        )
+    return sections
 
 
 def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
@@ -19,57 +41,54 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
 
     Args:
         plans: nnU-Net's plans; ``plans["nnunet_dg"][method]`` may hold some settings by name.
-        method: for example ``"dropgen"``.
-        defaults: the trainer class's settings, a dataclass; the plans come first.
+        method: For example ``"dropgen"``.
+        defaults: The trainer class's settings, a dataclass; the plans come first.
 
     Raises:
-        ValueError: an unknown method or setting in the plans, or a value that is not accepted.
+        SettingsError: An unknown method or setting in the plans, or a value that is not accepted.
     """
-    sections = plans.get(KEY, {})
-    given = sections.get(method, {}) if isinstance(sections, dict) else None
+    sections = sections_of(plans)
+    place, given = f'plans["{KEY}"]["{method}"]', sections.get(method, {})
     if not isinstance(given, dict):
-        raise ValueError(f'plans["{KEY}"] must look like {{"{method}": {{setting: value}}}}; got {sections!r}.')
-    if unknown := set(sections) - {*METHODS, PLANNED_FOR}:
-        raise ValueError(
-            f'plans["{KEY}"] knows {", ".join(METHODS)}; got {", ".join(sorted(map(repr, unknown)))}. Settings go '
-            f'below their method, as in {{"{method}": {{setting: value}}}}.'
-        )
+        raise SettingsError(f'plans["{KEY}"] must look like {{"{method}": {{setting: value}}}}; got {sections!r}.')
     accepted = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
     if unknown := set(given) - set(accepted):
-        raise ValueError(
-            f'Unknown setting in plans["{KEY}"]["{method}"]: {", ".join(sorted(map(repr, unknown)))}. '
+        raise SettingsError(
+            f"Unknown setting in {place}: {', '.join(sorted(map(repr, unknown)))}.{_suggestions(unknown, accepted)} "
             f"Accepted are {', '.join(accepted)}."
         )
+    for name, value in given.items():
+        _check_numbers(value, f"{place}: {name}")
     try:
         return replace(defaults, **given)  # type: ignore[type-var]
     except ValueError as error:
-        raise ValueError(f'plans["{KEY}"]["{method}"]: {error}') from error
+        raise SettingsError(f"{place}: {error}") from error
+    except (TypeError, OverflowError) as error:  # a list where a number is compared
+        raise SettingsError(f"{place}: a value is of a type that is not accepted: {error}. Got {given!r}.") from error
 
 
-def recorded(results: str | Path, method: str, defaults: T) -> T | None:
-    """The settings that an earlier start of a training wrote into the ``plans.json`` of its results folder, if any.
-
-    Args:
-        results: the folder ``TRAINER__PLANS__CONFIGURATION``.
-        method: for example ``"dropgen"``.
-        defaults: the trainer class's settings.
+def refuse_misplaced(plans: dict[str, Any]) -> None:
+    """Stop where settings are in a place from which no method reads them: they would be ignored silently.
 
     Raises:
-        ValueError: they are not accepted, as those of another version may be.
+        SettingsError: By the name of the place.
     """
-    path = Path(results) / "plans.json"
-    if not path.is_file():
-        return None
-    try:
-        plans = json.loads(path.read_text())
-    except ValueError:  # another fold is writing it, or was killed while it did
-        return None
-    if method not in plans.get(KEY, {}):
-        return None
-    try:
-        return resolve(plans, method, defaults)
-    except ValueError as error:
-        raise ValueError(f"{path}, of an earlier training: {error} Move that folder away to train anew.") from error
+    places = [(key, f'plans["{key}"]') for key in plans if key != KEY]
+    configurations = plans.get("configurations")
+    for name, configuration in (configurations if isinstance(configurations, dict) else {}).items():
+        keys = configuration if isinstance(configuration, dict) else {}
+        places += [(key, f'plans["configurations"]["{name}"]["{key}"]') for key in keys]
+    for key, place in places:
+        if isinstance(key, str) and _looks_like_ours(key):
+            raise SettingsError(
+                f'{place} is not read. Settings go to the top level of the plans file: "{KEY}": {{"dropgen": '
+                f"{{setting: value}}}}. Move it there."
+            )
+
+
+def unused(plans: dict[str, Any], methods: Iterable[str]) -> list[str]:
+    """The methods that have settings in the plans and are not among ``methods``."""
+    return sorted(set(sections_of(plans)) - {*methods, PLANNED_FOR})
 
 
 def complete(settings: T, earlier: T | None) -> T:
@@ -77,11 +96,17 @@ def complete(settings: T, earlier: T | None) -> T:
     return settings.completed(earlier) if hasattr(settings, "completed") else settings
 
 
-def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was") -> None:
+def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was", others: str = "") -> None:
     """A checkpoint means what it meant when it was written: stop where a setting that decides this has changed since.
 
+    Args:
+        now: The settings of this training.
+        earlier: Those of the checkpoint, or of another fold.
+        whose: The start of the message.
+        others: What else the user can do, in addition to the advice in the message.
+
     Raises:
-        ValueError: by name of the settings. Where the weights came from may change.
+        SettingsError: By name of the settings. Where the weights came from may change.
     """
     changed = {
         field.name: (getattr(earlier, field.name), getattr(now, field.name))
@@ -90,12 +115,48 @@ def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was"
     }
     if changed:
         what = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())
-        raise ValueError(
+        raise SettingsError(
             f"{whose} trained with other settings: {what}. Put them back in "
-            f'plans["{KEY}"], or train under another plans_name.'
+            f'plans["{KEY}"], or train under another plans_name{others}.'
         )
+
+
+def as_json(settings: Any) -> dict[str, Any]:
+    """All settings of a method as they are after a passage through JSON: no tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return values
 
 
 def record(plans: dict[str, Any], method: str, settings: Any) -> None:
     """Write all settings of a method into the plans, so that plans.json and checkpoints rebuild the same network."""
-    plans.setdefault(KEY, {})[method] = json.loads(json.dumps(asdict(settings)))  # no tuples, as in plans.json
+    plans.setdefault(KEY, {})[method] = as_json(settings)
+
+
+def _suggestions(unknown: Iterable[Any], accepted: Iterable[str]) -> str:
+    accepted = list(accepted)
+    return "".join(did_you_mean(name, accepted) for name in sorted(map(str, unknown)))
+
+
+def _looks_like_ours(key: str) -> bool:
+    letters = "".join(filter(str.isalnum, key.lower()))
+    return any(letters == name.replace("_", "") or did_you_mean(key, [name]) for name in (KEY, *METHODS))
+
+
+def _check_numbers(value: Any, name: str) -> None:
+    """No NaN, no infinity, and nothing that float32 or int64 cannot hold, also inside lists and dicts."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            _check_numbers(part, name)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _check_numbers(part, name)
+    elif isinstance(value, (int, float)) and not (math.isfinite(_as_float(value)) and abs(value) <= LARGEST):
+        shown = repr(value) if isinstance(value, float) else f"a number of {len(str(abs(value)))} digits"
+        raise SettingsError(f"{name} must be a finite number of at most {LARGEST:g} in size; got {shown}.")
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from nnunet_host import DATASET, write_case
 
 PLANNERS = {
@@ -166,3 +167,47 @@ def test_a_lower_resolution_is_planned_with_its_cascade(host, large):
     assert ours["configurations"]["3d_lowres"]["next_stage"] == "3d_cascade_fullres"
     assert ours["configurations"]["3d_lowres"]["data_identifier"] == "nnUNetDropGenPlans_3d_lowres"
     assert "architecture" not in ours["configurations"]["3d_cascade_fullres"]
+
+
+def test_plans_on_ct_that_fit_any_modality_do_not_saturate_mr(host, tmp_path):
+    """Plan and preprocess CT by nnU-Net's command, then preprocess an MR-like image as its prediction would."""
+    dataset = "Dataset706_CT"
+    raw = host.folder / "nnUNet_raw" / dataset
+    for i in range(2):
+        write_case(raw, f"case_{i}", np.random.default_rng(i))
+    for path in (raw / "imagesTr").iterdir():  # air, soft tissue, and a metal implant
+        image = sitk.GetArrayFromImage(sitk.ReadImage(path)) - 50
+        image[:, :3], image[0, -1, -1] = -1000, 5000
+        sitk.WriteImage(sitk.GetImageFromArray(image), path)
+    labels = {"background": 0, "box": 1, "core": 2}
+    description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 2, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(description))
+    command = "nnUNetv2_plan_and_preprocess -d 706 -c 3d_fullres -np 1 -npfp 1"
+    host.run(f"{command} -pl nnUNetPlannerDropGenAnyModality")
+    host.run("nnUNetv2_plan_experiment -d 706 -pl nnUNetPlannerAnyModality")
+    host.run("nnUNetv2_plan_experiment -d 706")
+    folder = host.folder / "nnUNet_preprocessed" / dataset
+    ours, plain = (json.loads((folder / f"nnUNet{n}AnyModalityPlans.json").read_text()) for n in ("DropGen", ""))
+    for plans in (ours, plain):
+        configuration = plans["configurations"]["3d_fullres"]
+        assert configuration["normalization_schemes"] == ["AnyModalityNormalization"]
+        assert (
+            configuration["data_identifier"] == "nnUNetDropGenAnyModalityPlans_3d_fullres"
+        )  # shared, and not nnU-Net's
+    assert "nnunet_dg" not in plain
+    image = np.random.default_rng(0).gamma(3, 300, (20, 24, 20)).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(image), tmp_path / "mr_0000.nii.gz")
+    code = (
+        "import numpy as np\n"
+        "from nnunetv2.utilities.plans_handling.plans_handler import PlansManager\n"
+        "for name in ('nnUNetPlans', 'nnUNetDropGenAnyModalityPlans'):\n"
+        f"    plans = PlansManager({str(folder)!r} + f'/{{name}}.json')\n"
+        "    configuration = plans.get_configuration('3d_fullres')\n"
+        "    preprocessor = configuration.preprocessor_class(verbose=False)\n"
+        f"    given = [{str(tmp_path / 'mr_0000.nii.gz')!r}], None, plans, configuration\n"
+        f"    data, _, _ = preprocessor.run_case(*given, {str(folder / 'dataset.json')!r})\n"
+        "    print(name, 'SATURATED', (data >= data.max() - 1e-4).mean())"
+    )
+    saturated = [float(line.split()[-1]) for line in host.python(code).splitlines() if "SATURATED" in line]
+    assert saturated[0] > 0.5  # nnU-Net's own
+    assert saturated[1] < 0.001

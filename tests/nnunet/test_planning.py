@@ -7,7 +7,9 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_dg.dropgen import DropGenSettings
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.nnunet.planning import DropGenPlanning, planned_for_other, share_data
+from nnunet_dg.nnunet.shared_data import kept_sections
 
 MAKES_THE_DATASET = ("transpose_forward", "image_reader_writer", "foreground_intensity_properties_per_channel")
 MAKES_THE_DATA = (
@@ -97,7 +99,7 @@ def plans(name, **changed):
         "3d_cascade_fullres": {"inherits_from": "3d_fullres"},
     }
     return dataset | {k: v for k, v in changed.items() if k in dataset} | {
-        "plans_name": name, "configurations": configurations,
+        "dataset_name": "Dataset701_Tiny", "plans_name": name, "configurations": configurations,
     }  # fmt: skip
 
 
@@ -130,3 +132,82 @@ def test_nnunets_own_data_come_before_those_of_others(tmp_path):
 @pytest.mark.parametrize("key", [*MAKES_THE_DATA, *MAKES_THE_DATASET])
 def test_other_data_are_not_shared(tmp_path, key):
     assert shared(tmp_path, plans("ours"), plans("nnUNetPlans", **{key: "another"})) == "ours_3d_fullres"
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "3", '"text"', "{}", '{"configurations": null}', '{"dataset_name"', ""]
+)
+@pytest.mark.parametrize("name", ["aPlans.json", "nnUNetPlans.json", "notes.json"])
+def test_files_that_are_no_plans_do_not_stop_the_planning(tmp_path, name, content, capsys):
+    (tmp_path / name).write_text(content)
+    assert shared(tmp_path, plans("ours"), plans("zPlans")) == "zPlans_3d_fullres"
+    damaged = content in ('{"configurations": null}', '{"dataset_name"', "")
+    assert (str(tmp_path / name) in capsys.readouterr().out) == damaged
+
+
+def test_binary_files_and_those_of_macos_do_not_stop_the_planning(tmp_path, capsys):
+    (tmp_path / "._nnUNetPlans.json").write_bytes(b"\0\5\xff")
+    (tmp_path / "aPlans.json").write_bytes(b"\0\5\xff")
+    (tmp_path / "bPlans.json").mkdir()
+    assert shared(tmp_path, plans("ours"), plans("zPlans")) == "zPlans_3d_fullres"
+    printed = capsys.readouterr().out
+    assert "aPlans.json holds NUL bytes" in printed
+    assert "bPlans.json is not a regular file" in printed
+    assert "._nnUNetPlans" not in printed
+
+
+def test_plans_whose_configurations_lack_what_we_ask_for_are_no_partners(tmp_path):
+    other = plans("aPlans")
+    del other["configurations"]["3d_fullres"]["data_identifier"]
+    assert shared(tmp_path, plans("ours"), other) == "ours_3d_fullres"
+
+
+def test_settings_of_an_earlier_plans_file_are_kept(tmp_path):
+    path = tmp_path / "ours.json"
+    assert kept_sections(path) == {}
+    path.write_text(json.dumps(plans("ours") | {"dataset_name": "x", "nnunet_dg": {"dropgen": {"p": 0.25}}}))
+    assert kept_sections(path) == {"dropgen": {"p": 0.25}}
+    path.write_text(json.dumps(plans("ours") | {"dataset_name": "x", "nnunet_dg": {"dropgem": {}}}))
+    with pytest.raises(SettingsError, match=r"ours\.json: .*Did you mean 'dropgen'"):
+        kept_sections(path)
+
+
+@pytest.mark.parametrize("content", ['{"configurations": {"2d": {', "[]", "{}"])
+def test_an_earlier_plans_file_that_is_damaged_is_kept_aside(tmp_path, content, capsys):
+    path = tmp_path / "ours.json"
+    path.write_text(content)
+    assert kept_sections(path) == {}
+    assert not path.exists()
+    assert (tmp_path / "ours.json.damaged").read_text() == content
+    assert "ours.json.damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpu_memory_target_in_gb": float("nan")}, r"-gpu_memory_target must be a positive number.*got nan"),
+        ({"gpu_memory_target_in_gb": 0.0}, r"-gpu_memory_target must be a positive number.*got 0"),
+        ({"gpu_memory_target_in_gb": -8.0}, r"-gpu_memory_target must be a positive number.*got -8"),
+        ({"gpu_memory_target_in_gb": float("inf")}, r"-gpu_memory_target must be a positive number.*got inf"),
+        ({"overwrite_target_spacing": [1.0, 1.0]}, r"-overwrite_target_spacing takes three.*got 2: 1\.0, 1\.0"),
+        ({"overwrite_target_spacing": []}, r"-overwrite_target_spacing takes three.*got 0"),
+        ({"overwrite_target_spacing": [0.0] * 3}, r"three positive numbers.*got 0\.0, 0\.0, 0\.0"),
+        ({"overwrite_target_spacing": [1.0, float("nan"), 1.0]}, r"three positive numbers.*got 1\.0, nan"),
+        ({"overwrite_target_spacing": [1.0, float("inf"), 1.0]}, r"three positive numbers.*got 1\.0, inf"),
+        ({"overwrite_target_spacing": [1.0, -1.0, 1.0]}, r"three positive numbers.*got 1\.0, -1"),
+        ({"plans_name": "../elsewhere"}, r"plans name becomes the name of a file.*'\.\./elsewhere'"),
+        ({"plans_name": ".."}, r"plans name becomes the name of a file"),
+        ({"plans_name": ""}, r"plans name becomes the name of a file"),
+    ],
+)
+def test_options_that_nothing_can_be_planned_with_are_refused_in_words(options, message):
+    with pytest.raises(SettingsError, match=message):
+        Planner(701, **options)
+
+
+@pytest.mark.parametrize("patch", [(0, 4, 4), (4, -1, 4), (4, 0)])
+def test_a_memory_target_for_which_the_patch_shrinks_to_nothing_is_refused(patch):
+    made = PlannerAnatomix.__new__(PlannerAnatomix)
+    made.UNet_vram_target_GB = 0.01
+    with pytest.raises(SettingsError, match=rf"-gpu_memory_target 0\.01 .* too small for any {len(patch)}-D network"):
+        made.static_estimate_VRAM_usage(patch, 1, 3, *network(len(patch), 32))

@@ -1,12 +1,16 @@
 import json
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
 
 import pytest
 from nnunet_model import write_model
 
 from nnunet_dg.dropgen import DropGenSettings
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.extractors.weights import WeightsError
-from nnunet_dg.nnunet.settings import record, recorded, refuse_other_settings, resolve
+from nnunet_dg.nnunet.settings import record, refuse_misplaced, refuse_other_settings, resolve, unused
+from nnunet_dg.sgcg import SgCGSettings
+from nnunet_dg.tinymig import TinyMIGSettings
 
 
 def test_the_plans_come_before_the_class_and_the_rest_stays():
@@ -38,7 +42,7 @@ def test_recording_keeps_what_else_is_in_the_plans():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"dropgen": {"prob": 1}}, "Unknown setting .*'prob'. Accepted are extractor, layer"),
+        ({"dropgen": {"prob": 1}}, "Unknown setting .*'prob'.* Accepted are extractor, layer"),
         ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 1\).*got 2'),
         ({"p": 0.5}, r'plans\["nnunet_dg"\] knows dropgen, sgcg, tinymig; got \'p\'.* below their method'),
         ({"dropgen": 0.5}, r'must look like \{"dropgen": \{setting: value\}\}'),
@@ -50,20 +54,61 @@ def test_mistakes_are_named(section, message):
         resolve({"nnunet_dg": section}, "dropgen", DropGenSettings())
 
 
-def test_settings_of_an_earlier_start_are_read_from_the_results(tmp_path):
-    assert recorded(tmp_path, "dropgen", DropGenSettings()) is None
-    plans = {}
-    record(plans, "dropgen", DropGenSettings(p=0.25))
-    (tmp_path / "plans.json").write_text(json.dumps(plans))
-    assert recorded(tmp_path, "dropgen", DropGenSettings()) == DropGenSettings(p=0.25)
-    (tmp_path / "plans.json").write_text('{"nnunet_dg": {"dropg')  # while another fold writes it
-    assert recorded(tmp_path, "dropgen", DropGenSettings()) is None
+@pytest.mark.parametrize(
+    ("section", "suggested"),
+    [
+        ({"dropgem": {}}, "dropgen"),
+        ({"dropgen": {"P": 0.5}}, "p"),
+        ({"dropgen": {"image_scalling": "none"}}, "image_scaling"),
+    ],
+)
+def test_a_name_that_is_close_to_an_accepted_one_is_suggested(section, suggested):
+    with pytest.raises(SettingsError, match=f"Did you mean '{suggested}'\\?"):
+        resolve({"nnunet_dg": section}, "dropgen", DropGenSettings())
 
 
-def test_settings_of_another_version_are_named_with_their_file(tmp_path):
-    (tmp_path / "plans.json").write_text(json.dumps({"nnunet_dg": {"dropgen": {"prob": 1}}}))
-    with pytest.raises(ValueError, match=r"plans\.json, of an earlier training: Unknown setting .*'prob'.* Move"):
-        recorded(tmp_path, "dropgen", DropGenSettings())
+ALL_SETTINGS = {"dropgen": DropGenSettings(), "sgcg": SgCGSettings(), "tinymig": TinyMIGSettings()}
+EVERY_SETTING = [(method, field.name) for method, settings in ALL_SETTINGS.items() for field in fields(settings)]
+
+
+@pytest.mark.parametrize(("method", "name"), EVERY_SETTING)
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 10**50, -(10**50), 10**400, [10**50], {"x": float("nan")}], ids=str
+)
+def test_numbers_that_nothing_can_compute_with_are_refused_by_name(method, name, value):
+    with pytest.raises(SettingsError, match=f"{method}.*{name}"):
+        resolve({"nnunet_dg": {method: {name: value}}}, method, ALL_SETTINGS[method])
+
+
+@pytest.mark.parametrize(("method", "name"), EVERY_SETTING)
+def test_values_of_any_type_are_taken_or_refused_by_name(method, name):
+    for value in (True, None, 0, -1, 0.5, "", "x", [], [[]], {}, {"a": [None]}, ["x", 1]):
+        with suppress(SettingsError):
+            settings = resolve({"nnunet_dg": {method: {name: value}}}, method, ALL_SETTINGS[method])
+            assert isinstance(settings, type(ALL_SETTINGS[method]))
+
+
+@pytest.mark.parametrize("key", ["dropgen", "sgcg", "nnunet-dg", "nnUNet_dg", "NNUNET_DG", "nnunetdg", "dropgem"])
+def test_settings_where_nothing_reads_them_are_refused(key):
+    configuration = {"patch_size": [16] * 3, "spacing": [1.0] * 3, "architecture": {}, "batch_dice": False}
+    plans = {"plans_name": "x", "dataset_name": "y", "configurations": {"3d_fullres": configuration, "2d": {}}}
+    refuse_misplaced(plans | {"nnunet_dg": {}})
+    with pytest.raises(SettingsError, match=rf'plans\["{key}"\] is not read'):
+        refuse_misplaced(plans | {key: {"dropgen": {"p": 0.5}}})
+    plans["configurations"]["2d"][key] = {"p": 0.5}
+    with pytest.raises(SettingsError, match=rf'plans\["configurations"\]\["2d"\]\["{key}"\] is not read'):
+        refuse_misplaced(plans)
+
+
+def test_our_section_below_a_configuration_is_refused():
+    with pytest.raises(SettingsError, match=r'\["3d_fullres"\]\["nnunet_dg"\] is not read'):
+        refuse_misplaced({"configurations": {"3d_fullres": {"nnunet_dg": {"dropgen": {"p": 0.5}}}}})
+
+
+def test_methods_that_a_trainer_does_not_have_are_named():
+    plans = {"nnunet_dg": {"dropgen": {}, "sgcg": {}, "planned_for": {}}}
+    assert unused(plans, ["dropgen"]) == ["sgcg"]
+    assert unused({}, []) == []
 
 
 def test_a_checkpoint_is_not_continued_with_other_settings():

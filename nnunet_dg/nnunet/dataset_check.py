@@ -1,0 +1,90 @@
+"""`nnunet-dg doctor -d ID`: what the plans of a dataset mean for other domains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from rich.markup import escape
+from rich.table import Table
+
+from nnunet_dg.errors import DataError, HostError
+from nnunet_dg.files import read_json
+from nnunet_dg.formats import Dataset, Domains
+from nnunet_dg.nnunet.domains import locate
+from nnunet_dg.nnunet.normalization import fitted_to_ct
+from nnunet_dg.nnunet.settings import PLANNED_FOR, refuse_misplaced, sections_of
+from nnunet_dg.nnunet.shared_data import read_plans
+
+
+def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
+    """What doctor says about a dataset and its plans.
+
+    Args:
+        dataset: Name or number.
+        plans_name: Name of the plans.
+
+    Returns:
+        A table of normalization, settings and domains, and notes in words.
+
+    Raises:
+        HostError: nnU-Net knows no such dataset, or its folders are not set.
+        DataError: The plans or ``dataset.json`` are missing, or cannot be read.
+        SettingsError: Settings in the plans are unknown, or in a place from which they are not read.
+    """
+    name = _name(dataset)
+    folder = Path(nnUNet_preprocessed) / name
+    path = folder / f"{plans_name}.json"
+    plans: Any = read_plans(path)
+    if plans is None:
+        raise DataError(f"{path} does not hold plans. Plan with nnUNetv2_plan_experiment, or name others with -p.")
+    refuse_misplaced(plans)
+    sections = sections_of(plans)
+    content: Any = read_json(folder / "dataset.json", Dataset)
+    table = Table(title=escape(f"{name}, {plans_name}"), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    notes = []
+    for configuration, manager in _configurations(plans, path).items():
+        names = (content.get("channel_names") or content.get("modality") or {}).values()
+        channels = zip(names, manager.normalization_schemes, strict=False)
+        normalization = ", ".join(f"{channel}: {scheme}" for channel, scheme in channels)
+        table.add_row(escape(configuration), escape(normalization))
+        notes += [fitted_to_ct(plans, manager, content)]
+    counted = sections.get(PLANNED_FOR, {})
+    extractors = [f"{dims}: {what.get('extractor')}" for dims, what in counted.items() if isinstance(what, dict)]
+    table.add_row("planned for", escape(", ".join(extractors)) or "the image only, without DropGen's features")
+    settings = ", ".join(sorted(set(sections) - {PLANNED_FOR}))
+    table.add_row("settings", escape(settings) or "none in the plans: each trainer's own")
+    table.add_row("domains", escape(_domains(name, folder)))
+    return table, list(dict.fromkeys(filter(None, notes)))
+
+
+def _name(dataset: str) -> str:
+    if not nnUNet_preprocessed or not nnUNet_raw:
+        raise HostError("Set nnUNet_raw and nnUNet_preprocessed to nnU-Net's folders.")
+    try:
+        return str(maybe_convert_to_dataset_name(dataset))
+    except (RuntimeError, ValueError) as error:
+        raise HostError(f"nnU-Net does not know dataset {dataset!r}: {error}") from error
+
+
+def _configurations(plans: dict[str, Any], path: Path) -> dict[str, Any]:
+    """nnU-Net's managers of the configurations, by name, with what they inherit."""
+    manager = PlansManager(plans)
+    try:
+        managers = {name: manager.get_configuration(name) for name in plans["configurations"]}
+        return {name: found for name, found in managers.items() if found.normalization_schemes}
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise DataError(f"{path}: nnU-Net cannot read its configurations: {error}. Plan the dataset again.") from error
+
+
+def _domains(name: str, preprocessed: Path) -> str:
+    path = locate(Path(nnUNet_raw) / name, preprocessed)
+    if not path.exists() and not path.is_symlink():
+        return f"one: there is no {path}"
+    domains = sorted(set(read_json(path, Domains).values()))
+    return f"{', '.join(domains)}, from {path}"

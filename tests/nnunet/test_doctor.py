@@ -1,0 +1,144 @@
+"""`nnunet-dg doctor`, as a user runs it: other packages' declarations, a dataset's plans, and without nnU-Net."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from nnunet_host import declare
+
+THEIRS = """
+import sys
+print("PRINTED ON STDOUT")
+print("PRINTED ON STDERR", file=sys.stderr)
+class nnUNetTrainerTheirs:
+    pass
+not_a_class = 3
+"""
+
+
+def doctor(*arguments, status, folder, **environment):
+    """What `nnunet-dg doctor` prints, with the packages in ``folder`` installed."""
+    program = Path(sysconfig.get_path("scripts")) / "nnunet-dg"
+    environment = os.environ | {"COLUMNS": "250", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(folder)} | environment
+    done = subprocess.run([program, "doctor", *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def row(printed, name):
+    return next(line for line in printed.splitlines() if name in line)
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "said"),
+    [
+        ("theirs:nnUNetTrainerTheirs", 0, "theirs"),
+        ("theirs:missing", 1, "FAILED"),
+        ("theirs:not_a_class", 1, "FAILED"),
+        ("no_such_module:X", 1, "no_such_module"),
+        ("exits:X", 1, "FAILED"),
+    ],
+)
+def test_what_other_packages_declare_is_listed_with_what_is_wrong(tmp_path, target, status, said):
+    folder = declare(tmp_path, "theirs", THEIRS, f"[nnunetv2.planners]\nTheirName = {target}\n")
+    (folder / "exits.py").write_text("import sys\nprint('PRINTED')\nsys.exit(0)\n")
+    printed = doctor(status=status, folder=folder)
+    assert said in row(printed, "TheirName")
+    assert "theirs" in row(printed, "TheirName")  # the package
+    assert "nnunet-dg" in row(printed, "nnUNetTrainerSgCG")
+    assert "PRINTED" not in printed
+    assert "Traceback" not in printed
+
+
+def test_nothing_that_other_packages_write_is_markup_or_a_terminal_escape(tmp_path):
+    module = "raise ValueError('[bold]loud[/bold] \\x1b[31m red\\nnext line [/]')"
+    printed = doctor(status=1, folder=declare(tmp_path, "theirs", module, "[nnunetv2.planners]\nT = theirs:T\n"))
+    assert "[bold]loud[/bold]" in printed
+    assert "\x1b" not in printed
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A dataset of which only the plans are there."""
+    raw, preprocessed = (tmp_path / name / "Dataset705_CT" for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    raw.mkdir(parents=True)
+    preprocessed.mkdir(parents=True)
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "numTraining": 1}
+    (preprocessed / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+    environment = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+
+    def write(scheme="CTNormalization", name="nnUNetPlans", **section):
+        configuration = {"normalization_schemes": [scheme], "architecture": {}}
+        plans = {"dataset_name": "Dataset705_CT", "configurations": {"3d_fullres": configuration}} | section
+        properties = {"percentile_00_5": -40.0, "percentile_99_5": 280.0}
+        plans["foreground_intensity_properties_per_channel"] = {"0": properties}
+        (preprocessed / f"{name}.json").write_text(json.dumps(plans))
+        return raw, environment
+
+    return write
+
+
+def flat(printed):
+    return " ".join(printed.replace("│", " ").split())
+
+
+def test_plans_fitted_to_ct_are_named_with_what_to_do(dataset, tmp_path):
+    _, environment = dataset()
+    printed = flat(doctor("-d", "705", status=0, folder=tmp_path, **environment))
+    assert "CT: CTNormalization" in printed
+    assert "CTNormalization clips channel CT to [-40, 280]" in printed
+    assert "plan with nnUNetPlannerAnyModality" in printed
+    assert "domains one: there is no" in printed
+
+
+def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(dataset, tmp_path):
+    section = {"planned_for": {"3d": {"extractor": "anatomix"}}, "dropgen": {"p": 0.25}}
+    raw, environment = dataset("AnyModalityNormalization", "mine", nnunet_dg=section)
+    (raw / "domains.json").write_text(json.dumps({"case_0": "[site] A", "case_1": "B"}))
+    printed = flat(doctor("-d", "Dataset705_CT", "-p", "mine", status=0, folder=tmp_path, **environment))
+    assert "CT: AnyModalityNormalization" in printed
+    assert "saturate" not in printed
+    assert "3d: anatomix" in printed
+    assert "settings dropgen" in printed
+    assert "B, [site] A, from" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "section", "said"),
+    [
+        (("-d", "706"), {}, "nnU-Net does not know dataset '706'"),
+        (("-d", "705", "-p", "others"), {}, "There is no file"),
+        (("-d", "705"), {"nnunet_dg": {"dropgem": {}}}, "Did you mean 'dropgen'?"),
+        (("-d", "705"), {"dropgen": {"p": 0.5}}, 'plans["dropgen"] is not read'),
+    ],
+)
+def test_what_is_wrong_with_a_dataset_is_said_in_one_line(dataset, tmp_path, arguments, section, said):
+    _, environment = dataset(**section)
+    printed = doctor(*arguments, status=1, folder=tmp_path, **environment)
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("weights", "list")])
+def test_without_nnunet_the_rest_is_said(tmp_path, command):
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if not path.name.startswith("nnunetv2"):
+            (tmp_path / path.name).symlink_to(path)
+    if not (tmp_path / "torch").exists():
+        pytest.skip("packages are not in this environment's own folder")
+    code = (
+        f"import sys; sys.path.append({str(tmp_path)!r}); sys.argv = ['nnunet-dg', *{command!r}]\n"
+        "from nnunet_dg.cli import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "anatomix" in done.stdout
+    if command == ("doctor",):
+        assert done.returncode == 1
+        assert "pip install nnunetv2" in done.stdout
