@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class UserError(Exception):
     """Base of the expected errors: a message that names the value, what is accepted, and what to do."""
@@ -21,3 +25,11 @@ class DataError(UserError, ValueError):
 
 class HostError(UserError, RuntimeError):
     """nnU-Net is missing, not set up, or refuses what it was asked for."""
+
+
+def printable(text: str) -> str:
+    """Text with control characters, direction overrides and bytes that are not UTF-8 written as escapes.
+
+    Names of files and cases are part of messages and tables: a terminal must not obey them. Line breaks are kept.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

@@ -177,3 +177,24 @@ def _kind(path: Path) -> str:
     mode = path.stat().st_mode
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a lock on a folder, for commands that continue what is in it; it ends with the process at the latest.
+
+    Args:
+        folder: An existing folder. A file ``.nnunet-dg.lock`` stays in it.
+        what: The command that would be in the way, for the message.
+
+    Raises:
+        DataError: Another process holds the lock.
+        OSError: The folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / ".nnunet-dg.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise DataError(f"Another {what} is running in {folder}. Wait for it, or choose another folder.") from error
