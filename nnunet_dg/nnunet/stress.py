@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pooch
@@ -18,7 +19,6 @@ from nnunet_dg.evaluation.corruptions import CORRUPTIONS, seed_of
 from nnunet_dg.evaluation.plots import draw_curves, grid
 from nnunet_dg.evaluation.style import NAMES
 from nnunet_dg.files import locked, replacing
-from nnunet_dg.formats import StressSettings
 from nnunet_dg.nnunet.results import Source, names_of
 from nnunet_dg.nnunet.stress_record import Measurement, Record, Scores
 from nnunet_dg.nnunet.trained_model import Case, ModelError, TrainedModel
@@ -134,7 +134,7 @@ def _check_kinds(kinds: Sequence[str]) -> None:
             raise SettingsError(f"--kinds must be among {', '.join(map(repr, KINDS))}, each once; got {kind!r}.")
 
 
-def _settings(model: TrainedModel, seed: int, mirroring: bool) -> StressSettings:
+def _settings(model: TrainedModel, seed: int, mirroring: bool) -> dict[str, Any]:
     """What measurements must have in common to be in one file."""
     checkpoints = [pooch.file_hash(str(path), "sha256") for path in model.checkpoints]
     versions = {package: version(package) for package in ("nnunet-dg", "nnunetv2")}
@@ -219,7 +219,8 @@ def figure(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
         if kind == "gamma":
             ax.set_xscale("log", base=2)
     names = list(dict.fromkeys(table["trainer"]))
-    legend = result.legend(axes[0].containers, names, loc="outside lower center", ncols=min(2, len(names)))
+    handles: Any = axes[0].containers
+    legend = result.legend(handles, names, loc="outside lower center", ncols=min(2, len(names)))
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name with two $ is not a formula
     return result, axes

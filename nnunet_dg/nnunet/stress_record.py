@@ -48,7 +48,7 @@ class Record:
         OSError: It cannot be read or written.
     """
 
-    def __init__(self, path: Path, settings: StressSettings) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, settings
         self.scores: dict[Measurement, Scores] = {}
         if path.exists() and not path.is_file():
@@ -71,11 +71,11 @@ class Record:
             elif (entry := _as_entry(line)) is None or entry.get("settings", self._hash if known else "") != self._hash:
                 continue
             else:
-                self.scores[Measurement(**entry["measurement"])] = {k: dict(v) for k, v in entry["scores"].items()}  # type: ignore[arg-type]
+                self.scores[Measurement(**entry["measurement"])] = entry["scores"]
             whole.append(line)
         return whole
 
-    def _refuse_other(self, found: StressSettings) -> None:
+    def _refuse_other(self, found: Mapping[str, Any]) -> None:
         if differ := [key for key, value in self.settings.items() if found.get(key) != value]:
             raise RecordError(
                 f"{self.path} has measurements with other {', '.join(sorted(differ))}. Choose another folder, or "
@@ -111,11 +111,11 @@ def _as(line: bytes, model: Any) -> Any:
         return None
 
 
-def _as_settings(line: bytes) -> StressSettings | None:
-    found: StressSettings | None = _as(line, StressSettings)
+def _as_settings(line: bytes) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = _as(line, StressSettings)
     return found
 
 
-def _as_entry(line: bytes) -> StressEntry | None:
-    found: StressEntry | None = _as(line, StressEntry)
+def _as_entry(line: bytes) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = _as(line, StressEntry)
     return found

@@ -273,7 +273,7 @@ def _visible(folder: Path, ending: str) -> dict[str, Path]:
 def _training_images(raw: Path, names: Sequence[str], ending: str) -> dict[str, tuple[Path, ...]]:
     """The image files of training cases: those that the raw ``dataset.json`` lists, or else of ``imagesTr``."""
     path = raw / "dataset.json"
-    content = read_json(path, RawDataset, "Correct it as nnU-Net's documentation says.") if path.exists() else {}
+    content = dict(read_json(path, RawDataset, "Correct it as nnU-Net's documentation says.")) if path.exists() else {}
     if "dataset" not in content:
         return {name: images_in(raw / "imagesTr", name, ending) for name in names}
     listed = get_filenames_of_train_images_and_targets(str(raw), content)
