@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import TextIOWrapper
 from typing import Any
 
@@ -97,7 +98,7 @@ def _one_line(error: BaseException) -> str | None:
 
 
 def _without_nnunet(name: str) -> HostError:
-    if name == "nnunetv2":
+    if find_spec("nnunetv2") is None:
         return HostError("nnU-Net is not installed here, and this command needs it: pip install nnunetv2")
     return HostError(f"The nnU-Net that is installed here has no {name}. Update it: pip install -U nnunetv2")
 
@@ -105,7 +106,7 @@ def _without_nnunet(name: str) -> HostError:
 def _stdout_is_closed() -> bool:
     """Whether the reader of stdout is gone. What is left to write is thrown away then."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # an end of line, for there is nothing else that asks the pipe
     except BrokenPipeError:
         with suppress(OSError, ValueError):  # else the interpreter complains once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

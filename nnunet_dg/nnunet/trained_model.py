@@ -207,7 +207,7 @@ class TrainedModel:
         ]
         if unknown := set(np.unique(truth).tolist()) - {int(label) for label in known}:
             raise ModelError(
-                f"{case.truth} holds the value {min(unknown, key=str)}, which {self.folder / 'dataset.json'} does not "
+                f"{case.truth} holds the value {min(unknown, key=str):g}, which {self.folder / 'dataset.json'} does not "
                 f"name as a label. Accepted: {', '.join(str(int(label)) for label in sorted(set(known)))}."
             )
         return image, truth, properties
