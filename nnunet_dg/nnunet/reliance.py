@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from nnunet_dg.dropgen import DropGenNetwork
 from nnunet_dg.files import replacing
-from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
+from nnunet_dg.nnunet.trained_model import Case, ModelError, TrainedModel
 
 PARTS = ("nothing", "image", "features")
 
@@ -56,21 +57,25 @@ def reliance(
         raise ModelError(
             f"{folder} is not a DropGen model that sees both image and features: there is nothing to compare."
         )
-    rows = []
     cases = model.cases(images, truths)[:max_cases]
     output.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(_measure(model, network, cases))
+    with replacing(output / "reliance.csv") as partial:
+        table.to_csv(partial, index=False)
+    return table
+
+
+def _measure(model: TrainedModel, network: DropGenNetwork, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """One row per case, zeroed part and label."""
+    rows = []
     with tqdm(cases, "zeroing", unit="case") as progress:
         for case in progress:
             image, truth, properties = model.read(case)
             for part in PARTS:
                 with zeroed(network, part):
                     scores = model.score(image, truth, properties)
-                for label, metrics in scores.items():
-                    rows.append({"zeroed": part, "case": case.name, "label": label} | metrics)
-    table = pd.DataFrame(rows)
-    with replacing(output / "reliance.csv") as partial:
-        table.to_csv(partial, index=False)
-    return table
+                rows += [{"zeroed": part, "case": case.name, "label": label} | of for label, of in scores.items()]
+    return rows
 
 
 @contextmanager

@@ -74,12 +74,8 @@ def stress(
         SettingsError: A kind is unknown or given twice, or a fold.
         DataError: Another process measures in this folder.
     """
-    names = names_of(sources)
-    _check_names(names)
     _check_kinds(kinds)
-    models = {
-        n: TrainedModel(s.path, folds, checkpoint, device, mirroring) for n, s in zip(names, sources, strict=True)
-    }
+    models = {name: TrainedModel(path, folds, checkpoint, device, mirroring) for name, path in _named(sources).items()}
     cases = {name: model.cases(images, truths)[:max_cases] for name, model in models.items()}
     if len({tuple(case.name for case in of) for of in cases.values()}) > 1:
         raise ModelError("The models were validated on other cases. Give the same ones for all: images -i, truths -t.")
@@ -91,11 +87,14 @@ def stress(
             record = Record(output / f"{name}.jsonl", _settings(model, seed, mirroring))
             _measure_all(name, model, cases[name], planned, record, seed)
             tables.append(_table(planned, record.scores, kinds).assign(trainer=name))
-        table = pd.concat(tables, ignore_index=True)
-        with replacing(output / "stress.csv") as partial:
-            table.to_csv(partial, index=False)
-        with replacing(output / "stress.png") as partial:
-            figure(table)[0].savefig(partial, dpi=150, format="png")
+        return _write(pd.concat(tables, ignore_index=True), output)
+
+
+def _write(table: pd.DataFrame, output: Path) -> pd.DataFrame:
+    with replacing(output / "stress.csv") as partial:
+        table.to_csv(partial, index=False)
+    with replacing(output / "stress.png") as partial:
+        figure(table)[0].savefig(partial, dpi=150, format="png")
     return table
 
 
@@ -114,8 +113,9 @@ def _measure_all(
             record.add(measurement, measure(model, by_name[measurement.case], measurement, seed))
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Names become names of files, on file systems that may not distinguish upper and lower case."""
+def _named(sources: Sequence[Source]) -> dict[str, Path]:
+    """Folders by names that can be files' names, also where upper and lower case are not distinguished."""
+    names = names_of(sources)
     folded = [name.casefold() for name in names]
     for name in names:
         if folded.count(name.casefold()) > 1:
@@ -126,6 +126,7 @@ def _check_names(names: Sequence[str]) -> None:
                 f'without control characters and / \\ : * ? " < > |, no dot or space at either end. Give another: '
                 f"NAME=MODEL."
             )
+    return {name: source.path for name, source in zip(names, sources, strict=True)}
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:

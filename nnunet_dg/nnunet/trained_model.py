@@ -199,18 +199,18 @@ class TrainedModel:
             raise ModelError(f"{files} holds NaN or infinite values. Correct the image, or leave the case out.")
         if image.shape[1:] != truth.shape:
             raise ModelError(f"{files} has shape {image.shape[1:]}, and its truth {case.truth} {truth.shape}.")
-        label_manager = self.predictor.label_manager
-        known = [
-            *label_manager.all_labels,
-            0,
-            *([label_manager.ignore_label] if label_manager.has_ignore_label else []),
-        ]
-        if unknown := set(np.unique(truth).tolist()) - {int(label) for label in known}:
-            raise ModelError(
-                f"{case.truth} holds the value {min(unknown, key=str):g}, which {self.folder / 'dataset.json'} does not "
-                f"name as a label. Accepted: {', '.join(str(int(label)) for label in sorted(set(known)))}."
-            )
+        self._check_labels(truth, case.truth)
         return image, truth, properties
+
+    def _check_labels(self, truth: Array, path: Path) -> None:
+        """Refuse values that ``dataset.json`` does not name, such as fractions, NaN, or 255 for a label of 1."""
+        manager = self.predictor.label_manager
+        known = {0, *map(int, manager.all_labels)} | ({manager.ignore_label} if manager.has_ignore_label else set())
+        if unknown := set(np.unique(truth).tolist()) - known:
+            raise ModelError(
+                f"{path} holds the value {min(unknown, key=str):g}, which {self.folder / 'dataset.json'} does not name "
+                f"as a label. Accepted: {', '.join(map(str, sorted(known)))}."
+            )
 
     def in_range(self, image: Array) -> Array:
         """The image ``(C, *spatial)`` as nnU-Net accepts it: colours are in [0, 255] where it scales them by that."""
