@@ -52,18 +52,15 @@ def stress(
     kept in ``NAME.jsonl``, and a second call goes on after the last.
 
     Args:
-        sources: model folders.
-        output: a folder; ``stress.csv`` and ``stress.png`` are written there.
-        images: with ``truths``, folders of labelled cases; None: the validation cases of the fold.
-        truths: see ``images``.
-        kinds: of `KINDS`.
-        folds: see `TrainedModel`, as ``checkpoint``, ``device`` and ``mirroring``.
-        checkpoint: the file of each fold.
-        max_cases: the first cases alone.
-        draws: of noise on the weights.
-        seed: of everything random.
-        device: for nnU-Net's predictor.
-        mirroring: at test time.
+        sources: Model folders.
+        output: Folder for ``NAME.jsonl``, ``stress.csv`` and ``stress.png``.
+        images: Folder of images, given together with ``truths``; None: the validation cases of the fold.
+        truths: Folder of their segmentations.
+        kinds: Some of `KINDS`.
+        folds, checkpoint, device, mirroring: See `TrainedModel`.
+        max_cases: Only the first cases.
+        draws: Number of draws of noise on the weights.
+        seed: Seed of all random numbers.
 
     Returns:
         One row per trainer, kind, strength, case, draw and label.
