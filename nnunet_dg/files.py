@@ -193,8 +193,14 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    lock = FileLock(folder / ".nnunet-dg.lock")
     try:
-        with FileLock(folder / ".nnunet-dg.lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise DataError(f"Another {what} is running in {folder}. Wait for it, or choose another folder.") from error
+    except NotImplementedError as error:
+        raise DataError(f"The file system of {folder} has no locks. Choose a folder on another one.") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -74,8 +74,7 @@ def stress(
     _check_kinds(kinds)
     models = {name: TrainedModel(path, folds, checkpoint, device, mirroring) for name, path in _named(sources).items()}
     cases = {name: model.cases(images, truths)[:max_cases] for name, model in models.items()}
-    if len({tuple(case.name for case in of) for of in cases.values()}) > 1:
-        raise ModelError("The models were validated on other cases. Give the same ones for all: images -i, truths -t.")
+    _check_same(cases)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output, "nnunet-dg stress"):
         tables = []
@@ -84,15 +83,21 @@ def stress(
             record = Record(output / f"{name}.jsonl", _settings(model, seed, mirroring))
             _measure_all(name, model, cases[name], planned, record, seed)
             tables.append(_table(planned, record.scores, kinds).assign(trainer=name))
-        return _write(pd.concat(tables, ignore_index=True), output)
+        table = pd.concat(tables, ignore_index=True)
+        _write(table, output)
+    return table
 
 
-def _write(table: pd.DataFrame, output: Path) -> pd.DataFrame:
+def _check_same(cases: Mapping[str, Sequence[Case]]) -> None:
+    if len({tuple(case.name for case in of) for of in cases.values()}) > 1:
+        raise ModelError("The models were validated on other cases. Give the same ones for all: images -i, truths -t.")
+
+
+def _write(table: pd.DataFrame, output: Path) -> None:
     with replacing(output / "stress.csv") as partial:
         table.to_csv(partial, index=False)
     with replacing(output / "stress.png") as partial:
         figure(table)[0].savefig(partial, dpi=150, format="png")
-    return table
 
 
 def _measure_all(
