@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from difflib import get_close_matches
-
-_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
 
 class UserError(Exception):
     """Base of the expected errors: a message that names the value, what is accepted, and what to do."""
@@ -27,19 +21,3 @@ class DataError(UserError, ValueError):
 
 class HostError(UserError, RuntimeError):
     """nnU-Net is missing, not set up, or refuses what it was asked for."""
-
-
-def printable(text: str) -> str:
-    """Text with control characters, direction overrides and bytes that are not UTF-8 written as escapes.
-
-    Names of files and cases are part of messages and tables: a terminal must not obey them. Line breaks are kept.
-    """
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def did_you_mean(given: object, accepted: Iterable[str]) -> str:
-    """`` Did you mean 'p'?``, with the space before it, or nothing where no accepted name is close to ``given``."""
-    names = list(accepted)
-    by_lower = {name.lower(): name for name in names}
-    close = get_close_matches(str(given).lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -230,3 +230,30 @@ def _shortened(value: Any) -> str:
 def _kind(mode: int) -> str:
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a lock on a folder, for commands that continue what is in it; it ends with the process at the latest.
+
+    Args:
+        folder: An existing folder. A file ``.nnunet-dg.lock`` stays in it.
+        what: The command that would be in the way, for the message.
+
+    Raises:
+        DataError: Another process holds the lock.
+        OSError: The folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".nnunet-dg.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DataError(f"Another {what} is running in {folder}. Wait for it, or choose another folder.") from error
+    except NotImplementedError as error:
+        raise DataError(f"The file system of {folder} has no locks. Choose a folder on another one.") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -15,11 +15,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` where a known name is similar, else an empty string."""
+def printable_lines(text: str) -> str:
+    """`printable`, but line breaks are kept: for messages and tables that hold names."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"``, with the space before it, where a known name is similar; else an empty string."""
     spelled = {known_name.casefold(): known_name for known_name in known}
-    close = difflib.get_close_matches(name.casefold(), spelled, 1)
-    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(str(name).casefold(), spelled, 1)
+    return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The door: nnU-Net finds what installed packages declare under its name.
+"""Entry-point discovery: nnU-Net finds the trainers, planners and preprocessors that installed packages declare.
 
 nnU-Net looks for trainers, planners and preprocessors by walking its own source tree. PyTorch calls the entry points of
 the group ``torch.backends`` at the end of ``import torch``; ours is `activate`. It makes nnU-Net's lookup ask the
@@ -7,61 +7,88 @@ entry-point groups below first, so that any installed package can declare classe
     [project.entry-points."nnunetv2.trainers"]
     nnUNetTrainerMine = "my_package.my_module:nnUNetTrainerMine"
 
-A name that no package declares is looked up by nnU-Net exactly as before. Nothing is written anywhere.
+A name that no package declares is looked up by nnU-Net exactly as before, and so is a name that nnU-Net's own source
+defines, whoever else declares it. Nothing is written anywhere.
 
-This module runs inside every ``import torch``: standard library only, and nothing here may raise into it.
+This module runs inside every ``import torch``: standard library only, and nothing here may raise into it. Messages are
+printed to stderr and never issued as warnings, which ``-W error`` would turn into exceptions.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import sys
-import warnings
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
+from contextlib import suppress
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 LOOKUP_MODULE = "nnunetv2.utilities.find_class_by_name"
 LOOKUP_NAME = "recursive_find_python_class"
 
-GROUPS = {  # the package that nnU-Net walks -> the entry-point group that is asked first
+GROUPS = {  # the package that nnU-Net walks, subpackages included -> the entry-point group that is asked first
     "nnunetv2.training.nnUNetTrainer": "nnunetv2.trainers",
     "nnunetv2.experiment_planning": "nnunetv2.planners",
     "nnunetv2.preprocessing": "nnunetv2.preprocessors",
-    "nnunetv2.preprocessing.normalization": "nnunetv2.preprocessors",
 }
+FUNCTIONS = "nnunetv2.preprocessing.resampling"  # what nnU-Net looks up there is a function
 
 
 def activate() -> None:
     """Make nnU-Net's class lookup ask entry points first, now or as soon as nnU-Net is imported. Idempotent."""
     try:
-        lookup = sys.modules.get(LOOKUP_MODULE)
-        if lookup is not None and hasattr(lookup, LOOKUP_NAME):
-            _extend(lookup)
-        elif not any(isinstance(finder, _OnLookupImport) for finder in sys.meta_path):
+        if not _extend_loaded() and not any(isinstance(finder, _OnLookupImport) for finder in sys.meta_path):
             sys.meta_path.insert(0, _OnLookupImport())
     except Exception as error:  # an exception here would break `import torch` for every program on this machine
         _warn(error)
 
 
 def _warn(error: Exception) -> None:
-    warnings.warn(f"nnunet-dg could not register its trainers with nnU-Net: {error!r}", stacklevel=2)
+    _say(f"nnunet-dg could not register its trainers with nnU-Net: {error!r}")
 
 
-def declared_class(package: str | None, name: str) -> type | None:
+@functools.lru_cache(maxsize=256)  # each message once per process
+def _say(message: str) -> None:
+    with suppress(Exception):  # stderr may be closed, or None
+        print(message, file=sys.stderr)
+
+
+def group_of(package: str | None) -> str | None:
+    """The entry-point group for what nnU-Net looks up in ``package``: the one of the closest parent in `GROUPS`."""
+    while package:
+        if package in GROUPS:
+            return GROUPS[package]
+        package = package.rpartition(".")[0]
+    return None
+
+
+def declared_class(package: str | None, name: str, folder: str | None = None) -> type | None:
     """The class that an installed package declares for what nnU-Net looks up in ``package``, or None.
 
+    Args:
+        package: The package that nnU-Net searches, for example ``"nnunetv2.training.nnUNetTrainer"``.
+        name: Name of the class.
+        folder: Folder of that package. A name that its source defines is nnU-Net's own: other packages' declarations
+            of it are ignored, with a message on stderr.
+
     Raises:
-        ImportError: the entry point exists but cannot be loaded, or two packages declare different classes for it.
+        ImportError: The entry point exists but cannot be loaded or is not a class, or two packages declare different
+            classes under this name.
     """
-    group = GROUPS.get(package or "")
+    group = group_of(package)
     found = entry_points(group=group, name=name) if group else ()
     targets = {entry_point.value: entry_point for entry_point in found}
     if not targets:
+        return None
+    if folder is not None and defines(folder, name):
+        owners = ", ".join(sorted({_distribution(e) for e in targets.values()}))
+        _say(f"nnunet-dg: {name!r} is nnU-Net's own; what {owners} declares under that name in {group!r} is ignored.")
         return None
     if len(targets) > 1:
         claims = ", ".join(f"{_distribution(e)} ({e.value})" for e in targets.values())
@@ -69,17 +96,48 @@ def declared_class(package: str | None, name: str) -> type | None:
             f"'{name}' is declared more than once in the entry points '{group}': {claims}. Uninstall one."
         )
     (entry_point,) = targets.values()
+    return _load(entry_point, callable if (package or "").startswith(FUNCTIONS) else _is_class)
+
+
+@functools.lru_cache(maxsize=256)
+def defines(folder: str, name: str) -> bool:
+    """Whether a source file below ``folder`` defines ``name`` at its top level. Nothing is imported."""
+    definition = re.compile(rb"^(?:(?:class|def)\s+%b\b|%b\s*=[^=])" % (2 * (re.escape(name).encode(),)), re.M)
+    for path in Path(folder).rglob("*.py"):
+        with suppress(OSError):
+            if definition.search(path.read_bytes()):
+                return True
+    return False
+
+
+def _is_class(found: Any) -> bool:
+    return isinstance(found, type)
+
+
+def _load(entry_point: EntryPoint, accepts: Callable[[Any], bool]) -> Any:
+    whose = f"{entry_point.name!r} is declared by {_distribution(entry_point)} as {entry_point.value}, which"
     try:
-        return entry_point.load()
-    except Exception as error:  # whatever their module raises, users need to know whose it is
-        raise ImportError(
-            f"'{name}' is declared by {_distribution(entry_point)} as {entry_point.value}, which cannot be loaded: "
-            f"{error}"
-        ) from error
+        found = entry_point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: users need to know whose module it is
+        raise ImportError(f"{whose} cannot be loaded: {str(error) or 'no message'} ({type(error).__name__})") from error
+    if not accepts(found):
+        raise ImportError(f"{whose} is not a class, but of type {type(found).__name__}. Correct it, or uninstall it.")
+    return found
 
 
 def _distribution(entry_point: EntryPoint) -> str:
     return entry_point.dist.name if entry_point.dist is not None else "an unnamed distribution"
+
+
+def _extend_loaded() -> bool:
+    """Extend nnU-Net's lookup module if it is loaded; whether it is."""
+    lookup = sys.modules.get(LOOKUP_MODULE)
+    if lookup is None or not hasattr(lookup, LOOKUP_NAME):
+        return False
+    _extend(lookup)
+    return True
 
 
 def _extend(lookup: ModuleType) -> None:
@@ -91,7 +149,7 @@ def _extend(lookup: ModuleType) -> None:
     def recursive_find_python_class(
         folder: str, class_name: str, current_module: str | None = None, *args: Any, **kwargs: Any
     ) -> type | None:
-        found = declared_class(current_module, class_name)
+        found = declared_class(current_module, class_name, folder)
         return original(folder, class_name, current_module, *args, **kwargs) if found is None else found
 
     recursive_find_python_class._asks_entry_points = True  # type: ignore[attr-defined]
@@ -101,29 +159,60 @@ def _extend(lookup: ModuleType) -> None:
 
 
 class _OnLookupImport(MetaPathFinder):
-    """Waits for the import of nnU-Net's lookup module, extends it once it has run, and leaves."""
+    """Waits for the import of nnU-Net's lookup module, has it extended once it has run, and leaves."""
 
     searching = False
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != LOOKUP_MODULE or self.searching:
+        if fullname != LOOKUP_MODULE:
+            self._leave_if_done()
+            return None
+        if self.searching:
             return None
         self.searching = True  # so that the search below asks the other finders
         try:
             spec = importlib.util.find_spec(fullname)
         finally:
             self.searching = False
-        if spec is None or spec.loader is None:
-            return spec
-        run = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            try:
-                _extend(module)
-                sys.meta_path.remove(self)
-            except Exception as error:  # nnU-Net without our trainers is better than no nnU-Net
-                _warn(error)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Extending(spec.loader, self)
         return spec
+
+    def _leave_if_done(self) -> None:
+        """A finder that was put in front of this one, such as pytest's, may have served the module."""
+        try:
+            if LOOKUP_MODULE in sys.modules and _extend_loaded():
+                self.leave()
+        except Exception as error:  # nnU-Net without our trainers is better than no nnU-Net
+            _warn(error)
+
+    def leave(self) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+class _Extending(Loader):
+    """Loads one module with its own loader, then extends it. The loader, which modules may share, is not changed."""
+
+    def __init__(self, loader: Any, finder: _OnLookupImport) -> None:
+        self.loader, self.finder = loader, finder
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not there yet: copied, or unpickled
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        created: ModuleType | None = self.loader.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        try:
+            _extend(module)
+            self.finder.leave()
+        except Exception as error:  # nnU-Net without our trainers is better than no nnU-Net
+            _warn(error)

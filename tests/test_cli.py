@@ -1,5 +1,8 @@
+import errno
 import os
+import signal
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from nnunet_host import NOWHERE
 
 from nnunet_dg.cli import main
+from nnunet_dg.errors import DataError, HostError, SettingsError, WeightsError
 
 
 def cli(*arguments, status=0, **environment):
@@ -83,3 +87,116 @@ def test_an_unknown_command_is_refused(capsys):
         main(["trian"])
     assert stopped.value.code == 2
     assert "trian" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ended_by(monkeypatch, capsys):
+    """The exit status and stderr of a command that raises what is given."""
+
+    def run(error):
+        def command(_):
+            raise error
+
+        monkeypatch.setattr("nnunet_dg.cli._doctor", command)
+        return main(["doctor"]), capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("kind", [SettingsError, WeightsError, DataError, HostError])
+def test_expected_errors_are_one_line(ended_by, kind):
+    assert ended_by(kind("p must be in [0, 1); got 2.")) == (1, "nnunet-dg: p must be in [0, 1); got 2.\n")
+
+
+def test_a_terminal_does_not_obey_what_is_in_names(ended_by):
+    assert ended_by(DataError("\x1b[2Jcase\udcff"))[1] == "nnunet-dg: \\x1b[2Jcase\\udcff\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error"), ValueError("shapes"), KeyError("labels"), AssertionError(), MemoryError(),
+     torch.OutOfMemoryError("out of memory"), OSError("without a number"), ConnectionResetError(104, "reset"),
+     BrokenPipeError(32, "of a worker"), ModuleNotFoundError("No module named 'timm'", name="timm")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_bugs_keep_their_traceback_and_ask_for_a_report(ended_by, error):
+    status, printed = ended_by(error)
+    assert status == 1
+    assert "Traceback (most recent call last)" in printed
+    assert type(error).__name__ in printed
+    *_, last = printed.splitlines()
+    assert last.startswith("nnunet-dg 0.")
+    assert "please report it" in last
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "No such file or directory: a/b"),
+        (PermissionError(errno.EACCES, "Permission denied", "c"), "Permission denied: c"),
+        (OSError(errno.EROFS, "Read-only file system", "d"), "Read-only file system: d"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", b"e"), "Not a directory: b'e'"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_line(ended_by, error, line):
+    assert ended_by(error) == (1, f"nnunet-dg: {line}\n")
+
+
+def test_an_interrupted_command_ends_its_line(ended_by):
+    assert ended_by(KeyboardInterrupt()) == (130, "\n")
+
+
+IN_ANOTHER_PROCESS = """
+import sys, time
+from pathlib import Path
+import nnunet_dg.cli
+from nnunet_dg.files import replacing
+def command(_):
+    {command}
+    return 0
+nnunet_dg.cli._doctor = command
+sys.exit(nnunet_dg.cli.main(["doctor"]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", None), signal.SIGINT])
+def test_a_signal_leaves_nothing_behind(tmp_path, number):
+    code = f"with replacing(Path({str(tmp_path / 'file')!r})): print('there', flush=True); time.sleep(60)"
+    code = IN_ANOTHER_PROCESS.format(command=code)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"there\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        process.wait(30)
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 128 + number
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+def test_a_reader_that_leaves_early_is_no_error():
+    code = IN_ANOTHER_PROCESS.format(command="[print('line') for _ in range(100_000)]")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("command", [["weights", "list"], ["doctor"], ["stability", "features", "a", "b", "-o", "c"]])
+def test_without_nnunet_a_command_says_so(command):
+    code = "import sys; sys.modules['nnunetv2'] = None\nfrom nnunet_dg.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *command], capture_output=True, text=True,
+                          env=environment, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "nnunet-dg: nnU-Net is not installed here, and this command needs it: pip install nnunetv2\n"
+
+
+def test_the_command_line_starts_without_what_its_commands_need():
+    code = "import sys, nnunet_dg.cli\nnnunet_dg.cli._parser()\nprint(*{m.split('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "pandas", "pydantic", "matplotlib", "nnunetv2", "rich", "filelock"}
+    assert not heavy & set(done.stdout.split())

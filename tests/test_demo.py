@@ -1,11 +1,18 @@
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from nnunet_dg.cli import main
-from nnunet_dg.demo import phantom, run
+from nnunet_dg.demo import guard, phantom, run
+from nnunet_dg.errors import DataError
+from nnunet_dg.files import locked
 
 
 def test_both_domains_show_the_same_anatomies_in_other_contrasts(tmp_path):
@@ -80,6 +87,71 @@ def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     message = capsys.readouterr().err
     assert "nnUNetv2_plan_and_preprocess failed with exit status" in message
     assert str(tmp_path / "logs" / "plan.log") in message
+
+
+WORKER = """
+import subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]).pid, flush=True)
+time.sleep(300)
+"""
+PARENT = """
+import subprocess, sys
+guard, command = sys.argv[1:]
+whole = [sys.executable, guard, sys.executable, "-c", command]
+subprocess.Popen(whole, stdin=subprocess.PIPE, start_new_session=True).wait()
+"""
+
+
+def is_running(process):
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked at in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_commands_end_with_the_demo_however_it_ends(number):
+    """With the processes that they have started."""
+    with subprocess.Popen([sys.executable, "-c", PARENT, guard.__file__, WORKER], stdout=subprocess.PIPE) as parent:
+        worker = int(parent.stdout.readline())
+        assert is_running(worker)
+        parent.send_signal(number)
+        parent.wait(30)
+    for _ in range(100):
+        if not is_running(worker):
+            break
+        time.sleep(0.1)
+    assert not is_running(worker)
+
+
+@pytest.mark.parametrize(("code", "status"), [("", 0), ("raise SystemExit(7)", 7)])
+def test_a_command_that_ends_by_itself_gives_its_status_and_its_output(code, status):
+    command = [sys.executable, guard.__file__, sys.executable, "-c", f"print('done', flush=True)\n{code}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.wait(60) == status  # the pipe to it is open until here
+        assert process.stdout.read() == b"done\n"
+
+
+def test_one_demo_at_a_time_in_a_folder(tmp_path, capsys):
+    with locked(tmp_path, "nnunet-dg demo"):
+        assert main(["demo", "-o", str(tmp_path)]) == 1
+    assert f"Another nnunet-dg demo is running in {tmp_path}" in capsys.readouterr().err
+
+
+def test_logs_are_utf_8_whatever_the_locale_is(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_bytes("2026: Epoch 3\nDice 0.5 ± 0.1\n".encode() + b"\xff\n")
+    assert run._last_line(log) == "\ufffd"
+    assert run._progress(log).startswith("Epoch 3")
+
+
+def test_damaged_plans_of_the_demo_are_named(tmp_path, capsys):
+    for content in ("{", '{"dataset_name": "x", "configurations": {"3d_fullres": {}}}'):
+        (tmp_path / "nnUNetPlans.json").write_text(content)
+        with pytest.raises(DataError, match=r"nnUNetPlans\.json.*Remove the demo's folder"):
+            run._write_small_plans(tmp_path)
 
 
 def test_an_interrupted_training_goes_on(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -123,6 +124,57 @@ def test_a_declaration_that_cannot_be_loaded_names_its_package(tmp_path):
     assert "'Broken' is declared by foreign as foreign:Broken, which cannot be loaded: No module named" in printed
 
 
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("import sys; sys.exit(0)", r"cannot be loaded: 0 \(SystemExit\)"),
+        ("class Mine(BaseException): pass\nraise Mine('their own')", r"cannot be loaded: their own \(Mine\)"),
+        ("X = 5", "is not a class, but of type int"),
+        ("def X(): pass", "is not a class, but of type function"),
+    ],
+)
+def test_a_declaration_that_is_no_class_or_ends_the_process_names_its_package(module, message, tmp_path):
+    declare(tmp_path, "foreign", f"{module}\n", "[nnunetv2.trainers]\nBroken = foreign:X\n")
+    printed = python(f"import torch\n{LOOKUP}\ntry: trainer('Broken')\nexcept ImportError as e: print(e)", tmp_path)
+    assert re.search(f"'Broken' is declared by foreign as foreign:X, which {message}", printed), printed
+
+
+def test_names_of_nnunets_own_are_never_taken_over(tmp_path):
+    """Whoever declares them, whatever it would do when imported; other names of the same package are still found."""
+    names = {"trainers": "nnUNetTrainer", "planners": "ResEncUNetPlanner", "preprocessors": "DefaultPreprocessor"}
+    points = "".join(f"[nnunetv2.{group}]\n{name} = hostile:X\n" for group, name in names.items())
+    declare(tmp_path, "hostile", "raise SystemExit('imported')\n", points)
+    declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
+    code = (
+        f"import torch\n{LOOKUP}\n"
+        "for _ in range(2): print(trainer('nnUNetTrainer'))\n"
+        "print(look_up('ResEncUNetPlanner', 'experiment_planning'), look_up('DefaultPreprocessor', 'preprocessing'))\n"
+        "print(trainer('TheirClass'))"
+    )
+    printed = python(code, tmp_path)
+    assert printed.count("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNetTrainer'") == 2
+    assert "nnunetv2.experiment_planning" in printed
+    assert "nnunetv2.preprocessing" in printed
+    assert "foreign.TheirClass" in printed
+    assert printed.count("'nnUNetTrainer' is nnU-Net's own; what hostile declares") == 1
+
+
+def test_what_nnunet_looks_up_below_a_package_is_declared_in_the_packages_group(tmp_path):
+    """Normalization schemes, and resampling functions, which are not classes."""
+    points = (
+        "[nnunetv2.preprocessors]\nTheirScheme = foreign:TheirScheme\ntheir_resampling = foreign:their_resampling\n"
+    )
+    module = "class TheirScheme: pass\ndef their_resampling(): pass\n"
+    declare(tmp_path, "foreign", module, points)
+    printed = python(
+        f"import torch\n{LOOKUP}\nprint(look_up('their_resampling', 'preprocessing', 'resampling'))\n"
+        "print(look_up('ZScoreNormalization', 'preprocessing', 'normalization'))",
+        tmp_path,
+    )
+    assert "<function their_resampling" in printed
+    assert "ZScoreNormalization" in printed
+
+
 def test_two_packages_that_claim_one_name_are_both_named(tmp_path):
     for name in ("one", "two"):
         declare(tmp_path, name, "class Mine: pass\n", f"[nnunetv2.trainers]\nMine = {name}:Mine\n")
@@ -152,6 +204,62 @@ def test_never_raises_into_import_torch():
     )
     assert "survived" in printed
     assert "nnunet-dg could not register its trainers" in printed
+
+
+FRONT = """
+import sys, importlib.machinery
+class Shared(importlib.machinery.SourceFileLoader):
+    "One finder and loader for every module of nnU-Net, in front of all others, as pytest's."
+    executed = []
+    def __init__(self): pass
+    def find_spec(self, name, path=None, target=None):
+        if not name.startswith("nnunetv2.utilities.") or "tests" in name: return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None: spec.loader = self
+        return spec
+    def get_filename(self, name=None): raise ImportError(name)
+    def create_module(self, spec): return None
+    def exec_module(self, module):
+        self.executed.append(module.__name__)
+        source = open(module.__spec__.origin, "rb").read()
+        exec(compile(source, module.__spec__.origin, "exec"), module.__dict__)
+shared = Shared()
+"""
+
+
+@pytest.mark.parametrize(
+    "order", ["sys.meta_path.insert(0, shared); import torch", "import torch; sys.meta_path.insert(0, shared)"]
+)
+def test_a_loader_that_modules_share_is_left_as_it_is(order):
+    """In front of our finder or behind it, with warnings as errors: our trainers are found, and nothing is said."""
+    printed = python(
+        f"{FRONT}\n{order}\nimport warnings; warnings.simplefilter('error', UserWarning)\n{LOOKUP}\n"
+        "import nnunetv2.utilities.find_class_by_name as f, nnunetv2.utilities.json_export as other\n"
+        "assert f.__loader__ is f.__spec__.loader is other.__loader__ is shared\n"
+        "assert shared.exec_module.__func__ is Shared.exec_module and other.__name__ in shared.executed\n"
+        "import colorsys\nprint(trainer('nnUNetTrainerDropGen'))"  # ours, if behind, acts at the next import
+    )
+    assert "nnUNetTrainerDropGen.nnUNetTrainerDropGen" in printed
+    assert "could not register" not in printed
+
+
+def test_nothing_raises_where_warnings_are_errors():
+    printed = python(
+        "import warnings; warnings.simplefilter('error')\nimport nnunet_dg.plugin as p\n"
+        "import sys; sys.meta_path = None\np.activate()\nprint('survived')"
+    )
+    assert "survived" in printed
+    assert "nnunet-dg could not register its trainers" in printed
+
+
+def test_a_lookup_costs_less_than_an_eye_sees(tmp_path):
+    declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
+    printed = python(
+        f"import torch, time\n{LOOKUP}\ntrainer('nnUNetTrainerDropGen')\nstart = time.process_time()\n"
+        "trainer('TheirClass'); print(time.process_time() - start)",
+        tmp_path,
+    )
+    assert float(printed) < 0.05
 
 
 def test_asking_where_the_lookup_lives_does_not_disarm_the_door():

@@ -8,30 +8,29 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from io import TextIOWrapper
 from pathlib import Path
 
+from nnunet_dg.cli.ending import ends_cleanly, exit_status
 from nnunet_dg.cli.scores import add_evaluate, add_report, add_splits
 from nnunet_dg.cli.shifts import add_stability, add_stress
 from nnunet_dg.cli.weights import add_export, add_weights
-from nnunet_dg.errors import UserError, printable
 
 EXT_TRAINERS = Path(__file__).parents[1] / "ext_trainers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. Expected errors are printed without a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names that a terminal's encoding lacks are printed as escapes
-            stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    """Run one command; returns the exit status.
+
+    What a user can mend is printed as one line; a bug keeps its traceback. See `exit_status`.
+    """
     try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        return 130
-    except (UserError, RuntimeError, OSError) as error:
-        print(f"nnunet-dg: {printable(str(error))}", file=sys.stderr)
-        return 1
+        with ends_cleanly():
+            arguments = _parser().parse_args(argv)
+            status = int(arguments.run(arguments))
+            sys.stdout.flush()  # here, where a closed pipe or a full disk is noticed and reported
+            return status
+    except BaseException as error:
+        return exit_status(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     doctor = commands.add_parser(
-        "doctor", help="check that nnU-Net finds our trainers, which weights are here, which device"
+        "doctor", help="check that nnU-Net finds our trainers, which weights are installed, and which device is used"
     )
     doctor.add_argument("-d", metavar="ID", help="a dataset, by name or number, whose plans are checked as well")
     doctor.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="its plans (default: %(default)s)")
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     env = commands.add_parser(
         "env",
-        help="print the environment variable for those who switch PyTorch's autoload off",
+        help="print the environment variable needed where PyTorch's autoload is switched off",
         description='For shells in which TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: eval "$(nnunet-dg env)". '
         "Trainers only, and nnU-Net 2.8 or newer.",
     )
@@ -68,24 +67,25 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="a domain shift on two CPU cores in ten minutes, by nnU-Net's own commands",
+        help="a domain shift on two CPU cores in ten minutes, with nnU-Net's own commands",
         description="Makes a two-domain phantom dataset, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on one of "
         "them for twenty short epochs each, predicts both domains and prints Dice. "
-        "Rerun in the same folder to continue where it stopped.",
+        "Run it again in the same folder to resume after an interruption.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
     demo.add_argument(
-        "-device", choices=("cpu", "cuda", "mps"), default="cpu", help="as nnU-Net's (default: %(default)s)"
+        "-device", choices=("cpu", "cuda", "mps"), default="cpu", help="same as nnU-Net's (default: %(default)s)"
     )
     demo.set_defaults(run=_demo)
     return parser
 
 
 def _env(_: argparse.Namespace) -> int:
+    host = version("nnunetv2")  # before anything is printed: it may be missing
     present = [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path]  # noqa: SIM112
     paths = present if str(EXT_TRAINERS) in present else [*present, str(EXT_TRAINERS)]
     print(f"export nnUNet_extTrainer={shlex.quote(os.pathsep.join(paths))}")
-    if version("nnunetv2").startswith("2.7."):
+    if host.startswith("2.7."):
         print("nnunet-dg: nnU-Net 2.7 does not read nnUNet_extTrainer: update nnunetv2 to 2.8.", file=sys.stderr)
     return 0
 

@@ -1,4 +1,4 @@
-"""What several commands take."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def positive(text: str) -> int:
     """A positive whole number."""
-    if not text.isdecimal() or int(text) == 0:
+    if not text.isdecimal() or len(text) > 18 or int(text) == 0:
         raise argparse.ArgumentTypeError(f"a positive number; got {text!r}")
     return int(text)
 
 
 def fold(text: str) -> int | str:
     """A fold: a number, or all."""
-    if text != "all" and not text.isdecimal():
+    if text != "all" and not (text.isdecimal() and len(text) < 5):
         raise argparse.ArgumentTypeError(f"a fold is a number or all; got {text!r}")
     return text if text == "all" else int(text)
 
@@ -43,7 +43,7 @@ def in_options(options: Mapping[str, str]) -> Iterator[None]:
 
 
 def add_cases(parser: argparse.ArgumentParser) -> None:
-    """Labelled cases, how a trained model predicts them, and where to write."""
+    """Labeled cases, how a trained model predicts them, and where to write."""
     parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
     parser.add_argument(
         "-i", metavar="IMAGES", type=Path,
@@ -51,14 +51,14 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("-t", metavar="TRUTHS", type=Path, help="folder of their segmentations")
     parser.add_argument(
-        "-f", metavar="FOLD", nargs="+", help="several are an ensemble (default: the one that was trained)"
+        "-f", metavar="FOLD", nargs="+", type=fold, help="several are an ensemble (default: the one that was trained)"
     )
     parser.add_argument("-chk", metavar="FILE", default="checkpoint_final.pth", help="default: %(default)s")
-    parser.add_argument("--max-cases", metavar="N", type=positive, help="the first N cases alone")
+    parser.add_argument("--max-cases", metavar="N", type=positive, help="only the first N cases")
     parser.add_argument(
-        "-device", choices=("cpu", "cuda", "mps"), default="cuda", help="as nnU-Net's (default: %(default)s)"
+        "-device", choices=("cpu", "cuda", "mps"), default="cuda", help="same as nnU-Net's (default: %(default)s)"
     )
-    parser.add_argument("--disable_tta", action="store_true", help="no test-time mirroring, as nnU-Net's")
+    parser.add_argument("--disable_tta", action="store_true", help="no test-time mirroring, same as nnU-Net's")
 
 
 def cases_of(arguments: argparse.Namespace) -> dict[str, Any]:

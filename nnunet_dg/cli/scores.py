@@ -105,7 +105,7 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.errors import printable
+    from nnunet_dg.names import printable_lines
     from nnunet_dg.evaluation.report import readable_means
     from nnunet_dg.nnunet.evaluate import evaluate
 
@@ -114,8 +114,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         a.truths, a.predictions, dataset_json=a.djfile, output=a.o, missing=a.missing, tolerance_mm=a.tolerance,
         processes=a.np, ignore_affine=a.ignore_affine,
     )  # fmt: skip
-    print(printable(readable_means(table).to_string(index=False)))
-    print(printable(f"Written: {(a.o or a.predictions) / 'evaluation.csv'} and evaluation.json"))
+    print(printable_lines(readable_means(table).to_string(index=False)))
+    print(printable_lines(f"Written: {(a.o or a.predictions) / 'evaluation.csv'} and evaluation.json"))
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_dg.cli.arguments import Commands, add_cases, cases_of, positive
+from nnunet_dg.errors import SettingsError
 
 
 def add_stress(commands: Commands) -> None:
@@ -16,17 +17,17 @@ def add_stress(commands: Commands) -> None:
         help="trained models on corrupted images and with noise on their weights",
         description="Gamma, bias field, noise, blur, low resolution, inversion and Gibbs ringing of rising strength, "
         "applied to raw images and predicted as nnU-Net predicts; and Gaussian noise on the trained weights. Writes "
-        "stress.csv and stress.png. What is measured is kept, and the same command goes on after an interruption.",
+        "stress.csv and stress.png. Measurements are kept: the same command resumes after an interruption.",
     )
     stress.add_argument(
         "models", metavar="[NAME=]MODEL", nargs="+", help="results folders of nnU-Net, TRAINER__PLANS__CONFIGURATION"
     )
     add_cases(stress)
-    stress.add_argument("--kinds", metavar="KIND", nargs="+", help="some of them alone, for example gamma inversion")
+    stress.add_argument("--kinds", metavar="KIND", nargs="+", help="only these, for example gamma inversion")
     stress.add_argument(
-        "--draws", metavar="N", type=positive, default=5, help="of noise on the weights (default: %(default)s)"
+        "--draws", metavar="N", type=positive, default=5, help="draws of noise on the weights (default: %(default)s)"
     )
-    stress.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    stress.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     stress.set_defaults(run=_stress)
 
 
@@ -35,8 +36,6 @@ def _stress(arguments: argparse.Namespace) -> int:
     from nnunet_dg.nnunet.stress import KINDS, overview, stress
 
     a = arguments
-    if unknown := [kind for kind in a.kinds or [] if kind not in KINDS]:
-        raise RuntimeError(f"--kinds must be among {', '.join(map(repr, KINDS))}; got {unknown[0]!r}.")
     sources = [Source.parse(text) for text in a.models]
     table = stress(sources, a.o, kinds=a.kinds or KINDS, draws=a.draws, seed=a.seed, **cases_of(a))
     print(overview(table).to_string(index=False))
@@ -46,13 +45,15 @@ def _stress(arguments: argparse.Namespace) -> int:
 
 def add_stability(commands: Commands) -> None:
     """``nnunet-dg stability``."""
-    stability = commands.add_parser("stability", help="of features under other contrasts, and what a model leans on")
+    stability = commands.add_parser(
+        "stability", help="stability of features under other contrasts, and what a model relies on"
+    )
     actions = stability.add_subparsers(title="actions", required=True, metavar="ACTION")
     features = actions.add_parser(
         "features",
         help="are features the same where the contrast is another?",
         description="Linear CKA between an extractor's features of co-registered images of different contrast, and "
-        "under rising gamma, with the image's own intensity beside it; and the features as colours.",
+        "under rising gamma, compared with the image's own intensity; and pictures of the features as colors.",
     )
     features.add_argument(
         "images", metavar="[NAME=]IMAGE", nargs="+", help="co-registered images of one subject, on one grid"
@@ -63,13 +64,13 @@ def add_stability(commands: Commands) -> None:
     )  # fmt: skip
     features.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
     features.add_argument(
-        "--patch", metavar="N", nargs="+", type=positive, default=[128, 128, 128],
-        help="voxels around the centre, slices first (default: 128 128 128)",
+        "--patch", metavar="N", nargs="+", type=positive,
+        help="voxels around the center, one number per axis, slices first (default: 128 each)",
     )  # fmt: skip
     features.set_defaults(run=_stability_features)
     reliance = actions.add_parser(
         "reliance",
-        help="what a DropGen model leans on: Dice with the image, or the features, zeroed",
+        help="what a DropGen model relies on: Dice with the image, or the features, zeroed",
         description="Predicts with a trained DropGen model as it is, without the image, and without the features.",
     )
     reliance.add_argument("model", metavar="MODEL", type=Path, help="results folder, TRAINER__PLANS__CONFIGURATION")
@@ -78,20 +79,21 @@ def add_stability(commands: Commands) -> None:
 
 
 def _stability_features(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.evaluation.stability import stability
+    from nnunet_dg.evaluation.stability import dimensions, stability
     from nnunet_dg.extractors import build_extractor
 
     a = arguments
     images = _named(a.images)
     if len(images) < len(a.images):
-        raise RuntimeError("Two images have one name. Say which they are: NAME=IMAGE.")
+        raise SettingsError("Two images have one name. Say which they are: NAME=IMAGE.")
     weights = {name: path or None for name, _, path in (text.partition("=") for text in a.x)}
     if len(weights) < len(a.x):
-        raise RuntimeError(f"-x names an extractor twice: {' '.join(a.x)}. Compare its weights in two calls.")
+        raise SettingsError(f"-x names an extractor twice: {' '.join(a.x)}. Compare its weights in two calls.")
+    dims = dimensions(next(iter(images.values())))
     try:
-        extractors = {n: build_extractor(n, weights=w, spatial_dims=len(a.patch)) for n, w in weights.items()}
-    except ValueError as error:
-        raise RuntimeError(str(error)) from error
+        extractors = {n: build_extractor(n, weights=w, spatial_dims=dims) for n, w in weights.items()}
+    except (ValueError, NotImplementedError) as error:  # an unknown name, or not for as many axes
+        raise SettingsError(str(error)) from error
     print(stability(images, extractors, a.patch, a.o).to_string(index=False))
     print(f"Written: {a.o / 'contrasts.csv'}, gamma.csv, and pictures")
     return 0
@@ -102,7 +104,10 @@ def _named(texts: Sequence[str]) -> dict[str, Path]:
     from nnunet_dg.nnunet.results import Source
 
     sources = [Source.parse(text) for text in texts]
-    return {source.name or source.path.name.split(".")[0]: source.path for source in sources}
+    named = {source.name or source.path.name.split(".")[0]: source.path for source in sources}
+    if odd := [name for name in named if not name.isprintable()]:
+        raise SettingsError(f"{odd[0]!r} has control characters. Give the image a name: NAME=IMAGE.")
+    return named
 
 
 def _stability_reliance(arguments: argparse.Namespace) -> int:

@@ -73,7 +73,7 @@ def add_export(commands: Commands) -> None:
     """``nnunet-dg export``."""
     export = commands.add_parser(
         "export",
-        help="a model for people who have nnU-Net alone",
+        help="a model for people who have only nnU-Net",
         description="Writes the model of a trainer whose network is nnU-Net's own (nnUNetTrainerSgCG, "
         "nnUNetTrainerTinyMIG) as one of plain nnUNetTrainer, after checking that both give the same logits. Options "
         "are those of nnUNetv2_export_model_to_zip.",

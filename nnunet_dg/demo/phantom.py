@@ -7,13 +7,15 @@ intensities, in another order, and adds a bias field and noise.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter
+
+from nnunet_dg.errors import DataError
+from nnunet_dg.files import write_json
 
 SHAPE = (28, 36, 28)
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
@@ -42,7 +44,7 @@ def write_dataset(folder: Path, num_training: int = 20, num_test: int = 8, seed:
             _write(folder / "imagesTs", f"{domain}_{i:03d}_0000", image)
             _write(folder / "labelsTs", f"{domain}_{i:03d}", segmentation(tissue))
     dataset = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": num_training, "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(dataset, indent=1))
+    write_json(folder / "dataset.json", dataset)  # last: where it is, the dataset is whole
 
 
 def anatomy(rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -93,4 +95,8 @@ def _ellipsoid(grid: NDArray[np.float64], center: ArrayLike, radii: ArrayLike) -
 
 def _write(folder: Path, name: str, array: NDArray[np.generic]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{name}.nii.gz"))
+    path = folder / f"{name}.nii.gz"
+    try:
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    except RuntimeError as error:  # a full disk, or a path that SimpleITK cannot write to
+        raise DataError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from nnunet_dg.demo.phantom import LABELS, write_dataset
+from nnunet_dg.errors import HostError
+from nnunet_dg.names import printable
+from nnunet_dg.files import locked, read_json, replacing, write_json
+from nnunet_dg.formats import DemoPlans
 
 DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"
@@ -34,10 +35,12 @@ PATCH_SIZE = [16, 24, 16]
 P = 0.35  # so few steps cost more in-domain with the default, 0.5
 DOMAINS = {"source": "in-domain", "target": "unseen"}
 
+GUARD = Path(__file__).with_name("guard.py")
+
 Scores = dict[str, dict[str, float]]
 
 
-class DemoError(RuntimeError):
+class DemoError(HostError):
     """One of nnU-Net's commands failed."""
 
 
@@ -52,8 +55,16 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
         Mean foreground Dice in [0, 1], by trainer, in-domain and unseen.
 
     Raises:
-        DemoError: one of the commands failed; its log is named.
+        DemoError: One of the commands failed; its log is named.
+        DataError: Another demo runs in the folder, or a file in it is damaged.
+        OSError: The folder cannot be written to.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "nnunet-dg demo"):
+        return _run_demo(folder, device)
+
+
+def _run_demo(folder: Path, device: str) -> Scores:
     start = time.monotonic()
     console = Console()
     raw = folder / "nnUNet_raw" / DATASET
@@ -71,7 +82,8 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
         nnunet(f"predict_{trainer}", f"nnUNetv2_predict {what} {how}")
     _report(folder, raw, nnunet)
     scores = read_scores(folder / "report" / "domains.csv")
-    figure(folder, raw)[0].savefig(folder / "demo.png", dpi=150, bbox_inches="tight")
+    with replacing(folder / "demo.png") as partial:
+        figure(folder, raw)[0].savefig(partial, dpi=150, bbox_inches="tight", format="png")
     console.print(table(scores))
     console.print(f"Cases, truths and predictions: {folder / 'demo.png'}", markup=False, soft_wrap=True)
     console.print(f"The whole report: {folder / 'report' / 'report.html'}", markup=False, soft_wrap=True)
@@ -92,7 +104,7 @@ class _NNUNet:
             {"GOMP_SPINCOUNT": "1000"}
             | os.environ
             | {name: str(folder / name) for name in names}
-            | {"PYTHONUNBUFFERED": "1", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+            | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
         )
 
     def __call__(self, step: str, command: str) -> None:
@@ -108,19 +120,17 @@ class _NNUNet:
                 f"{program} is neither in {sysconfig.get_path('scripts')} nor on PATH. Is nnU-Net installed?"
             )
         start = time.monotonic()
-        with log.open("a") as output, self.console.status("") as status:
+        with log.open("ab") as output, self.console.status("") as status:
             process = subprocess.Popen(  # noqa: S603
-                [found, *arguments],
-                env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                [sys.executable, "-I", str(GUARD), found, *arguments],
+                env=self.environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
             )  # fmt: skip
-            try:
+            with process:  # closes the pipe to the guard, which ends the command, and waits for both
                 while process.poll() is None:
                     progress = f"{time.monotonic() - start:4.0f} s  {_progress(log)}"
-                    status.update(escape(progress[: self.console.width - 4]))
+                    status.update(escape(printable(progress)[: self.console.width - 4]))
                     time.sleep(1)
-            finally:
-                if process.poll() is None:  # on Ctrl-C
-                    _kill(process)
         if process.returncode:
             raise DemoError(
                 f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}"
@@ -135,36 +145,29 @@ def _train(folder: Path, trainer: str, device: str) -> str:
     return f"nnUNetv2_train 999 3d_fullres 0 -p {PLANS} -tr {trainer} -device {device}{resume}"
 
 
-def _kill(process: subprocess.Popen[Any]) -> None:
-    """With nnU-Net's own workers, where processes have groups (not on Windows)."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-
-
 def _progress(log: Path) -> str:
     """The last line, after the epoch that it belongs to."""
-    epochs = re.findall(r": (Epoch \d+) *$", log.read_text(errors="replace"), re.M)
+    epochs = re.findall(r": (Epoch \d+) *$", log.read_text(encoding="utf-8", errors="replace"), re.M)
     return "  ".join([*epochs[-1:], _last_line(log)])
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1][:100] if lines else ""
 
 
 def _write_small_plans(preprocessed: Path) -> None:
     """nnU-Net's plans with `P`, and a network and patches small enough for two CPU cores, under another name."""
-    plans: dict[str, Any] = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    advice = "Remove the demo's folder, and run the demo again."
+    plans: dict[str, Any] = dict(read_json(preprocessed / "nnUNetPlans.json", DemoPlans, advice))
     configuration = plans["configurations"]["3d_fullres"]
     configuration["batch_size"] = 2
     configuration["patch_size"] = PATCH_SIZE
     network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [16 * 2**stage for stage in range(network["n_stages"])]
     small = {"plans_name": PLANS, "nnunet_dg": {"dropgen": {"p": P}}}
-    (preprocessed / f"{PLANS}.json").write_text(json.dumps(plans | small, indent=1))
+    write_json(preprocessed / f"{PLANS}.json", plans | small)
 
 
 def _report(folder: Path, raw: Path, nnunet: _NNUNet) -> None:
@@ -177,7 +180,7 @@ def _report(folder: Path, raw: Path, nnunet: _NNUNet) -> None:
         )
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTs").iterdir())
     domains = folder / "domains_of_test_cases.json"
-    domains.write_text(json.dumps({case: case.split("_")[0] for case in cases}))
+    write_json(domains, {case: case.split("_")[0] for case in cases})
     named = [f"{trainer}={predicted}" for trainer, predicted in predictions.items()]
     options = ["--baseline", TRAINERS[0], "--domains", str(domains), "--trained-on", "source"]
     nnunet("report", shlex.join(["nnunet-dg", "report", *named, "-o", str(folder / "report"), *options]))
@@ -185,7 +188,7 @@ def _report(folder: Path, raw: Path, nnunet: _NNUNet) -> None:
 
 def read_scores(domains: Path) -> Scores:
     """Mean Dice of each trainer, in-domain and unseen, from the report's ``domains.csv``."""
-    with domains.open() as file:
+    with domains.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["domain"], row["metric"]) == ("", "dice")]
     return {t: {row["setting"]: float(row["mean"]) for row in rows if row["trainer"] == t} for t in TRAINERS}
 

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from nnunet_dg.files import replacing, write_text
+from nnunet_dg.files import cell, replacing, write_text
 from nnunet_dg.names import file_names, printable
 
 PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
@@ -70,13 +70,8 @@ def write(title: str, parts: list[Part], output: Path) -> None:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV that a spreadsheet opens without running anything.
-
-    Texts that a spreadsheet takes for a formula, those that start with ``=``, ``+``, ``-``, ``@``, a tab or a carriage
-    return, get a leading ``'``.
-    """
-    safe = table.map(lambda value: f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value)
-    text = safe.to_csv(index=False, lineterminator="\n")
+    """Write a table as CSV that a spreadsheet opens without running anything, see `cell`."""
+    text = table.map(cell).to_csv(index=False, lineterminator="\n")
     write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 

@@ -124,7 +124,7 @@ def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.Data
     if baseline not in trainers:
         known = ", ".join(map(repr, trainers))
         raise SettingsError(
-            f"`baseline` must be one of {known}; got {baseline!r}{did_you_mean(baseline, trainers) or '.'}"
+            f"`baseline` must be one of {known}; got {baseline!r}.{did_you_mean(baseline, trainers)}"
         )
     table = paired(cases, metric)
     rows = []

@@ -13,9 +13,9 @@ Array = NDArray[Any]
 
 
 def linear_cka(first: Array, second: Array) -> float:
-    """Linear centred kernel alignment (Kornblith et al., "Similarity of Neural Network Representations Revisited").
+    """Linear centered kernel alignment (Kornblith et al., "Similarity of Neural Network Representations Revisited").
 
-    ``|Y^T X|^2 / (|X^T X| |Y^T Y|)`` in the Frobenius norm, columns centred; in float64.
+    ``|Y^T X|^2 / (|X^T X| |Y^T Y|)`` in the Frobenius norm, columns centered; in float64.
 
     Args:
         first: ``(N, A)``, N voxels.
@@ -35,10 +35,10 @@ def linear_cka(first: Array, second: Array) -> float:
 
 
 def pca_rgb(features: Sequence[Array], fitted_on: Sequence[Array] | None = None) -> list[Array]:
-    """The first three principal components of all features together, as colours: the same colour, the same features.
+    """The first three principal components of all features together, as colors: the same color, the same features.
 
     Args:
-        features: each ``(A, *spatial)``, A of 3 or more.
+        features: Each ``(A, *spatial)``. With fewer than 3 channels or voxels, the last colors are constant.
         fitted_on: voxels that the components are computed from, each ``(N, A)``; None: all.
 
     Returns:
@@ -46,8 +46,9 @@ def pca_rgb(features: Sequence[Array], fitted_on: Sequence[Array] | None = None)
     """
     columns = [f.reshape(len(f), -1).T for f in features]
     fitted = np.concatenate(columns if fitted_on is None else list(fitted_on))
-    components = PCA(3, random_state=0).fit(fitted)
+    components = PCA(min(3, *fitted.shape), random_state=0).fit(fitted)
     low, high = np.percentile(components.transform(fitted), (1, 99), axis=0)
     width = np.maximum(high - low, np.finfo(float).tiny)  # a component may be empty
     scaled = [np.clip((components.transform(c) - low) / width, 0, 1) for c in columns]
+    scaled = [np.pad(s, ((0, 0), (0, 3 - s.shape[1]))) for s in scaled]
     return [s.reshape(*f.shape[1:], 3) for s, f in zip(scaled, features, strict=True)]

@@ -226,8 +226,8 @@ def _cases_of(domains: Mapping[str, str], source: Collection[str]) -> list[str]:
     """The cases of these domains, or of all where none are given, sorted."""
     known = sorted(set(domains.values()))
     if unknown := [name for name in source if name not in known]:
-        close = did_you_mean(unknown[0], known) or "."
-        raise SettingsError(f"`source` must name domains, {', '.join(map(repr, known))}; got {unknown[0]!r}{close}")
+        close = did_you_mean(unknown[0], known)
+        raise SettingsError(f"`source` must name domains, {', '.join(map(repr, known))}; got {unknown[0]!r}.{close}")
     return sorted(case for case in domains if not source or domains[case] in source)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,29 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string, get_output_folder
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-from nnunet_dg.extractors.nnunet_folder import read_checkpoint
+from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.files import read_json, replacing, write_json
+from nnunet_dg.formats import Dataset, TrainedPlans, WholeCheckpoint
 from nnunet_dg.nnunet.auxiliary_trainer import LOG_PREFIX
-from nnunet_dg.nnunet.look_up import look_up
+from nnunet_dg.nnunet.checkpoints import (
+    check_checkpoint_name,
+    check_folds,
+    check_trainer,
+    safe_checkpoint,
+    trainer_class,
+)
 from nnunet_dg.nnunet.settings import KEY
 
 PLAIN = "nnUNetTrainer"
 RECORD = "exported_by_nnunet-dg.json"
 COPIED = ("progress.png", "validation/summary.json")  # of a fold, as nnU-Net's own export
 COPIED_CROSS_VALIDATION = ("summary.json", "postprocessing.pkl", "postprocessing.json")
+ZIP = ".zip"
+NO_FOLDERS = {ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings} - {ZIP}
+NO_FOLDERS |= {".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".pth", ".pt"}
 
 
-class ExportError(RuntimeError):
+class ExportError(DataError, RuntimeError):
     """Nothing was exported, and why."""
 
 
@@ -57,45 +69,79 @@ def export(
         The output.
 
     Raises:
-        ExportError: the model is not there, or plain nnU-Net cannot run it.
+        ExportError: The model is missing or damaged, or plain nnU-Net cannot run it.
+        DataError: A file of the model cannot be read, see `safe_checkpoint`.
+        SettingsError: The output, a fold, the dataset or the checkpoint's name is not accepted.
+        OSError: The output cannot be written. Nothing is left under its name then.
     """
+    _check_output(output)
+    check_checkpoint_name(checkpoint)
+    names = check_folds(folds)
+    results = _results_folder(dataset, trainer, plans, configuration)
+    _refuse_other_networks(trainer)
+    _check_complete(results, names, checkpoint)
+    sources = {f"fold_{fold}": results / f"fold_{fold}" / checkpoint for fold in names}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with _folder_beside(output) as temporary:
+        model = temporary / results.parent.name / f"{PLAIN}__{plans}__{configuration}"
+        _write_plain_model(results, model, sources)
+        print(f"Comparing the logits of {trainer} and {PLAIN}, on the CPU, {len(names)} folds", flush=True)
+        _compare(results, model, names, checkpoint, trainer)
+        write_json(model / RECORD, _record(results, trainer, configuration, plans, sources), indent=4)
+        if output.suffix.lower() == ZIP:
+            _zip(temporary, output)
+        else:
+            model.rename(output)
+    return output
+
+
+def _check_output(output: Path) -> None:
+    """Refuse an output that exists, or whose name says that it is what it would not be."""
+    name = output.name.lower()
+    if wrong := [ending for ending in sorted(NO_FOLDERS) if name.endswith(ending)]:
+        raise SettingsError(
+            f"The output is a folder, or a file that ends in {ZIP}; got {output}, which ends in {wrong[0]}."
+        )
+    if output.is_symlink() or output.exists():
+        raise ExportError(f"{output} exists already. Remove it, or choose another output.")
+
+
+def _results_folder(dataset: str | int, trainer: str, plans: str, configuration: str) -> Path:
     if not nnUNet_results:
         raise ExportError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
-    results = Path(get_output_folder(str(dataset), trainer, plans, configuration))
-    _refuse_other_networks(trainer)
-    _check_complete(results, folds, checkpoint)
-    if output.exists():
-        raise ExportError(f"{output} exists already. Remove it, or choose another output.")
-    sources = {f"fold_{fold}": results / f"fold_{fold}" / checkpoint for fold in folds}
-    with tempfile.TemporaryDirectory() as temporary:
-        model = Path(temporary) / results.parent.name / f"{PLAIN}__{plans}__{configuration}"
-        _write_plain_model(results, model, sources)
-        print(f"Comparing the logits of {trainer} and {PLAIN}, on the CPU, {len(folds)} folds", flush=True)
-        difference = _largest_difference(results, model, folds, checkpoint)
-        if difference != 0:
-            raise ExportError(
-                f"Plain {PLAIN} gives other logits than {trainer}: they differ by up to {difference:g}. Nothing was "
-                f"exported; please report this with the plans.json of {results}."
-            )
-        _write(model, RECORD, _record(results, trainer, configuration, plans, sources))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".zip":
-            shutil.make_archive(str(output.with_suffix("")), "zip", temporary)
-        else:
-            shutil.move(model, output)
-    return output
+    try:
+        return Path(get_output_folder(str(dataset), trainer, plans, configuration))
+    except (RuntimeError, ValueError) as error:  # how nnU-Net refuses a dataset
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r} (-d ID): {reason}") from error
+
+
+@contextmanager
+def _folder_beside(output: Path) -> Iterator[Path]:
+    """A temporary folder on the output's disk, from which a rename is the last step, and never half done."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name[:40]}.", suffix=".partial", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _zip(folder: Path, output: Path) -> None:
+    with replacing(output) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
 
 
 def _write_plain_model(results: Path, model: Path, sources: dict[str, Path]) -> None:
     """What nnUNetTrainer would have left in its results folder, and nnU-Net's own export takes along."""
     model.mkdir(parents=True)
-    _write(model, "plans.json", _without_ours(json.loads((results / "plans.json").read_text())))
+    plans = _read_plans(results)
+    write_json(model / "plans.json", _without_ours(plans), indent=4)
     for fold, source in sources.items():
+        checkpoint = safe_checkpoint(source, WholeCheckpoint)
+        check_trainer(results, plans, {source: checkpoint})
         (model / fold).mkdir()
-        try:
-            torch.save(_plain_checkpoint(read_checkpoint(source)), model / fold / source.name)
-        except ValueError as error:
-            raise ExportError(str(error)) from error
+        _save(_plain_checkpoint(checkpoint), model / fold / source.name)
     crossval = f"crossval_results_folds_{folds_tuple_to_string([fold.removeprefix('fold_') for fold in sources])}"
     copied = ["dataset.json", "dataset_fingerprint.json"]
     copied += [f"{fold}/{name}" for fold in sources for name in COPIED]
@@ -104,7 +150,22 @@ def _write_plain_model(results: Path, model: Path, sources: dict[str, Path]) -> 
         _copy(results / name, model / name)
 
 
-def _check_complete(results: Path, folds: Sequence[int | str], checkpoint: str) -> None:
+def _read_plans(results: Path) -> dict[str, Any]:
+    return dict(read_json(results / "plans.json", TrainedPlans, "Restore the file: nnU-Net writes it when it trains."))
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Like `torch.save`, which reports a full disk as an error of its own; this raises the operating system's."""
+    with path.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def _check_complete(results: Path, folds: Sequence[str], checkpoint: str) -> None:
     wanted = ["plans.json", "dataset.json", *(f"fold_{fold}/{checkpoint}" for fold in folds)]
     if missing := [name for name in wanted if not (results / name).is_file()]:
         there = sorted(str(path.relative_to(results)) for path in results.glob("fold_*/*.pth"))
@@ -112,13 +173,11 @@ def _check_complete(results: Path, folds: Sequence[int | str], checkpoint: str) 
             f"{results} lacks {', '.join(missing)}. There: {', '.join(there) or 'no checkpoint'}. Choose with -f and "
             f"-chk, or train what is missing."
         )
+    read_json(results / "dataset.json", Dataset, "Restore the file: nnU-Net writes it when it trains.")
 
 
 def _refuse_other_networks(trainer: str) -> None:
-    found = look_up("nnunetv2.training.nnUNetTrainer", trainer)
-    if found is None:
-        raise ExportError(f"nnU-Net finds no trainer {trainer}. `nnunet-dg doctor` shows ours.")
-    if hasattr(found, "dropgen"):
+    if hasattr(trainer_class(trainer), "dropgen"):
         raise ExportError(
             f"{trainer}'s network is not nnU-Net's own: it runs a frozen feature extractor at inference, which needs "
             f"nnunet-dg. Share it with nnUNetv2_export_model_to_zip, and install nnunet-dg where it is used."
@@ -142,8 +201,8 @@ def _plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _largest_difference(results: Path, model: Path, folds: Sequence[int | str], checkpoint: str) -> float:
-    """Of the logits that the two models give for a volume of noise larger than one patch, all folds together.
+def _compare(results: Path, model: Path, folds: Sequence[str], checkpoint: str, trainer: str) -> None:
+    """Refuse a model whose logits change: those for a volume of noise larger than one patch, all folds together.
 
     On the CPU, where the same network gives the same logits to the last bit.
     """
@@ -159,7 +218,13 @@ def _largest_difference(results: Path, model: Path, folds: Sequence[int | str], 
         shape = [channels, *([1] if len(configuration.patch_size) == 2 else []), *shape, last + last // 4]
         volume = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         logits.append(predictor.predict_logits_from_preprocessed_data(volume).float())
-    return float((logits[0] - logits[1]).abs().max())
+    if not all(bool(of.isfinite().all()) for of in logits):
+        raise ExportError(f"{results} gives logits that are not finite. Nothing was exported; train it again.")
+    if difference := float((logits[0] - logits[1]).abs().max()):
+        raise ExportError(
+            f"Plain {PLAIN} gives other logits than {trainer}: they differ by up to {difference:g}. Nothing was "
+            f"exported; please report this with the plans.json of {results}."
+        )
 
 
 def _record(results: Path, trainer: str, configuration: str, plans: str, sources: dict[str, Path]) -> dict[str, Any]:
@@ -167,7 +232,7 @@ def _record(results: Path, trainer: str, configuration: str, plans: str, sources
         "trainer": trainer,
         "plans": plans,
         "configuration": configuration,
-        "settings": json.loads((results / "plans.json").read_text()).get(KEY, {}),
+        "settings": _read_plans(results).get(KEY, {}),
         "checkpoints": {
             f"{fold}/{path.name}": {"sha256_of_the_original": pooch.file_hash(str(path), "sha256")}
             for fold, path in sources.items()
@@ -175,10 +240,6 @@ def _record(results: Path, trainer: str, configuration: str, plans: str, sources
         "versions": {package: version(package) for package in ("nnunet-dg", "nnunetv2", "torch")},
         "logits": f"{PLAIN}'s equal {trainer}'s",
     }
-
-
-def _write(folder: Path, name: str, content: dict[str, Any]) -> None:
-    (folder / name).write_text(json.dumps(content, indent=4))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -68,13 +68,7 @@ def validated_cases(predictions: Path, ending: str) -> set[str] | None:
         return None
     advice = "nnUNetv2_train ... --val writes it again; without it, all truths are expected."
     cases = read_json(summary, Summary, advice)["metric_per_case"]
-    return {file_name(case["reference_file"]).removesuffix(ending) for case in cases}
-
-
-def file_name(path: str) -> str:
-    """The last part of a path that may have been written on another operating system."""
-    windows = re.match(r"[A-Za-z]:|\\\\", path) or "/" not in path
-    return (PureWindowsPath(path) if windows else PurePosixPath(path)).name
+    return {foreign_path(case["reference_file"]).name.removesuffix(ending) for case in cases}
 
 
 def _cases(folder: Path, ending: str) -> dict[str, Path]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from nnunet_dg.dropgen import DropGenNetwork
-from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
+from nnunet_dg.files import replacing
+from nnunet_dg.nnunet.trained_model import Case, ModelError, TrainedModel
 
 PARTS = ("nothing", "image", "features")
 
@@ -22,7 +24,7 @@ def reliance(
     *,
     images: Path | None = None,
     truths: Path | None = None,
-    folds: Sequence[str] | None = None,
+    folds: Sequence[int | str] | None = None,
     checkpoint: str = "checkpoint_final.pth",
     max_cases: int | None = None,
     device: str = "cuda",
@@ -53,20 +55,27 @@ def reliance(
     network = model.network
     if not isinstance(network, DropGenNetwork) or not network.settings.sees_image or network.extractor is None:
         raise ModelError(
-            f"{folder} is no DropGen model that sees both image and features: there is nothing to compare."
+            f"{folder} is not a DropGen model that sees both image and features: there is nothing to compare."
         )
-    rows = []
-    for case in tqdm(model.cases(images, truths)[:max_cases], "zeroing", unit="case"):
-        image, truth, properties = model.read(case)
-        for part in PARTS:
-            with zeroed(network, part):
-                scores = model.score(image, truth, properties)
-            for label, metrics in scores.items():
-                rows.append({"zeroed": part, "case": case.name, "label": label} | metrics)
-    table = pd.DataFrame(rows)
+    cases = model.cases(images, truths)[:max_cases]
     output.mkdir(parents=True, exist_ok=True)
-    table.to_csv(output / "reliance.csv", index=False)
+    table = pd.DataFrame(_measure(model, network, cases))
+    with replacing(output / "reliance.csv") as partial:
+        table.to_csv(partial, index=False)
     return table
+
+
+def _measure(model: TrainedModel, network: DropGenNetwork, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """One row per case, zeroed part and label."""
+    rows = []
+    with tqdm(cases, "zeroing", unit="case") as progress:
+        for case in progress:
+            image, truth, properties = model.read(case)
+            for part in PARTS:
+                with zeroed(network, part):
+                    scores = model.score(image, truth, properties)
+                rows += [{"zeroed": part, "case": case.name, "label": label} | of for label, of in scores.items()]
+    return rows
 
 
 @contextmanager

@@ -214,8 +214,8 @@ class _Reader:
             same = [k for k in known if _letters(k) == _letters(name)]
             if same and _letters(name):
                 raise ResultsError(f"`trained_on` names {name!r}; the domain is called {same[0]!r}.")
-            close = did_you_mean(name, known) or "."
-            self.say(f"{folder}: no case is of the domain {name!r}, which the model was trained on{close}")
+            close = did_you_mean(name, known)
+            self.say(f"{folder}: no case is of the domain {name!r}, which the model was trained on.{close}")
 
     def _fold(self, trained: _Trained, fold: str) -> pd.DataFrame:
         """One fold's scores.

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
-from nnunet_dg.errors import SettingsError, did_you_mean
+from nnunet_dg.errors import SettingsError
+from nnunet_dg.names import did_you_mean
 
 KEY = "nnunet_dg"
 METHODS = ("dropgen", "sgcg", "tinymig")

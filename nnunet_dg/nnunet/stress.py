@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.evaluation.corruptions import CORRUPTIONS, seed_of
 from nnunet_dg.evaluation.plots import draw_curves, grid
 from nnunet_dg.evaluation.style import NAMES
+from nnunet_dg.files import locked, replacing
 from nnunet_dg.nnunet.results import Source, names_of
+from nnunet_dg.nnunet.stress_record import Measurement, Record, Scores
 from nnunet_dg.nnunet.trained_model import Case, ModelError, TrainedModel
 from nnunet_dg.nnunet.weight_noise import trained_tensors, with_noise
 
@@ -29,17 +30,6 @@ KINDS = (*CORRUPTIONS, WEIGHT_NOISE)
 NOTHING = "none"  # the identity of every kind, measured once
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What is changed, how much, in which case, the number of the draw, and a hash of the case's files."""
-
-    kind: str
-    strength: float
-    case: str
-    files: str
-    draw: int = 0
-
-
 def stress(
     sources: Sequence[Source],
     output: Path,
@@ -47,7 +37,7 @@ def stress(
     images: Path | None = None,
     truths: Path | None = None,
     kinds: Sequence[str] = KINDS,
-    folds: Sequence[str] | None = None,
+    folds: Sequence[int | str] | None = None,
     checkpoint: str = "checkpoint_final.pth",
     max_cases: int | None = None,
     draws: int = 5,
@@ -62,49 +52,89 @@ def stress(
     kept in ``NAME.jsonl``, and a second call goes on after the last.
 
     Args:
-        sources: model folders.
-        output: a folder; ``stress.csv`` and ``stress.png`` are written there.
-        images: with ``truths``, folders of labelled cases; None: the validation cases of the fold.
-        truths: see ``images``.
-        kinds: of `KINDS`.
-        folds: see `TrainedModel`, as ``checkpoint``, ``device`` and ``mirroring``.
-        checkpoint: the file of each fold.
-        max_cases: the first cases alone.
-        draws: of noise on the weights.
-        seed: of everything random.
-        device: for nnU-Net's predictor.
-        mirroring: at test time.
+        sources: Model folders.
+        output: Folder for ``NAME.jsonl``, ``stress.csv`` and ``stress.png``.
+        images: Folder of images, given together with ``truths``; None: the validation cases of the fold.
+        truths: Folder of their segmentations.
+        kinds: Some of `KINDS`.
+        folds, checkpoint, device, mirroring: See `TrainedModel`.
+        max_cases: Only the first cases.
+        draws: Number of draws of noise on the weights.
+        seed: Seed of all random numbers.
 
     Returns:
         One row per trainer, kind, strength, case, draw and label.
 
     Raises:
-        ModelError: a model or its cases are not there, models have other cases, or the folder has measurements of
-            something else.
+        ModelError: A model or its cases are missing or damaged, or the models have different cases.
+        RecordError: The folder has measurements of something else.
+        SettingsError: A kind is unknown or given twice, or a fold.
+        DataError: Another process measures in this folder.
     """
-    names = names_of(sources)
-    if odd := [name for name in names if names.count(name) > 1 or "/" in name]:
-        raise ModelError(f"Models need names of their own that can be files' names; got {odd[0]!r}.")
-    models = {
-        n: TrainedModel(s.path, folds, checkpoint, device, mirroring) for n, s in zip(names, sources, strict=True)
-    }
+    _check_kinds(kinds)
+    models = {name: TrainedModel(path, folds, checkpoint, device, mirroring) for name, path in _named(sources).items()}
     cases = {name: model.cases(images, truths)[:max_cases] for name, model in models.items()}
+    _check_same(cases)
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output, "nnunet-dg stress"):
+        tables = []
+        for name, model in models.items():
+            planned = list(_plan(kinds, cases[name], draws))
+            record = Record(output / f"{name}.jsonl", _settings(model, seed, mirroring))
+            _measure_all(name, model, cases[name], planned, record, seed)
+            tables.append(_table(planned, record.scores, kinds).assign(trainer=name))
+        table = pd.concat(tables, ignore_index=True)
+        _write(table, output)
+    return table
+
+
+def _check_same(cases: Mapping[str, Sequence[Case]]) -> None:
     if len({tuple(case.name for case in of) for of in cases.values()}) > 1:
         raise ModelError("The models were validated on other cases. Give the same ones for all: images -i, truths -t.")
-    output.mkdir(parents=True, exist_ok=True)
-    tables = []
-    for name, model in models.items():
-        planned = list(_plan(kinds, cases[name], draws))
-        record = _Record(output / f"{name}.jsonl", _settings(model, seed, mirroring))
-        todo = [measurement for measurement in planned if measurement not in record.scores]
-        by_name = {case.name: case for case in cases[name]}
-        for measurement in tqdm(todo, name, len(planned), initial=len(planned) - len(todo), unit="prediction"):
+
+
+def _write(table: pd.DataFrame, output: Path) -> None:
+    with replacing(output / "stress.csv") as partial:
+        table.to_csv(partial, index=False)
+    with replacing(output / "stress.png") as partial:
+        figure(table)[0].savefig(partial, dpi=150, format="png")
+
+
+def _measure_all(
+    name: str, model: TrainedModel, cases: Sequence[Case], planned: Sequence[Measurement], record: Record, seed: int
+) -> None:
+    """Measure what the record lacks."""
+    if record.damaged:
+        print(f"{record.path}: {record.damaged} damaged lines; what they held is measured again.", flush=True)
+    todo = [measurement for measurement in planned if measurement not in record.scores]
+    by_name = {case.name: case for case in cases}
+    for case in dict.fromkeys(measurement.case for measurement in todo):
+        model.read(by_name[case])  # a file that cannot be read is better known before hours of predictions than after
+    with tqdm(todo, name, len(planned), initial=len(planned) - len(todo), unit="prediction") as progress:
+        for measurement in progress:
             record.add(measurement, measure(model, by_name[measurement.case], measurement, seed))
-        tables.append(_table(planned, record.scores, kinds).assign(trainer=name))
-    table = pd.concat(tables, ignore_index=True)
-    table.to_csv(output / "stress.csv", index=False)
-    figure(table)[0].savefig(output / "stress.png", dpi=150)
-    return table
+
+
+def _named(sources: Sequence[Source]) -> dict[str, Path]:
+    """Folders by names that can be files' names, also where upper and lower case are not distinguished."""
+    names = names_of(sources)
+    folded = [name.casefold() for name in names]
+    for name in names:
+        if folded.count(name.casefold()) > 1:
+            raise ModelError(f"Models need names of their own: {name!r} is there twice. Give others: NAME=MODEL.")
+        if name != name.strip(" .") or set(name) & set('/\\:*?"<>|') or not name.isprintable() or len(name) > 100:
+            raise ModelError(
+                f"Models need names of their own that can be files' names; got {name!r}. Accepted: 100 characters, "
+                f'without control characters and / \\ : * ? " < > |, no dot or space at either end. Give another: '
+                f"NAME=MODEL."
+            )
+    return {name: source.path for name, source in zip(names, sources, strict=True)}
+
+
+def _check_kinds(kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        if kind not in KINDS or list(kinds).count(kind) > 1:
+            raise SettingsError(f"--kinds must be among {', '.join(map(repr, KINDS))}, each once; got {kind!r}.")
 
 
 def _settings(model: TrainedModel, seed: int, mirroring: bool) -> dict[str, Any]:
@@ -135,7 +165,7 @@ def _plan(kinds: Sequence[str], cases: Sequence[Case], draws: int) -> Iterator[M
                         yield Measurement(kind, strength, case.name, files, draw)
 
 
-def measure(model: TrainedModel, case: Case, wanted: Measurement, seed: int) -> dict[str, dict[str, float]]:
+def measure(model: TrainedModel, case: Case, wanted: Measurement, seed: int) -> Scores:
     """Metrics by label of one case, its image or the model's weights changed as ``wanted`` says."""
     image, truth, properties = model.read(case)
     if wanted.kind in CORRUPTIONS:
@@ -154,30 +184,7 @@ def measure(model: TrainedModel, case: Case, wanted: Measurement, seed: int) -> 
         model.predictor.list_of_parameters = kept
 
 
-class _Record:
-    """Measurements on disk, one line each behind a line of settings; a line that was cut off does not count."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        self.scores: dict[Measurement, dict[str, dict[str, float]]] = {}
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]
-        if whole and whole[0] != settings:
-            differ = ", ".join(sorted(k for k in settings if whole[0].get(k) != settings[k]))
-            raise ModelError(f"{path} has measurements with other {differ}. Choose another folder, or remove the file.")
-        for entry in whole[1:]:
-            self.scores[Measurement(**entry["measurement"])] = entry["scores"]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in (whole or [settings])))
-
-    def add(self, measurement: Measurement, scores: dict[str, dict[str, float]]) -> None:
-        self.scores[measurement] = scores
-        with self.path.open("a") as file:
-            file.write(json.dumps({"measurement": asdict(measurement), "scores": scores}) + "\n")
-
-
-def _table(
-    planned: Sequence[Measurement], scores: dict[Measurement, dict[str, dict[str, float]]], kinds: Sequence[str]
-) -> pd.DataFrame:
+def _table(planned: Sequence[Measurement], scores: Mapping[Measurement, Scores], kinds: Sequence[str]) -> pd.DataFrame:
     rows = []
     for m in planned:
         places = [(k, identity_of(k)) for k in kinds] if m.kind == NOTHING else [(m.kind, m.strength)]
@@ -205,7 +212,7 @@ def figure(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     cases = mean_of_cases(table)
     kinds = list(dict.fromkeys(cases["kind"]))
     if not kinds:
-        raise ModelError("In no case is there anything to find. Choose other cases.")
+        raise ModelError("No case has anything to find. Choose other cases.")
     result, axes = grid(kinds)
     for ax, kind in zip(axes, kinds, strict=True):
         draw_curves(ax, cases[cases["kind"] == kind], "strength", "dice", "trainer")
@@ -214,6 +221,9 @@ def figure(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
         ax.set(xlabel=strength, ylabel=NAMES["dice"], ylim=(0, 1))
         if kind == "gamma":
             ax.set_xscale("log", base=2)
-    handles, labels = axes[0].get_legend_handles_labels()
-    result.legend(handles, labels, loc="outside lower center", ncols=min(2, len(labels)))
+    names = list(dict.fromkeys(table["trainer"]))
+    handles: Any = axes[0].containers
+    legend = result.legend(handles, names, loc="outside lower center", ncols=min(2, len(names)))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with two $ is not a formula
     return result, axes

@@ -10,7 +10,8 @@ import torch
 from nnunet_host import DATASET, UNVALIDATED
 
 from nnunet_dg.cli import main
-from nnunet_dg.nnunet.stress import WEIGHT_NOISE, Measurement, measure
+from nnunet_dg.nnunet.stress import WEIGHT_NOISE, measure
+from nnunet_dg.nnunet.stress_record import Measurement
 from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
 
 TRAINER = "Tiny_nnUNetTrainerDropGen_MIND"
@@ -121,7 +122,7 @@ def test_reliance_is_measured_with_the_image_or_the_features_gone(here, model, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("stress", "MODEL", "-chk", "best.pth"), "is no trained model with best.pth"),
+        (("stress", "MODEL", "-chk", "best.pth"), "is not a trained model with best.pth"),
         (("stress", "MODEL", "-f", "3"), "folds there: 0"),
         (("stress", "MODEL", "--kinds", "gama"), "got 'gama'"),
         (("stress", "A=MODEL", "A=MODEL"), "names of their own"),

@@ -64,6 +64,82 @@ def test_what_cannot_be_compared_is_named(images, tmp_path, capsys):
     assert run([f"a={images['bright']}", f"b={images['bright']}"], tmp_path / "out") == 0
 
 
+def slices_of(images, folder, axis):
+    """The middle slice of each image, as a 2-D image, or as a volume with one slice."""
+    result = []
+    for name, path in images.items():
+        volume = sitk.GetArrayFromImage(sitk.ReadImage(path))[6]
+        image = sitk.GetImageFromArray(volume if axis is None else np.expand_dims(volume, axis))
+        result.append(folder / f"{name}.mha")
+        sitk.WriteImage(image, result[-1])
+    return result
+
+
+@pytest.mark.parametrize("options", [(), ("--patch", "20", "20"), ("--patch", "500", "500")])
+def test_one_slice_is_compared_in_two_dimensions(images, tmp_path, options):
+    """As a 2-D image, and as a volume along any axis: the same numbers, also with a patch larger than the image."""
+    tables = []
+    for axis in (None, 0, 1, 2):
+        (tmp_path / str(axis)).mkdir()
+        paths = slices_of(images, tmp_path / str(axis), axis)
+        assert run(paths, tmp_path / str(axis) / "out", *options) == 0
+        tables.append(pd.read_csv(tmp_path / str(axis) / "out" / "contrasts.csv"))
+        assert (tmp_path / str(axis) / "out" / "features.png").stat().st_size > 5000
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+
+
+def test_a_grid_is_compared_by_its_voxels(images, tmp_path, capsys):
+    """In micrometers as in millimeters: half a voxel away is another grid, a hundredth is not."""
+    for scale in (1, 1e-3):
+        paths = []
+        for name, shift in (("bright", 0), ("dark", 0.01), ("away", 0.5)):
+            image = sitk.ReadImage(images["bright" if name == "away" else name])
+            spacing = [scale * mm for mm in image.GetSpacing()]
+            image.SetSpacing(spacing)
+            image.SetOrigin([shift * mm for mm in spacing])
+            paths.append(tmp_path / f"{name}.mha")
+            sitk.WriteImage(image, paths[-1])
+        assert run(paths[:2], tmp_path / "out") == 0
+        assert run([paths[0], paths[2]], tmp_path / "out") == 1
+        assert "away is not on the grid of bright: origin" in capsys.readouterr().err
+
+
+def test_images_that_are_none_are_named(images, tmp_path, capsys):
+    bright = sitk.GetArrayFromImage(sitk.ReadImage(images["bright"]))
+    odd = {
+        "several channels": (np.stack([bright] * 3, -1), "has 3 channels"),
+        "not finite": (np.where(bright > 0, np.nan, bright), "holds NaN or infinite values"),
+        "nothing in it": (0 * bright, "There is no foreground"),
+    }
+    for name, (array, message) in odd.items():
+        path = tmp_path / f"{name}.mha"
+        image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
+        image.SetSpacing((1, 1, 3))
+        sitk.WriteImage(image, path)
+        for pair in ([path, images["bright"]], [images["bright"], path]):
+            if name == "nothing in it" and pair[1] == path:
+                continue  # foreground is the first image's
+            assert run(pair, tmp_path / "out") == 1
+            printed = capsys.readouterr().err
+            assert message in printed.splitlines()[-1]
+            assert "Traceback" not in printed
+
+
+def test_extractors_that_need_volumes_say_so_of_slices(images, tmp_path, capsys):
+    paths = slices_of(images, tmp_path, None)
+    assert run(paths, tmp_path / "out", "-x", "anatomix") == 1
+    printed = capsys.readouterr().err
+    assert "anatomix" in printed.lower()
+    assert "Traceback" not in printed
+
+
+def test_names_are_no_formulas(images, tmp_path):
+    named = [f"${name}$ \\frac{{_={path}" for name, path in images.items()]
+    assert run(named, tmp_path / "out") == 0
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".csv", ".png", ".png", ".png"]
+
+
 def test_voxels_are_foreground_and_always_the_same():
     foreground = np.zeros((50, 50, 50), bool)
     foreground[10:, 5:] = True
