@@ -153,14 +153,7 @@ class Evaluation(TypedDict):
 
 
 class ListedCase(TypedDict):
-    """A training case in a ``dataset.json`` that lists its files."""
-
-
-# Trained models, for `nnunet-dg stress`, `stability reliance` and `export`
-
-
-class ListedCase(TypedDict):
-    """One case of a ``dataset.json`` that lists its files; paths may be relative to its folder."""
+    """A training case of a ``dataset.json`` that lists its files; paths may be relative to its folder."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     images: Annotated[list[Name], Field(min_length=1)]
@@ -168,16 +161,14 @@ class ListedCase(TypedDict):
 
 
 class ListedDataset(Dataset):
-    """A raw ``dataset.json``, which may list the files of its training cases under ``dataset``."""
-
-
-class RawDataset(Dataset):
-    """``dataset.json`` of a raw dataset, which may list where its training cases are."""
+    """``dataset.json`` of a raw dataset, which may list the files of its training cases under ``dataset``."""
 
     dataset: NotRequired[dict[Name, ListedCase]]
 
 
-# plans and results of trainings
+# Trained models and results of trainings
+
+
 Sections = dict[str, dict[str, Any]]
 """Settings by method, as in ``plans["nnunet_dg"]``: ``{method: {setting: value}}``."""
 

@@ -105,8 +105,8 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.names import printable_lines
     from nnunet_dg.evaluation.report import readable_means
+    from nnunet_dg.names import printable_lines
     from nnunet_dg.nnunet.evaluate import evaluate
 
     a = arguments

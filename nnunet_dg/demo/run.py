@@ -24,9 +24,9 @@ from rich.table import Table
 
 from nnunet_dg.demo.phantom import LABELS, write_dataset
 from nnunet_dg.errors import HostError
-from nnunet_dg.names import printable
 from nnunet_dg.files import locked, read_json, replacing, write_json
 from nnunet_dg.formats import DemoPlans
+from nnunet_dg.names import printable
 
 DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"

@@ -123,9 +123,7 @@ def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.Data
     trainers = list(dict.fromkeys(cases["trainer"]))
     if baseline not in trainers:
         known = ", ".join(map(repr, trainers))
-        raise SettingsError(
-            f"`baseline` must be one of {known}; got {baseline!r}.{did_you_mean(baseline, trainers)}"
-        )
+        raise SettingsError(f"`baseline` must be one of {known}; got {baseline!r}.{did_you_mean(baseline, trainers)}")
     table = paired(cases, metric)
     rows = []
     for trainer in trainers:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
 from nnunet_dg.errors import DataError
 from nnunet_dg.files import read_json
 from nnunet_dg.formats import Summary
+from nnunet_dg.names import foreign_path
 
 MISSING = ("error", "zero", "skip")  # a missing prediction is an error, counts as an empty one, or is left out
 

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from numpy.typing import NDArray
 from torch import nn
 
 from nnunet_dg.errors import DataError
 from nnunet_dg.evaluation.metrics import case_metrics
 from nnunet_dg.files import read_json, validate
-from nnunet_dg.formats import Dataset, PlannedConfiguration, RawDataset, Splits, TrainedPlans
+from nnunet_dg.formats import Dataset, PlannedConfiguration, Splits, TrainedPlans
 from nnunet_dg.nnunet.checkpoints import (
     check_checkpoint_name,
     check_folds,
@@ -31,7 +30,7 @@ from nnunet_dg.nnunet.checkpoints import (
 from nnunet_dg.nnunet.evaluate import Labels
 from nnunet_dg.nnunet.pairs import validated_cases
 from nnunet_dg.nnunet.unwrap import unwrap
-from nnunet_dg.nnunet.view import images_in
+from nnunet_dg.nnunet.view import images_in, training_images
 
 RESTORE = "Restore the file: nnU-Net writes it when a training starts."
 
@@ -147,7 +146,7 @@ class TrainedModel:
             raise ModelError(
                 "nnUNet_raw is not set, where the images are. Set it, or give images and truths, -i and -t."
             )
-        images = _training_images(Path(nnUNet_raw, dataset), names, self.predictor.dataset_json["file_ending"])
+        images = training_images(Path(nnUNet_raw, dataset), names, self.predictor.dataset_json["file_ending"])
         truths = _visible(preprocessed / "gt_segmentations", self.predictor.dataset_json["file_ending"])
         if lacking := [name for name in names if name not in truths]:
             raise ModelError(
@@ -268,16 +267,6 @@ def _visible(folder: Path, ending: str) -> dict[str, Path]:
     """Files of a folder by case, sorted. macOS and editors leave hidden ones, such as ``._case.nii.gz``."""
     files = [path for path in sorted(folder.glob(f"*{ending}")) if not path.name.startswith(".")]
     return {path.name.removesuffix(ending): path for path in files}
-
-
-def _training_images(raw: Path, names: Sequence[str], ending: str) -> dict[str, tuple[Path, ...]]:
-    """The image files of training cases: those that the raw ``dataset.json`` lists, or else of ``imagesTr``."""
-    path = raw / "dataset.json"
-    content = dict(read_json(path, RawDataset, "Correct it as nnU-Net's documentation says.")) if path.exists() else {}
-    if "dataset" not in content:
-        return {name: images_in(raw / "imagesTr", name, ending) for name in names}
-    listed = get_filenames_of_train_images_and_targets(str(raw), content)
-    return {name: tuple(Path(image) for image in listed.get(name, {}).get("images", ())) for name in names}
 
 
 def _read(reader: Any, argument: Any, files: str) -> Any:

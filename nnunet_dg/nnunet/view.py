@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +54,20 @@ def images_of(truth: Path, case: str, ending: str) -> tuple[Path, ...]:
     if name == "labelsTs":
         return images_in(dataset / "imagesTs", case, ending)
     if name == "labelsTr":
-        return training_images(dataset, case, ending)
+        return training_images(dataset, [case], ending)[case]
     if name == "gt_segmentations" and nnUNet_raw:
-        return training_images(Path(nnUNet_raw, dataset.name), case, ending)
+        return training_images(Path(nnUNet_raw, dataset.name), [case], ending)[case]
     return ()
 
 
-def training_images(raw: Path, case: str, ending: str) -> tuple[Path, ...]:
-    """A training case's image files: those that the raw ``dataset.json`` lists, or those in ``imagesTr``."""
-    if not (raw / "dataset.json").is_file():
-        return images_in(raw / "imagesTr", case, ending)
-    content = read_json(raw / "dataset.json", formats.ListedDataset)
+def training_images(raw: Path, cases: Sequence[str], ending: str) -> dict[str, tuple[Path, ...]]:
+    """Image files of training cases: those that the raw ``dataset.json`` lists, or those in ``imagesTr``."""
+    path = raw / "dataset.json"
+    content = dict(read_json(path, formats.ListedDataset)) if path.is_file() else {}
     if "dataset" not in content:
-        return images_in(raw / "imagesTr", case, ending)
-    listed = get_filenames_of_train_images_and_targets(str(raw), dict(content))
-    return tuple(Path(path) for path in listed[case]["images"]) if case in listed else ()
+        return {case: images_in(raw / "imagesTr", case, ending) for case in cases}
+    listed = get_filenames_of_train_images_and_targets(str(raw), content)
+    return {case: tuple(Path(image) for image in listed.get(case, {}).get("images", ())) for case in cases}
 
 
 def images_in(folder: Path, case: str, ending: str) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ import tifffile
 
 from nnunet_dg.cli import main
 from nnunet_dg.nnunet import evaluate as library
-from nnunet_dg.nnunet.pairs import EvaluationError, file_name
+from nnunet_dg.nnunet.pairs import EvaluationError
 
 LABELS = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
 DATASET = {"labels": LABELS, "regions_class_order": [1, 2], "channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
@@ -414,16 +414,3 @@ def test_a_bug_keeps_its_traceback():
 def test_a_process_that_is_killed_is_said():
     with pytest.raises(EvaluationError, match="A process was killed, out of memory perhaps: try -np 1"):
         library.run_all([os.abort, os.abort], 2, "aborting")
-
-
-def test_names_of_files_are_read_from_paths_of_any_system():
-    for path in (
-        "/x/a.nii.gz",
-        "C:\\x\\a.nii.gz",
-        "C:/x\\a.nii.gz",
-        "\\\\server\\x\\a.nii.gz",
-        "x\\a.nii.gz",
-        "a.nii.gz",
-    ):
-        assert file_name(path) == "a.nii.gz"
-    assert file_name("/x/a\\b.nii.gz") == "a\\b.nii.gz"
