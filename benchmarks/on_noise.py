@@ -47,6 +47,7 @@ def plans(patch: int, batch: int = 2) -> PlansManager:
         "patch_size": [patch] * 3,
         "batch_size": batch,
         "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
         "architecture": architecture,
     }
     names = {"dataset_name": "Dataset999_Benchmark", "plans_name": "benchmarkPlans"}

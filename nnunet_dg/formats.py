@@ -61,3 +61,10 @@ class Summary(TypedDict):
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     metric_per_case: list[CaseSummary]
+
+
+class ModelPlans(TypedDict):
+    """``plans.json`` of a trained model that is used as an extractor."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    configurations: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]

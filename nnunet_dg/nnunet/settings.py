@@ -34,6 +34,8 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
             f'plans["{KEY}"] knows {", ".join(METHODS)}; got {", ".join(sorted(map(repr, unknown)))}. Settings go '
             f'below their method, as in {{"{method}": {{setting: value}}}}.'
         )
+    upgraded: Any = getattr(defaults, "upgraded", None)
+    given = upgraded(given) if upgraded else given
     accepted = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
     if unknown := set(given) - set(accepted):
         raise ValueError(
