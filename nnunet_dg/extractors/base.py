@@ -70,7 +70,7 @@ class FrozenExtractor(nn.Module):
             result = fn(tensor)
             return tensor.to(result.device) if result.dtype in NARROW else result
 
-        return super()._apply(keep_wide, recurse)  # type: ignore[return-value]
+        return super()._apply(keep_wide, recurse)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -131,15 +131,14 @@ class FrozenExtractor(nn.Module):
         if len(given) < len(own):
             return
         problem = implausible(given)
-        if problem and not _never_loaded(given):
+        if problem and not self._never_loaded(given):
             error_msgs: list[str] = args[-1]
             error_msgs.append(f"The checkpoint's extractor cannot be used: {problem}.")
         self.has_weights = not problem
 
-
-def _never_loaded(weights: dict[str, Tensor]) -> bool:
-    """Whether they are what `FrozenExtractor.freeze` fills in, as in a checkpoint from before weights were loaded."""
-    return all(bool(value.isnan().all()) for value in weights.values())
+    def _never_loaded(self, weights: dict[str, Tensor]) -> bool:
+        """Whether they are what `freeze` fills in, as in a checkpoint from before weights were loaded."""
+        return all(bool(weights[key].isnan().all()) for key, _ in self.named_parameters() if key in weights)
 
 
 def check_size(spatial: Sequence[int]) -> None:

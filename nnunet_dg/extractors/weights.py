@@ -94,8 +94,8 @@ def published(name: str) -> PublishedWeights:
     """
     if name not in PUBLISHED:
         raise WeightsError(
-            f"Weights are published for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs "
-            f"none; for another extractor, {SET_WEIGHTS} to your file."
+            f"Weights are fetched for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs none; for "
+            f"another extractor, {SET_WEIGHTS} to your file."
         )
     return PUBLISHED[name]
 

