@@ -300,3 +300,10 @@ class DemoPlans(Plans):
     """nnU-Net's plans of the demo's dataset."""
 
     configurations: dict[str, DemoConfiguration]  # type: ignore[misc]
+
+
+class ModelPlans(TypedDict):
+    """``plans.json`` of a trained model that is used as an extractor."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    configurations: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]

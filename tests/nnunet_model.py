@@ -9,14 +9,14 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
 def write_model(
     folder, dims=3, network=PlainConvUNet, input_channels=1, fold="fold_0", checkpoint="checkpoint_final.pth",
-    norm="InstanceNorm",
+    norm="InstanceNorm", features=(6, 8, 10),
 ):  # fmt: skip
     """A trained nnU-Net as nnUNetv2_train leaves it, with random weights; returns its network."""
     torch.manual_seed(0)
     strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]] if dims == 3 else [[1, 1], [2, 2], [2, 2]]
     blocks = "n_conv_per_stage" if network is PlainConvUNet else "n_blocks_per_stage"
     arguments = {
-        "n_stages": 3, "features_per_stage": [6, 8, 10], "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "n_stages": 3, "features_per_stage": list(features), "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
         "kernel_sizes": [[3] * dims] * 3, "strides": strides, blocks: [1, 1, 1], "n_conv_per_stage_decoder": [1, 1],
         "conv_bias": True, "norm_op": f"torch.nn.{norm}{dims}d",
         "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,

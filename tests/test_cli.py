@@ -53,7 +53,7 @@ def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
     assert str(tmp_path / "home" / "anatomix.pth") in installed
     assert "installed as unpublished" in cli("weights", **home)
     unknown = cli("weights", "install", "dino", str(tmp_path / "mine.pth"), status=1, **home)
-    assert "Weights are published for anatomix and ViTs of timm; got 'dino'" in unknown
+    assert "Weights are fetched for anatomix and ViTs of timm; got 'dino'" in unknown
     vit = cli("weights", "install", "samvit_base_patch16.sa1b", str(tmp_path / "mine.pth"), status=1, **home)
     assert 'set weights in plans["nnunet_dg"]["tinymig"] to it' in vit
 

@@ -6,6 +6,7 @@ from nnunet_dg.nnunet.method_trainer import MethodTrainer
 from nnunet_dg.nnunet.planning import planned_for_other
 from nnunet_dg.nnunet.settings import resolve
 from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.outside import Outside
 
 
 class nnUNetTrainerDropGen(MethodTrainer):
@@ -26,10 +27,11 @@ class nnUNetTrainerDropGen(MethodTrainer):
             )
 
         settings = resolve(plans_manager.plans, "dropgen", cls.dropgen)
-        num_image_channels = len(configuration_manager.normalization_schemes)
+        outside = Outside.of(configuration_manager)
+        num_image_channels = len(outside.masked)
         patch_size = configuration_manager.patch_size
         try:
-            return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, patch_size)
+            return build_dropgen_network(settings, planned, num_input_channels, num_image_channels, patch_size, outside)
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"{cls.__name__}: {error} Use -tr nnUNetTrainerDropGen_MIND, and no extractor in "

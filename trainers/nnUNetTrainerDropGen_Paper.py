@@ -8,13 +8,15 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 from nnunet_dg.dropgen import DropGenSettings
 from nnunet_dg.nnunet.paper_augmentation import paper_augmentation
 from nnunet_dg.nnunet.schedules import CosinePerStep
+from nnunet_dg.outside import Outside
 
 
 class nnUNetTrainerDropGen_Paper(nnUNetTrainerDropGen):
     """AdamW 2e-4, weight decay 1e-4, cosine per step to 0, the paper's augmentation, images min-maxed per patch.
 
     Dice and cross entropy are nnU-Net's, as are its epochs (250 000 steps in all, the paper's number). The paper
-    min-maxes whole volumes at inference, this trainer each window, so that training and inference agree.
+    min-maxes whole volumes at inference, this trainer each window, so that training and inference agree. Padding and
+    what is outside a mask are black in both.
     """
 
     dropgen = DropGenSettings(image_scaling="minmax")
@@ -43,13 +45,17 @@ class nnUNetTrainerDropGen_Paper(nnUNetTrainerDropGen):
 
     @staticmethod
     def get_training_transforms(
-        patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, *args, **kwargs
-    ):
+        patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
+        use_mask_for_norm=None, **kwargs,
+    ):  # fmt: skip
         planned = nnUNetTrainerDropGen.get_training_transforms(
-            patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug, *args, **kwargs
-        ).transforms
+            patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
+            use_mask_for_norm=use_mask_for_norm, **kwargs,
+        ).transforms  # fmt: skip
         # what nnU-Net does after augmenting stays: label handling, the cascade's channels, deep supervision. Not its
-        # masking: zero is black in a min-maxed image, and at inference the outside is grey
+        # masking: the paper's noise and bias field reach the background too
         labels = next(i for i, t in enumerate(planned) if isinstance(t, RemoveLabelTansform))
-        augmentation = paper_augmentation(tuple(patch_size), mirror_axes, do_dummy_2d_data_aug)
+        # the normalization is not known here; where zero is not the mean, it is black already, as in colors
+        outside = Outside.zeros(use_mask_for_norm) if use_mask_for_norm is not None else None
+        augmentation = paper_augmentation(tuple(patch_size), mirror_axes, do_dummy_2d_data_aug, outside)
         return ComposeTransforms([*augmentation, *planned[labels:]])

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nnunet_dg.errors import SettingsError
+
+LARGEST_P = 0.99
+"""Beyond, what is kept is scaled by more than 100, and most steps see nothing at all."""
+
 
 class ChannelDropout(nn.Module):
     """Zero each channel of each sample with probability p and scale the others by ``1 / (1 - p)``.
@@ -13,10 +18,10 @@ class ChannelDropout(nn.Module):
     like the features'. The identity in eval mode.
 
     Args:
-        p: probability in [0, 1). The paper's untuned setting is 0.5.
+        p: probability in [0, 0.99]. The paper's untuned setting is 0.5.
 
     Raises:
-        ValueError: p outside [0, 1).
+        SettingsError: p outside [0, 0.99].
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -39,11 +44,11 @@ class StructuredDropout(nn.Module):
     Which of the two is a fair coin, so each is kept with probability ``1 - p / 2`` and scaled by its inverse.
 
     Args:
-        p: probability in [0, 1).
+        p: probability in [0, 0.99].
         num_image_channels: the first so many channels are the image, the others features.
 
     Raises:
-        ValueError: p outside [0, 1).
+        SettingsError: p outside [0, 0.99].
     """
 
     def __init__(self, p: float, num_image_channels: int) -> None:
@@ -64,9 +69,15 @@ class StructuredDropout(nn.Module):
 
 
 def check_probability(p: float) -> float:
-    """``p`` if it is in [0, 1)."""
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
-        raise ValueError(f"p must be a probability in [0, 1), that is at least 0 and below 1; got {p!r}.")
+    """``p`` if it is in [0, `LARGEST_P`].
+
+    Raises:
+        SettingsError: it is not, or is not a number.
+    """
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= LARGEST_P:
+        raise SettingsError(
+            f"p must be a probability in [0, {LARGEST_P}]: it is the share of channels that are dropped; got {p!r}."
+        )
     return p
 
 

@@ -12,6 +12,7 @@ from nnunet_dg.dropgen.dropout import ChannelDropout, StructuredDropout
 from nnunet_dg.dropgen.settings import DropGenSettings
 from nnunet_dg.extractors import FrozenExtractor, create_extractor
 from nnunet_dg.extractors.base import check_size, minmax
+from nnunet_dg.outside import Outside
 
 
 class DropGenNetwork(nn.Module):
@@ -22,12 +23,16 @@ class DropGenNetwork(nn.Module):
     ``(B, C + C * d + R, *spatial)``, a list under deep supervision. The extractor is in the state dict, so a checkpoint
     is complete; it never trains.
 
+    The extractor sees the image with the minimum of each sample and channel where `outside` finds no subject: zero,
+    which nnU-Net leaves there, is the mean of the image. The image channels stay as nnU-Net made them.
+
     Args:
         network: takes `num_combined_channels` + R channels.
         extractor: frozen features, or None for the image alone.
         dropout: `ChannelDropout`, `StructuredDropout` or the identity.
         num_image_channels: C.
         settings: for combine, inputs and image_scaling.
+        outside: what exact zeros mean in the image channels; None: ordinary intensities.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class DropGenNetwork(nn.Module):
         dropout: nn.Module,
         num_image_channels: int,
         settings: DropGenSettings,
+        outside: Outside | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -44,6 +50,7 @@ class DropGenNetwork(nn.Module):
         self.dropout = dropout
         self.num_image_channels = num_image_channels
         self.settings = settings
+        self.outside = outside or Outside.nowhere(num_image_channels)
 
     @property
     def decoder(self) -> nn.Module:
@@ -57,14 +64,14 @@ class DropGenNetwork(nn.Module):
 
     def combine(self, image: Tensor) -> Tensor:
         """The image, its features, or both: ``(B, C, *spatial)`` -> ``(B, num_combined_channels, *spatial)``."""
-        parts = []
-        if self.settings.sees_image:
-            parts.append(minmax(image) if self.settings.image_scaling == "minmax" else image)
+        seen = self.outside.to_minimum(image)
+        minmaxed = self.settings.image_scaling == "minmax"
+        parts = [minmax(seen) if minmaxed else image] if self.settings.sees_image else []
+        dtype = image.dtype
         if self.extractor is not None:
-            s = self.extractor(image.flatten(0, 1).unsqueeze(1))
-            s = s.unflatten(0, image.shape[:2])
+            s = self.extractor(seen.flatten(0, 1).unsqueeze(1)).unflatten(0, image.shape[:2])
             parts.append(s.mean(dim=1) if self.settings.combine == "mean" else s.flatten(1, 2))
-        dtype = parts[-1].dtype  # under autocast the features are in half precision, as the network's input will be
+            dtype = s.dtype  # under autocast the features are in half precision, as the network's input will be
         return torch.cat([part.to(dtype) for part in parts], dim=1)
 
     def _load_from_state_dict(
@@ -103,7 +110,7 @@ def extractor_of(settings: DropGenSettings, spatial_dims: int) -> FrozenExtracto
     """The extractor that ``settings`` name, still without weights; None where the network sees no features.
 
     Raises:
-        NotImplementedError: it does not exist for ``spatial_dims``.
+        DimensionError: it does not exist for ``spatial_dims``; also a NotImplementedError.
     """
     if not settings.sees_features:
         return None
@@ -113,6 +120,7 @@ def extractor_of(settings: DropGenSettings, spatial_dims: int) -> FrozenExtracto
         scaling=settings.extractor_scaling,
         spatial_dims=spatial_dims,
         architecture=settings.architecture,
+        normalize=settings.normalize,
     )
 
 
@@ -122,6 +130,7 @@ def build_dropgen_network(
     num_input_channels: int,
     num_image_channels: int,
     patch_size: Sequence[int],
+    outside: Outside | None = None,
 ) -> DropGenNetwork:
     """The network that ``settings`` describe, its extractor still without weights.
 
@@ -131,9 +140,10 @@ def build_dropgen_network(
         num_input_channels: C + R, what the whole takes.
         num_image_channels: C, the first of them.
         patch_size: of the configuration, two axes or three.
+        outside: see `DropGenNetwork`.
 
     Raises:
-        NotImplementedError: the extractor does not exist for so many axes.
+        DimensionError: the extractor does not exist for so many axes; also a NotImplementedError.
         ValueError: the patch is too small for features.
     """
     extractor = extractor_of(settings, len(patch_size))
@@ -145,4 +155,4 @@ def build_dropgen_network(
         dropout = StructuredDropout(settings.p, num_image_channels) if structured else ChannelDropout(settings.p)
     combined = num_combined_channels(settings, num_image_channels, extractor.out_channels if extractor else 0)
     network = build_network(combined + num_input_channels - num_image_channels)
-    return DropGenNetwork(network, extractor, dropout, num_image_channels, settings)
+    return DropGenNetwork(network, extractor, dropout, num_image_channels, settings, outside)

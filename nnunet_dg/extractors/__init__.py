@@ -6,6 +6,7 @@ from nnunet_dg.extractors.registry import (
     architecture_of,
     build_extractor,
     create_extractor,
+    default_normalization,
     load_weights,
     with_architecture,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "architecture_of",
     "build_extractor",
     "create_extractor",
+    "default_normalization",
     "load_weights",
     "with_architecture",
 ]

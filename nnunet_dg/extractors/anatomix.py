@@ -1,5 +1,14 @@
 """anatomix: the 3-D U-Net whose features DropGen uses (Dey et al., ICLR 2025), for inference only.
 
+Learning general-purpose biomedical volume representations using randomized synthesis, arXiv 2411.02372. Its authors
+publish, at https://github.com/neel-dey/anatomix and as ``neeldey/anatomix`` on the Hugging Face hub:
+
+* ``anatomix.pth``, the network of the paper (6 M parameters): extractor ``anatomix``;
+* ``anatomix-dev.pth`` of July 2026, a larger network (94 M parameters): extractor ``anatomix-dev``. Its features are
+  to be normalized voxelwise, as its authors ask. The file of May 2026 by the same name is a smaller network, and
+  refused;
+* ``anatomix-dev-vit.pth``, a Vision Transformer, which is refused.
+
 What the published network computes, with three savings: batch norm is folded into the convolutions when the published
 file is loaded; with ``layer="penultimate"`` nothing after that layer exists; and a convolution of a nearest-upsampled
 feature reads the feature before it is upsampled (`NearestMerge`).
@@ -17,14 +26,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.extractors.plausible import implausible
 
 LAYERS = ("penultimate", "final")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One published architecture. Without batch norm it has instance norm (eps 1e-2, no parameters)."""
+    """One published architecture. Without batch norm it has instance norm (eps 1e-2, no parameters).
 
+    Attributes:
+        file: the name of the published file.
+        normalize: what is done to the features unless something else is set, see `FrozenExtractor`.
+    """
+
+    file: str
+    normalize: str
     width: int
     poolings: int
     batch_norm: bool
@@ -33,8 +50,12 @@ class Variant:
 
 
 VARIANTS = {
-    "anatomix": Variant(16, 4, batch_norm=True, average_pooling=False, trilinear_upsampling=False),
-    "anatomix-dev": Variant(32, 5, batch_norm=False, average_pooling=True, trilinear_upsampling=True),
+    "anatomix": Variant(
+        "anatomix.pth", "instance", 16, 4, batch_norm=True, average_pooling=False, trilinear_upsampling=False
+    ),
+    "anatomix-dev": Variant(
+        "anatomix-dev.pth", "voxelwise", 32, 5, batch_norm=False, average_pooling=True, trilinear_upsampling=True
+    ),
 }
 
 
@@ -109,7 +130,8 @@ class Anatomix(FrozenExtractor):
     """Frozen anatomix features, ``(B, 1, X, Y, Z)`` -> ``(B, out_channels, X, Y, Z)``.
 
     Args:
-        variant: ``"anatomix"`` (16 channels) or ``"anatomix-dev"`` (32 channels).
+        variant: ``"anatomix"`` (16 channels, ``anatomix.pth``) or ``"anatomix-dev"`` (32 channels, ``anatomix-dev.pth``
+            of July 2026).
         layer: ``"penultimate"``, the raw output of the first convolution of the last decoder block (what the DropGen
             paper uses), or ``"final"``, the network's output.
 
@@ -127,6 +149,7 @@ class Anatomix(FrozenExtractor):
             raise ValueError(f"layer must be one of {', '.join(LAYERS)}; got {layer!r}.")
         self.variant = VARIANTS[variant]
         self.layer = layer
+        self.normalize = self.variant.normalize
         self.out_channels = width = self.variant.width
         self.multiple = 2**self.variant.poolings
 
@@ -181,12 +204,12 @@ class Anatomix(FrozenExtractor):
             weights: ``{"model.<index>.<name>": tensor}``, every entry of the published file and no other.
 
         Raises:
-            ValueError: an entry is missing, unexpected, of another shape, or not a finite number.
+            ValueError: an entry is missing, unexpected, of another shape, or no plausible weight.
         """
         if problems := layout_problems(self.variant, weights):
             raise ValueError(f"not the published network: {problems}.")
-        if broken := [key for key, value in weights.items() if not value.isfinite().all()]:
-            raise ValueError(f"{broken[0]} holds values that are not finite.")
+        if problem := implausible(weights):
+            raise ValueError(f"{problem}.")
         layers = [module for module in self.modules() if isinstance(module, (Layer, NearestMerge))]
         for layer, (index, *_) in zip(layers, published_convolutions(self.variant), strict=False):
             published = {
@@ -244,6 +267,10 @@ def published_layout(variant: Variant) -> dict[str, tuple[int, ...]]:
 def layout_problems(variant: Variant, weights: Mapping[str, Tensor]) -> str:
     """In words, how ``weights`` differ from the published file's layout; empty if they do not."""
     expected = published_layout(variant)
+    if {key: tuple(value.shape) for key, value in weights.items()} == expected:
+        return ""
+    if known := _known(weights):
+        return f"it is {known}; the file to use is {variant.file}"
     problems = [f"{key} is missing" for key in expected if key not in weights]
     problems += [f"{key} does not belong there" for key in weights if key not in expected]
     for key, shape in expected.items():
@@ -251,3 +278,16 @@ def layout_problems(variant: Variant, weights: Mapping[str, Tensor]) -> str:
             problems.append(f"{key} has shape {tuple(weights[key].shape)} instead of {shape}")
     more = f", and {len(problems) - 3} more differences" if len(problems) > 3 else ""
     return ", ".join(problems[:3]) + more
+
+
+def _known(weights: Mapping[str, Tensor]) -> str:
+    """Which other published network ``weights`` are, if any."""
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    for name, variant in VARIANTS.items():
+        if shapes == published_layout(variant):
+            return f"{variant.file}, which is extractor '{name}'"
+    if any(".attn." in f".{key}" or key.startswith(("patch_embed.", "down_projection.")) for key in weights):
+        return "a Vision Transformer, as anatomix-dev-vit.pth is, which is not supported"
+    if shapes.get("model.0.weight") == (20, 1, 3, 3, 3):
+        return "the anatomix-dev.pth of May 2026, which its authors replaced in July 2026"
+    return ""

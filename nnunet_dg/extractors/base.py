@@ -1,24 +1,31 @@
-"""What every frozen extractor does around its own features: scaling, padding, cropping, normalising, staying frozen."""
+"""What every frozen extractor does around its own features: scaling, padding, cropping, normalizing, staying frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from nnunet_dg.extractors.plausible import implausible
+
+NARROW = (torch.bfloat16, torch.float16)
+
 
 class FrozenExtractor(nn.Module):
     """Base of all extractors: ``(B, 1, *spatial)``, any range -> ``(B, out_channels, *spatial)``.
 
     The input is scaled per sample, padded by replication to what `features` accepts, and the features are cropped
-    back and instance-normalised (DropGen, arXiv 2604.02564, section 3: ``s = InstanceNorm(f(minmax(x)))``).
+    back and normalized (DropGen, arXiv 2604.02564, section 3: ``s = InstanceNorm(f(minmax(x)))``).
 
     Frozen means: computed without gradient, always in eval mode whatever ``.train()`` is called on a parent, and no
     parameter asks for a gradient. A subclass sets the attributes below and implements `features`. Parameters start as
     NaN and have to be loaded: computing without weights is an error, never noise.
+
+    Weights and computation stay in float32 (or float64) where the network around the extractor is cast to a narrower
+    type: ``network.bfloat16()`` leaves them as they are, and only the result is bfloat16.
 
     Attributes:
         out_channels: number of feature channels d.
@@ -26,6 +33,8 @@ class FrozenExtractor(nn.Module):
         multiple: spatial sizes are padded up to a multiple of this and to at least twice this; one number, or one
             per axis.
         scaling: one of `SCALINGS`, what `features` gets: the paper's min-max, or zero mean and unit variance.
+        normalize: one of `NORMALIZATIONS`, what is done to the features: the paper's instance norm, or unit norm over
+            the channels of each voxel.
         has_weights: False until weights have been loaded; always True for an extractor without parameters.
     """
 
@@ -33,6 +42,7 @@ class FrozenExtractor(nn.Module):
     accepted_dims: tuple[int, ...] = (3,)
     multiple: int | tuple[int, ...] = 1
     scaling: str = "minmax"
+    normalize: str = "instance"
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,16 +63,26 @@ class FrozenExtractor(nn.Module):
         """Stays in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenExtractor:
+        """As `torch.nn.Module`'s, but a cast to a narrow floating-point type leaves the weights in theirs."""
+
+        def keep_wide(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return tensor.to(result.device) if result.dtype in NARROW else result
+
+        return super()._apply(keep_wide, recurse)
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised features of ``x``.
+        """Normalized features of ``x``.
 
         Args:
             x: ``(B, 1, *spatial)``, floating point, any range.
 
         Returns:
-            ``(B, out_channels, *spatial)``, zero mean and unit variance per sample and channel (zeros for a constant
-            image), without gradient, in float32 or in the autocast dtype that `features` computed in.
+            ``(B, out_channels, *spatial)``, without gradient: zero mean and unit variance per sample and channel, or
+            unit norm per voxel (see `normalize`); zeros for a constant image. In the dtype of ``x`` if that is bfloat16
+            or float16, else in the one that `features` computed in: float32 or float64, or autocast's.
 
         Raises:
             ValueError: wrong number of axes or channels, or an axis with a single voxel.
@@ -70,13 +90,18 @@ class FrozenExtractor(nn.Module):
         """
         self._check(x)
         padding, crop = self._padding(x.shape[2:])
-        x = SCALINGS[self.scaling](x)
+        scaled = self._in_own_type(SCALINGS[self.scaling](x))
         if any(padding):
-            x = F.pad(x, padding, mode="replicate")
-        s = instance_norm(self.features(x)[crop])
+            scaled = F.pad(scaled, padding, mode="replicate")
+        s = NORMALIZATIONS[self.normalize](self.features(scaled)[crop])
         # in half precision the features of a constant image differ by rounding, which the norm would blow up
         axes = tuple(range(1, x.ndim))
-        return s * (x.amax(axes, keepdim=True) > x.amin(axes, keepdim=True))
+        s = s * (scaled.amax(axes, keepdim=True) > scaled.amin(axes, keepdim=True))
+        return s.to(x.dtype) if x.dtype in NARROW else s
+
+    def _in_own_type(self, x: Tensor) -> Tensor:
+        weight = next((p for p in self.parameters() if p.is_floating_point()), x)
+        return x.to(weight.dtype)
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
@@ -101,8 +126,19 @@ class FrozenExtractor(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        loaded = [state_dict.get(prefix + key) for key in self.state_dict()]
-        self.has_weights = self.has_weights or all(v is not None and bool(v.isfinite().all()) for v in loaded)
+        own = [key for key, value in self.state_dict().items() if value.is_floating_point()]
+        given = {key: state_dict[prefix + key] for key in own if prefix + key in state_dict}
+        if len(given) < len(own):
+            return
+        problem = implausible(given)
+        if problem and not self._never_loaded(given):
+            error_msgs: list[str] = args[-1]
+            error_msgs.append(f"The checkpoint's extractor cannot be used: {problem}.")
+        self.has_weights = not problem
+
+    def _never_loaded(self, weights: dict[str, Tensor]) -> bool:
+        """Whether they are what `freeze` fills in, as in a checkpoint from before weights were loaded."""
+        return all(bool(weights[key].isnan().all()) for key, _ in self.named_parameters() if key in weights)
 
 
 def check_size(spatial: Sequence[int]) -> None:
@@ -114,9 +150,17 @@ def check_size(spatial: Sequence[int]) -> None:
         )
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32 if it is in a narrower type; float32 and float64 stay."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def minmax(x: Tensor) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1], in float32; a constant one becomes zeros."""
-    x = x.float()
+    """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1]; a constant one becomes zeros.
+
+    At least float32.
+    """
+    x = wide(x)
     axes = tuple(range(2, x.ndim))
     low = x.amin(axes, keepdim=True)
     span = x.amax(axes, keepdim=True) - low
@@ -124,16 +168,28 @@ def minmax(x: Tensor) -> Tensor:
 
 
 def zscore(x: Tensor) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, in float32, as nnU-Net does."""
-    x = x.float()
+    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, as nnU-Net does.
+
+    At least float32.
+    """
+    x = wide(x)
     axes = tuple(range(2, x.ndim))
     deviation = x.std(axes, correction=0, keepdim=True)
     return (x - x.mean(axes, keepdim=True)) / torch.where(deviation > 0, deviation, 1)
 
 
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in float32."""
-    return F.instance_norm(x.float(), eps=eps).to(x.dtype)
+    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in at least float32."""
+    return F.instance_norm(wide(x), eps=eps).to(x.dtype)
+
+
+def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """The channels of each voxel of ``(B, C, *spatial)`` to unit Euclidean norm, computed in at least float32.
+
+    A voxel whose channels are all zero stays zero.
+    """
+    return F.normalize(wide(x), dim=1, eps=eps).to(x.dtype)
 
 
 SCALINGS = {"minmax": minmax, "zscore": zscore}
+NORMALIZATIONS = {"instance": instance_norm, "voxelwise": unit_norm}

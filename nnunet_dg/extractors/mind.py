@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.errors import SettingsError
+from nnunet_dg.extractors.base import FrozenExtractor, wide
 
 
 class MIND(FrozenExtractor):
@@ -30,7 +31,7 @@ class MIND(FrozenExtractor):
         dilation: distance of the neighbours in voxels.
 
     Raises:
-        ValueError: spatial_dims is neither 2 nor 3.
+        SettingsError: spatial_dims is neither 2 nor 3.
     """
 
     accepted_dims = (2, 3)
@@ -38,15 +39,15 @@ class MIND(FrozenExtractor):
     def __init__(self, spatial_dims: int = 3, radius: int = 1, dilation: int = 2) -> None:
         super().__init__()
         if spatial_dims not in self.accepted_dims:
-            raise ValueError(f"spatial_dims must be 2 or 3; got {spatial_dims!r}.")
+            raise SettingsError(f"spatial_dims must be 2 or 3; got {spatial_dims!r}.")
         self.radius, self.dilation = radius, dilation
         self.out_channels = len(neighbour_pairs(spatial_dims))
         self.freeze()
 
     def features(self, x: Tensor) -> Tensor:
-        """Descriptors ``(B, 12 or 4, *spatial)`` in [0, 1] of ``(B, 1, *spatial)``, in float32 also under autocast."""
+        """``(B, 12 or 4, *spatial)`` in [0, 1] of ``(B, 1, *spatial)``, at least float32 also under autocast."""
         with torch.autocast(x.device.type, enabled=False):
-            distances = self._patch_distances(x.float())
+            distances = self._patch_distances(wide(x))
             similarity = distances - distances.amin(dim=1, keepdim=True)
             variance = similarity.mean(dim=1, keepdim=True)
             typical = variance.mean(dim=tuple(range(1, x.ndim)), keepdim=True)

@@ -7,7 +7,7 @@ first channel and prompts in seven more, which are zero here.
 
 from __future__ import annotations
 
-import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from nnunet_dg.errors import DataError
 from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.extractors.plausible import implausible
+from nnunet_dg.files import read_json
+from nnunet_dg.formats import ModelPlans
 
+PLANS_READER = "nnunet_dg.nnunet.planned_architecture:planned_architecture"
+"""Resolved when a model folder is read: extractors do not import nnU-Net, and nnU-Net reads its plans best."""
+NOT_PLANNED = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+"""What the constructors of networks raise for arguments that are not theirs."""
 NETWORKS = {network.__name__: network for network in (PlainConvUNet, ResidualEncoderUNet, ResidualUNet)}
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 
@@ -33,7 +41,7 @@ class NNUNetFeatures(FrozenExtractor):
             ``input_channels``; see `read_architecture`.
 
     Raises:
-        ValueError: the architecture is none of `NETWORKS`, or incomplete.
+        DataError: the architecture is none of `NETWORKS`, or incomplete.
     """
 
     def __init__(self, architecture: dict[str, Any]) -> None:
@@ -49,11 +57,11 @@ class NNUNetFeatures(FrozenExtractor):
             self.input_channels = int(architecture["input_channels"])
             dims = dimensions(architecture)
             strides = np.broadcast_to(np.prod(arguments["strides"], axis=0), dims)
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"This is no architecture of nnU-Net's plans: {error!r}.") from error
-        self.network = network_class(
-            input_channels=self.input_channels, num_classes=1, **arguments | {"deep_supervision": False}
-        )
+            self.network = network_class(
+                input_channels=self.input_channels, num_classes=1, **arguments | {"deep_supervision": False}
+            )
+        except NOT_PLANNED as error:
+            raise DataError(f"This is not an architecture of nnU-Net's plans: {error!r}.") from error
         decoder = self.network.decoder
         decoder.seg_layers = nn.ModuleList(nn.Identity() for _ in decoder.seg_layers)
         self.out_channels = self.network.encoder.output_channels[0]
@@ -71,17 +79,20 @@ class NNUNetFeatures(FrozenExtractor):
         """Fill the weights from a model folder; returns the checkpoint used.
 
         Raises:
-            ValueError: the folder's checkpoint is missing, cannot be read, or holds another network.
+            DataError: the folder's checkpoint is missing, cannot be read, holds another network, or no plausible
+                weights.
         """
         path, checkpoint = _checkpoint(folder)
         given, own = _weights(checkpoint), self.network.state_dict()
         wrong = [key for key in own if key not in given or given[key].shape != own[key].shape]
         wrong += [key for key in given if key not in own]
         if wrong:
-            raise ValueError(
+            raise DataError(
                 f"{path} does not hold the network that is asked for: {len(wrong)} tensors differ, {wrong[0]} for one. "
                 f"Models whose trainer changes or wraps the planned network cannot be extractors."
             )
+        if problem := implausible(given):
+            raise DataError(f"{path} does not hold trained weights: {problem}. Use another fold or model.")
         self.network.load_state_dict(given)
         self.has_weights = True
         return path
@@ -90,37 +101,28 @@ class NNUNetFeatures(FrozenExtractor):
 def read_architecture(folder: Path) -> dict[str, Any]:
     """The architecture of the network in a model folder, as plain JSON, for `NNUNetFeatures` and for the plans.
 
+    The plans are read as nnU-Net reads them: of any version, with configurations that inherit from others.
+
     Raises:
-        ValueError: not a model folder, or of a kind that cannot be an extractor; says what is missing.
+        DataError: not a model folder, or of a kind that cannot be an extractor; says what is missing.
     """
     path, checkpoint = _checkpoint(folder)
+    plans = read_json(folder / "plans.json", ModelPlans, "It is written by nnUNetv2_train; get the model again.")
+    read_plans = pkgutil.resolve_name(PLANS_READER)
     try:
-        architecture = _planned(json.loads((folder / "plans.json").read_text()), checkpoint["init_args"])
+        architecture: dict[str, Any] = read_plans(plans, checkpoint["init_args"]["configuration"])
         first = next(value for value in _weights(checkpoint).values() if value.ndim > 2)
         _network_class(architecture)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise ValueError(f"{folder / 'plans.json'} and {path} do not describe a network: {error!r}.") from error
+    except (*NOT_PLANNED, StopIteration) as error:
+        raise DataError(f"{folder / 'plans.json'} and {path} do not describe a network: {error!r}.") from error
     return architecture | {"input_channels": first.shape[1]}
-
-
-def _planned(plans: dict[str, Any], init_args: dict[str, Any]) -> dict[str, Any]:
-    """The architecture of the configuration that was trained, inherited or its own."""
-    name: str | None = init_args["configuration"]
-    configurations = dict(plans["configurations"])
-    while name is not None:
-        configuration = configurations.pop(name)  # so that a circle ends
-        if "architecture" in configuration:
-            architecture: dict[str, Any] = configuration["architecture"]
-            return architecture
-        name = configuration.get("inherits_from")
-    raise ValueError("plans of nnU-Net before 2.5 hold no architecture; use a model trained with a newer one")
 
 
 def _network_class(architecture: dict[str, Any]) -> Any:
     """By name, from a list: plans are no reason to import whatever they name."""
     name = str(architecture.get("network_class_name")).rsplit(".", 1)[-1]
     if name not in NETWORKS:
-        raise ValueError(f"The model's network is a {name}; extractors can be made of {', '.join(NETWORKS)}.")
+        raise DataError(f"The model's network is a {name}; extractors can be made of {', '.join(NETWORKS)}.")
     return NETWORKS[name]
 
 
@@ -135,8 +137,9 @@ def _checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     candidates = [fold / name for name in CHECKPOINTS for fold in folds]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None or not (folder / "plans.json").is_file():
-        raise ValueError(
-            f"{folder} is no trained model of nnU-Net: it must hold plans.json and fold_X/{' or '.join(CHECKPOINTS)}."
+        raise DataError(
+            f"{folder} is not a trained model of nnU-Net. It must hold plans.json, and in a folder fold_X "
+            f"{' or '.join(CHECKPOINTS)}."
         )
     return path, read_checkpoint(path)
 
@@ -145,21 +148,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of nnU-Net, read with ``weights_only=True``, on the CPU.
 
     Raises:
-        ValueError: it is no such file, or one that asks to run code.
+        DataError: it is not such a file, lacks what every checkpoint has, or asks to run code.
     """
     try:
         # nnU-Net's checkpoints hold, beside tensors, its log of numpy scalars
         with torch.serialization.safe_globals(_numpy_globals()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        problems = {"network_weights", "init_args"} - set(checkpoint)
     except Exception as error:  # a damaged archive makes PyTorch raise almost anything
-        raise ValueError(
+        raise DataError(
             f"{path} cannot be read as tensors and numbers alone: it is truncated, foreign, or asks to run code, which "
             f"is refused. Get the file again."
         ) from error
-    if problems:
-        raise ValueError(f"{path} is no checkpoint of nnU-Net: it holds no {' and no '.join(sorted(problems))}.")
+    if problem := _checkpoint_problem(checkpoint):
+        raise DataError(f"{path} is not a checkpoint of nnU-Net: {problem}.")
     return dict(checkpoint)
+
+
+def _checkpoint_problem(checkpoint: Any) -> str:
+    """In words, what is missing of a checkpoint's weights and arguments; empty if nothing is."""
+    if not isinstance(checkpoint, dict):
+        return f"it holds a {type(checkpoint).__name__} and no dictionary"
+    weights, arguments = checkpoint.get("network_weights"), checkpoint.get("init_args")
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        return "it holds no network_weights, names and tensors"
+    if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
+        return "it holds no init_args with a configuration"
+    return ""
 
 
 def _numpy_globals() -> list[Any]:

@@ -9,19 +9,28 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 import pooch
 import torch
 from torch import Tensor
 
+from nnunet_dg.errors import DataError, WeightsError
 from nnunet_dg.extractors.anatomix import VARIANTS, layout_problems
+from nnunet_dg.extractors.plausible import implausible
+from nnunet_dg.files import read_text, replacing, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open is not deleted
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -47,16 +56,34 @@ PUBLISHED = {
 
 
 SET_WEIGHTS = 'set weights in plans["nnunet_dg"]["dropgen"] (for a teacher: ["tinymig"])'
-
-
-class WeightsError(RuntimeError):
-    """Weights are missing and cannot be fetched, or a file is not what it should be."""
+SECONDS_OF_SILENCE = 30  # after which a download is given up
+SECONDS_IN_ALL = 3600.0
+LARGEST_DOWNLOAD = 2**30  # bytes; anatomix has 24 MB
+FRESH = 5  # seconds: a partial file younger than this may be one that another process is about to lock
 
 
 def home() -> Path:
-    """Where weights live: ``NNUNET_DG_HOME`` if set, else the platform's cache folder."""
+    """Where weights live: ``NNUNET_DG_HOME`` if set, else the platform's cache folder.
+
+    Raises:
+        WeightsError: ``NNUNET_DG_HOME`` names the home folder of a user that does not exist.
+    """
     chosen = os.environ.get("NNUNET_DG_HOME")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("nnunet-dg")
+    return expanded(chosen) if chosen else platformdirs.user_cache_path("nnunet-dg")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` replaced.
+
+    Raises:
+        WeightsError: there is no such user, or the path holds a NUL character.
+    """
+    if "\0" in str(path):
+        raise WeightsError(f"{str(path)!r} is not a path: it holds a NUL character.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise WeightsError(f"{path} cannot be resolved: {error} Write the path without '~'.") from error
 
 
 def published(name: str) -> PublishedWeights:
@@ -67,8 +94,8 @@ def published(name: str) -> PublishedWeights:
     """
     if name not in PUBLISHED:
         raise WeightsError(
-            f"Weights are published for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs "
-            f"none; for another extractor, {SET_WEIGHTS} to your file."
+            f"Weights are fetched for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs none; for "
+            f"another extractor, {SET_WEIGHTS} to your file."
         )
     return PUBLISHED[name]
 
@@ -79,10 +106,10 @@ def state(weights: PublishedWeights) -> str:
     if not path.is_file():
         return "not on this machine"
     try:
-        verify(path, weights, accepted_blob(weights))
+        verify(path, weights, accepted_blobs(weights))
+        blob = git_blob_id(path)
     except WeightsError as error:
         return f"REFUSED: {error}"
-    blob = git_blob_id(path)
     return "published file" if blob == weights.git_blob else f"installed as unpublished (git blob {blob})"
 
 
@@ -99,7 +126,7 @@ def locate(weights: PublishedWeights) -> Path:
     """
     path = cached_path(weights)
     if path.is_file():
-        verify(path, weights, accepted=accepted_blob(weights))
+        verify(path, weights, accepted_blobs(weights))
         return path
     try:
         return fetch(weights)
@@ -114,12 +141,12 @@ def fetch(weights: PublishedWeights) -> Path:
     """Download, verify and place the published file, atomically: others see all of it or nothing.
 
     Raises:
-        WeightsError: the download failed, or what arrived is not the published file.
+        WeightsError: the download failed or did not end, or what arrived is not the published file.
     """
     with _placing(weights) as partial:
         print(f"Fetching {weights.filename} from {weights.url}")
         try:
-            pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(weights.url, str(partial), None)
+            _download(weights.url, partial)
             verify(partial, weights, called=weights.url)
         except (OSError, WeightsError) as error:  # requests' errors are OSErrors
             raise WeightsError(_missing(weights, str(error))) from None  # four tracebacks of libraries would hide it
@@ -135,32 +162,42 @@ def install(weights: PublishedWeights, source: Path, unpublished: bool = False) 
         unpublished: accept a file of the right layout that is not the published one (your own training, for example).
 
     Raises:
-        WeightsError: the file is missing, truncated, foreign or, without ``unpublished``, not the published one.
+        WeightsError: the file is missing, truncated, foreign or, without ``unpublished``, not the published one; or it
+            cannot be written. The file that was there before is then used as before.
     """
     if not source.is_file():
         raise WeightsError(f"There is no file {source.absolute()}.")
     blob = git_blob_id(source)
     with _placing(weights) as partial:
         shutil.copyfile(source, partial)
-        verify(partial, weights, accepted=blob if unpublished else None, called=source)
-        if blob != weights.git_blob:
-            _note_path(weights).write_text(blob + "\n")
+        verify(partial, weights, {blob} if unpublished else (), called=source)
+        if blob != weights.git_blob:  # before the file takes its place, and next to the notes of earlier files
+            write_text(cached_path(weights).with_suffix(f".{blob}{NOTE}"), f"{blob}\n")
     return cached_path(weights)
 
 
-def accepted_blob(weights: PublishedWeights) -> str | None:
-    """The git blob id of the last unpublished file that the user installed for ``weights``, if any."""
-    note = _note_path(weights)
-    return note.read_text().strip() if note.is_file() else None
+def accepted_blobs(weights: PublishedWeights) -> set[str]:
+    """The git blob ids of the unpublished files that the user installed for ``weights``.
+
+    Raises:
+        WeightsError: the note of a development version, which kept the id inside, cannot be read.
+    """
+    final = cached_path(weights)
+    blobs = {path.suffixes[-2].lstrip(".") for path in final.parent.glob(f"{final.stem}.*{NOTE}")}
+    older = final.with_suffix(NOTE)
+    try:
+        return blobs | ({read_text(older).strip()} if older.is_file() else set())
+    except DataError as error:
+        raise WeightsError(f"{error} Or install the file again.") from error
 
 
-def verify(path: Path, weights: PublishedWeights, accepted: str | None = None, called: Path | str = "") -> None:
-    """Refuse a file that is neither the published nor the accepted one, by name of what is wrong with it.
+def verify(path: Path, weights: PublishedWeights, accepted: Collection[str] = (), called: Path | str = "") -> None:
+    """Refuse a file that is neither the published nor an accepted one, by name of what is wrong with it.
 
     Args:
         path: the file.
         weights: what it should be.
-        accepted: git blob id of another file that is fine as well, if it has the layout.
+        accepted: git blob ids of other files that are fine as well, if they have the layout and plausible values.
         called: how the messages name the file; default ``path``.
 
     Raises:
@@ -170,9 +207,12 @@ def verify(path: Path, weights: PublishedWeights, accepted: str | None = None, c
     if blob == weights.git_blob:
         return
     called = called or path
-    if problems := weights.layout_problems(read(path, called)):
+    content = read(path, called)
+    if problems := weights.layout_problems(content):
         raise WeightsError(f"{called} is a checkpoint of another network, not {weights.filename}: {problems}.")
-    if blob != accepted:
+    if problem := implausible(content):
+        raise WeightsError(f"{called} does not hold trained weights: {problem}. Get the file again.")
+    if blob not in accepted:
         raise WeightsError(
             f"{called} has the layout of {weights.filename}, but it is not the published file: its git blob id is "
             f"{blob}, published is {weights.git_blob}. Either it was changed (delete it, then: "
@@ -194,6 +234,8 @@ def read(path: Path, called: Path | str = "") -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive makes PyTorch raise almost anything
         raise WeightsError(f"{called} {_not_a_state_dict(path)}. Get the file again.") from error
+    if isinstance(content, dict):
+        content = {str(key).removeprefix("_orig_mod."): value for key, value in content.items()}  # torch.compile's
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(
             f"{called} holds no state dict (parameter names and tensors), but a {type(content).__name__}."
@@ -231,31 +273,67 @@ def git_blob_id(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _note_path(weights: PublishedWeights) -> Path:
-    return cached_path(weights).with_suffix(".unpublished")
+NOTE = ".unpublished"  # ends the name of the note that says which unpublished file the user accepted
 
 
 @contextmanager
 def _placing(weights: PublishedWeights) -> Iterator[Path]:
-    """A temporary file beside the final one; it takes the final name if the block succeeds, and goes if not."""
+    """A temporary file next to the final one; it takes the final name if the block succeeds, and goes if not."""
     final = cached_path(weights)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=final.parent, prefix=final.name, suffix=".partial")
+        _sweep(final)
+        with replacing(final) as partial, partial.open("rb") as held:
+            _lock(held)
+            yield partial
+            held.close()  # Windows moves no file that is open
     except OSError as error:
         raise WeightsError(
-            f"{final.parent} cannot be written ({error}). Set NNUNET_DG_HOME to a folder that can."
+            f"{final} could not be written ({error}). Set NNUNET_DG_HOME to a folder that can be written to."
         ) from error
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(final)
-    except OSError as error:
-        raise WeightsError(f"{final} could not be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Mark a partial file as in use until it is closed; False where another process has marked it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _sweep(final: Path) -> None:
+    """Remove the partial files of downloads that were killed: old enough to be locked, and not locked."""
+    for partial in final.parent.glob(f".{final.stem}.*.partial"):
+        with suppress(OSError), partial.open("rb") as file:
+            if time.time() - partial.stat().st_mtime > FRESH and _lock(file):
+                file.close()
+                partial.unlink()
+
+
+class _Bounded:
+    """A file for writing that ends a download which is too large, or lasts too long."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.size, self.start = file, 0, time.monotonic()
+
+    def write(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        if self.size > LARGEST_DOWNLOAD:
+            raise OSError(f"the download did not end after {LARGEST_DOWNLOAD:,} bytes")
+        if time.monotonic() - self.start > SECONDS_IN_ALL:
+            raise OSError(f"the download took more than {SECONDS_IN_ALL:.0f} seconds")
+        self.file.write(chunk)
+
+    def flush(self) -> None:
+        """Not after each chunk, as pooch asks for."""
+
+
+def _download(url: str, path: Path) -> None:
+    with path.open("wb") as file:
+        downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**12, timeout=SECONDS_OF_SILENCE)
+        downloader(url, _Bounded(file), None)
 
 
 def _missing(weights: PublishedWeights, reason: str) -> str:

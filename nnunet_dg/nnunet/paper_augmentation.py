@@ -1,7 +1,8 @@
 """The augmentation of the DropGen paper (arXiv 2604.02564, appendix C.2) in nnU-Net's transforms.
 
-The paper's pipeline is MONAI's. Where batchgeneratorsv2 has the transform it is used; bias field, Gibbs noise and an
-affine with shear are written here. Every transform is applied with probability 0.33, to images min-maxed to [0, 1].
+The paper's pipeline is MONAI's. Where batchgeneratorsv2 has the transform it is used; bias field, Gibbs noise and
+sharpening are MONAI's, and an affine with shear is written here. Every transform is applied with probability 0.33, to
+images min-maxed to [0, 1], in which padding and what is outside a mask are black.
 """
 
 from __future__ import annotations
@@ -15,23 +16,27 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
-from numpy.polynomial import legendre
+from monai.transforms import RandBiasField, RandGaussianSharpen, RandGibbsNoise, RandomizableTransform
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from nnunet_dg.extractors.base import minmax
+from nnunet_dg.outside import Outside
 
 P = 0.33
 
 
 def paper_augmentation(
-    patch_size: tuple[int, ...], mirror_axes: tuple[int, ...] | None, in_plane_only: bool
+    patch_size: tuple[int, ...],
+    mirror_axes: tuple[int, ...] | None,
+    in_plane_only: bool,
+    outside: Outside | None = None,
 ) -> list[BasicTransform]:
     """The paper's transforms in its order, but for the affine, which crops to the patch and so comes first.
 
@@ -40,6 +45,8 @@ def paper_augmentation(
         mirror_axes: axes along which flips, and 90-degree rotations among axes of equal size, are allowed; None or
             empty: neither, as the paper does where left and right differ.
         in_plane_only: nnU-Net's dummy 2-D augmentation for anisotropic patches: the affine leaves the first axis alone.
+        outside: what exact zeros mean in the image channels; None: ordinary intensities. The network makes the same
+            voxels black when it predicts.
     """
     spatial: list[BasicTransform] = [AffineCrop(patch_size[1:] if in_plane_only else patch_size)]
     if in_plane_only:
@@ -52,59 +59,43 @@ def paper_augmentation(
     intensity: list[BasicTransform] = [
         SimulateLowResolutionTransform((0.25, 1), False, True, (0,) if in_plane_only else None),
         GaussianNoiseTransform((0, 0.1)),
-        BiasFieldTransform((0, 0.1)),
-        GibbsNoiseTransform((0, 0.33)),
+        MonaiTransform(RandBiasField(prob=1, coeff_range=(0, 0.1))),
+        MonaiTransform(RandGibbsNoise(prob=1, alpha=(0, 0.33))),
         GammaTransform((0.5, 4.5), p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0),
         GaussianBlurTransform((0.001, 0.1)),  # as in the paper, though below 0.1 voxel a blur changes next to nothing
-        SharpeningTransform((1.25, 3.75)),  # the Laplacian of MONAI's default (alpha 10 to 30, sigma 0.5)
+        MonaiTransform(RandGaussianSharpen(prob=1)),  # blurs first: the highest frequencies of a volume do not grow
     ]
-    return [*spatial, MinMaxTransform(), *(RandomTransform(t, P) for t in intensity), MinMaxTransform()]
+    return [*spatial, MinMaxTransform(outside), *(RandomTransform(t, P) for t in intensity), MinMaxTransform()]
 
 
 class MinMaxTransform(ImageOnlyTransform):
-    """Each channel of the image ``(C, *spatial)`` to [0, 1]; a constant one to zeros."""
+    """Each channel of the image ``(C, *spatial)`` to [0, 1], black outside the subject; a constant one to zeros."""
 
-    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
-        return minmax(img[None])[0]
-
-
-class BiasFieldTransform(ImageOnlyTransform):
-    """Multiply with ``exp(field)``, a Legendre polynomial of degree 3 over [-1, 1] with random coefficients."""
-
-    def __init__(self, coefficients: tuple[float, float], degree: int = 3) -> None:
+    def __init__(self, outside: Outside | None = None) -> None:
         super().__init__()
-        self.coefficients, self.degree = coefficients, degree
-
-    def get_parameters(self, image: Tensor, **data: Any) -> dict[str, Any]:
-        dims = image.ndim - 1
-        coefficients = np.random.uniform(*self.coefficients, size=(self.degree + 1,) * dims)
-        coefficients[np.indices(coefficients.shape).sum(0) > self.degree] = 0
-        axes = [np.linspace(-1, 1, n) for n in image.shape[1:]]
-        field: np.ndarray = coefficients
-        for axis in axes:  # evaluate the first remaining degree, which appends the axis
-            field = legendre.legval(axis, field)
-        return {"field": torch.from_numpy(np.exp(field)).to(image.dtype)}
+        self.outside = outside
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
-        return img * params["field"]
+        image = img[None]
+        return minmax(self.outside.to_minimum(image) if self.outside else image)[0]
 
 
-class GibbsNoiseTransform(ImageOnlyTransform):
-    """Ringing: frequencies beyond ``(1 - alpha) * sqrt(2) / 2 * longest side`` from zero are removed, as MONAI does."""
+class MonaiTransform(ImageOnlyTransform):
+    """One of MONAI's random transforms of an array, on the image ``(C, *spatial)``.
 
-    def __init__(self, alpha: tuple[float, float]) -> None:
+    Its parameters are drawn from a seed from NumPy's global generator, which nnU-Net seeds in each of its workers.
+    """
+
+    def __init__(self, transform: RandomizableTransform) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.transform = transform
 
-    def get_parameters(self, image: Tensor, **data: Any) -> dict[str, Any]:
-        shape = image.shape[1:]
-        radius = (1 - np.random.uniform(*self.alpha)) * max(shape) * np.sqrt(2) / 2
-        distances = torch.meshgrid(*(torch.fft.fftfreq(n) * n for n in shape), indexing="ij")
-        return {"keep": torch.stack(distances).square().sum(0) <= radius**2}
+    def get_parameters(self, **data: Any) -> dict[str, Any]:
+        return {"seed": int(np.random.randint(2**31))}
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
-        axes = tuple(range(1, img.ndim))
-        return torch.fft.ifftn(torch.fft.fftn(img, dim=axes) * params["keep"], dim=axes).real.to(img.dtype)
+        self.transform.set_random_state(params["seed"])
+        return convert_to_tensor(self.transform(img), dtype=img.dtype, track_meta=False)
 
 
 class AffineCrop(SpatialTransform):

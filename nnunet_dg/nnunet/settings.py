@@ -52,6 +52,8 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
     place, given = f'plans["{KEY}"]["{method}"]', sections.get(method, {})
     if not isinstance(given, dict):
         raise SettingsError(f'plans["{KEY}"] must look like {{"{method}": {{setting: value}}}}; got {sections!r}.')
+    upgraded: Any = getattr(defaults, "upgraded", None)
+    given = upgraded(given) if upgraded else given
     accepted = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
     if unknown := set(given) - set(accepted):
         raise SettingsError(

@@ -203,7 +203,7 @@ def plans(host):
             {"dropgen": {"extractor": "dino"}},
             "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'dino'",
         ),
-        ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 1)"),
+        ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 0.99]"),
         ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen, sgcg, tinymig; got 'dropgem'"),
     ],
 )

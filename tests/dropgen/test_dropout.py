@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from nnunet_dg.dropgen import ChannelDropout, StructuredDropout
+from nnunet_dg.dropgen.dropout import LARGEST_P
 
 
 def kept(z):
@@ -77,9 +78,18 @@ def test_structured_drops_image_or_all_features_never_both():
     assert out.mean().item() == pytest.approx(1.0, abs=0.03)
 
 
-@pytest.mark.parametrize("p", [-0.1, 1, 1.5, "0.5", None, True, float("nan")])
-def test_p_outside_the_half_open_interval_is_refused(p):
-    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 1\)"):
+@pytest.mark.parametrize(
+    "p", [-0.1, 0.991, 0.9999999999999999, 1, 1.5, 10**50, "0.5", None, True, float("nan"), float("inf")]
+)
+def test_p_outside_the_interval_is_refused(p):
+    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 0\.99\]"):
         ChannelDropout(p)
-    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 0\.99\]"):
         StructuredDropout(p, 1)
+
+
+def test_the_largest_p_keeps_the_mean_and_finite_values():
+    torch.manual_seed(0)
+    out = ChannelDropout(LARGEST_P).train()(torch.ones(400, 1000, 1, 1))
+    assert out.unique().tolist() == pytest.approx([0, 100])
+    assert out.mean().item() == pytest.approx(1, abs=0.1)

@@ -1,9 +1,12 @@
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 from torch import nn
 
 from nnunet_dg.dropgen import ChannelDropout, DropGenNetwork, DropGenSettings, build_dropgen_network
 from nnunet_dg.extractors import build_extractor, create_extractor
+from nnunet_dg.outside import Outside
 
 MIND = DropGenSettings(extractor="mind")
 
@@ -23,8 +26,9 @@ class Recorder(nn.Module):
         return z.mean(1, keepdim=True)
 
 
-def build(settings, image_channels=1, rest=0, spatial_dims=3):
-    return build_dropgen_network(settings, Recorder, image_channels + rest, image_channels, (16,) * spatial_dims)
+def build(settings, image_channels=1, rest=0, spatial_dims=3, outside=None):
+    patch = (16,) * spatial_dims
+    return build_dropgen_network(settings, Recorder, image_channels + rest, image_channels, patch, outside)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,7 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
     if settings.extractor == "anatomix":
         extractor.load_published(anatomix_weights)
     segment = nn.Conv3d(1 + extractor.out_channels, 2, 1)
-    net = DropGenNetwork(segment, extractor, ChannelDropout(0.5), 1, settings)
+    net = DropGenNetwork(segment, extractor, ChannelDropout(0.5), 1, settings, MASKED)
     x = torch.rand(2, 1, 16, 20, 24)
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
@@ -193,13 +197,16 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"p": 1}, r"p must be a probability in \[0, 1\)"),
+        ({"p": 1}, r"p must be a probability in \[0, 0\.99\]"),
         ({"extractor": "anatomics"}, "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'anatomics'"),
         ({"layer": 59}, "layer must be one of penultimate, final; got 59"),
         ({"combine": "sum"}, "combine must be one of concat, mean; got 'sum'"),
         ({"inputs": "both"}, r"inputs must be one of image\+features, features, image; got 'both'"),
         ({"masking": "block"}, "masking must be one of channel, structured; got 'block'"),
         ({"extractor_scaling": "none"}, "extractor_scaling must be one of minmax, zscore; got 'none'"),
+        ({"normalize": "batch"}, "normalize must be one of null, instance, voxelwise; got 'batch'"),
+        ({"weights": "a\0b"}, "weights must be the path of a file"),
+        ({"p": 0.9999999999999999}, r"p must be a probability in \[0, 0\.99\].*; got 0\.9999999999999999"),
         ({"image_scaling": "zscore"}, "image_scaling must be one of none, minmax; got 'zscore'"),
         ({"weights": 3}, "weights must be the path of a file, .*; got 3"),
         ({"weights": ""}, "weights must be the path of a file, .*; got ''"),
@@ -228,3 +235,88 @@ def test_a_patch_without_context_is_refused_when_the_network_is_built():
 def test_two_dimensional_anatomix_is_refused():
     with pytest.raises(NotImplementedError, match="'anatomix' is 3-D only"):
         build(DropGenSettings(), spatial_dims=2)
+
+
+MASKED = Outside((True,), (True,))
+
+
+def masked_image(*spatial):
+    """Noise around zero, as nnU-Net normalizes it, with zeros outside a box."""
+    image = torch.zeros(2, 1, *spatial)
+    box = (..., *(slice(3, n - 2) for n in spatial))
+    image[box] = torch.randn_like(image[box])
+    return image
+
+
+def seen_by(extractor, monkeypatch):
+    """What the extractor computes on, in the order of calls."""
+    seen, compute = [], extractor.features
+    monkeypatch.setattr(extractor, "features", lambda x: seen.append(x) or compute(x))
+    return seen
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("settings", [MIND, DropGenSettings()], ids=["mind", "anatomix"])
+def test_the_extractor_sees_black_outside_a_mask_and_the_network_zeros(settings, train, anatomix_weights, monkeypatch):
+    torch.manual_seed(0)
+    net = build(settings, outside=MASKED).train(train)
+    net.dropout = nn.Identity()
+    if settings.extractor == "anatomix":
+        net.extractor.load_published(anatomix_weights)
+    seen = seen_by(net.extractor, monkeypatch)
+    image = masked_image(32, 32, 32)
+    net(image)
+    assert (seen[0][image == 0] == 0).all()  # of what was scaled to [0, 1]
+    assert torch.equal(net.network.given[:, :1], image)
+    assert seen[0][image != 0].median() > 0.3
+
+
+@pytest.mark.parametrize("settings", [MIND, DropGenSettings(extractor="mind", inputs="image")])
+def test_a_min_maxed_image_is_black_outside_a_mask(settings):
+    settings = replace(settings, image_scaling="minmax")
+    net = build(settings, outside=MASKED, spatial_dims=2).eval()
+    image = masked_image(12, 14)
+    net(image)
+    assert (net.network.given[:, :1][image == 0] == 0).all()
+
+
+def test_a_patch_that_lies_outside_gives_zeros():
+    net = build(MIND, outside=MASKED).eval()
+    net(torch.zeros(1, 1, 8, 8, 8))
+    assert torch.equal(net.network.given, torch.zeros(1, 13, 8, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("settings", [MIND, DropGenSettings(), DropGenSettings(inputs="image", image_scaling="minmax")])
+def test_a_network_cast_to_another_type_computes_in_it(settings, dtype, anatomix_weights):
+    net = build(settings, outside=MASKED).eval()
+    if settings.extractor == "anatomix" and net.extractor is not None:
+        net.extractor.load_published(anatomix_weights)
+    x = torch.randn(1, 1, 32, 32, 32).to(dtype)
+    net(x.float())
+    expected = net.network.given
+    net.to(dtype)(x)
+    assert net.network.given.dtype == dtype
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float64: 1e-3}[dtype]  # of rounding the result
+    torch.testing.assert_close(net.network.given.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_features_are_normalized_as_the_extractor_asks_unless_set():
+    def norm(**settings):
+        return build(DropGenSettings(**settings)).extractor.normalize
+
+    assert norm(extractor="anatomix") == "instance"
+    assert norm(extractor="anatomix-dev") == "voxelwise"
+    assert norm(extractor="anatomix-dev", normalize="instance") == "instance"
+    assert norm(extractor="mind", normalize="voxelwise") == "voxelwise"
+    assert DropGenSettings(extractor="anatomix-dev").completed().normalize == "voxelwise"
+    assert DropGenSettings().completed().normalize == "instance"
+
+
+def test_settings_recorded_before_normalize_existed_keep_their_meaning():
+    recorded = asdict(DropGenSettings(extractor="anatomix-dev"))
+    del recorded["normalize"]
+    assert DropGenSettings.upgraded(recorded)["normalize"] == "instance"
+    assert DropGenSettings.upgraded({"extractor": "anatomix-dev"}) == {"extractor": "anatomix-dev"}
+    written = asdict(DropGenSettings(extractor="anatomix-dev").completed())
+    assert DropGenSettings.upgraded(written) == written

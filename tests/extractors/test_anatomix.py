@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix, NearestMerge, fold, published_layout
-from nnunet_dg.extractors.base import instance_norm, minmax
+from nnunet_dg.extractors.base import instance_norm, minmax, unit_norm
 
 SMALLEST = {"anatomix": 32, "anatomix-dev": 64}
 
@@ -202,6 +202,82 @@ def test_weights_that_are_not_finite_are_refused(anatomix_weights):
         Anatomix().load_published(broken)
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "problem"),
+    [
+        ("model.4.running_var", lambda v: -v, "holds a negative variance"),
+        ("model.0.weight", lambda v: v * 1e30, "holds a value of"),
+        ("model.0.weight", lambda v: v.bool(), "holds bool values"),
+        ("model.0.weight", lambda v: v.to("meta"), "is a meta tensor"),
+    ],
+)
+def test_weights_that_are_no_weights_are_refused(key, change, problem, anatomix_weights):
+    with pytest.raises(ValueError, match=rf"{key} {problem}"):
+        Anatomix().load_published(anatomix_weights | {key: change(anatomix_weights[key])})
+
+
+def test_a_checkpoint_whose_extractor_is_broken_is_refused_and_not_replaced_by_the_file(anatomix_weights):
+    state = loaded(weights=anatomix_weights).state_dict()
+    key = next(key for key, value in state.items() if value.ndim == 5)
+    for value in (float("inf"), 1e30):
+        extractor = loaded(weights=anatomix_weights)
+        with pytest.raises(RuntimeError, match=f"extractor cannot be used: {key} holds"):
+            extractor.load_state_dict(state | {key: torch.full_like(state[key], value)})
+        assert not extractor.has_weights
+
+
+def test_other_published_files_are_refused_by_name():
+    vit = {"down_projection.proj.weight": torch.zeros(1), "eva.blocks.0.attn.q_proj.weight": torch.zeros(1)}
+    may = {"model.0.weight": torch.zeros(20, 1, 3, 3, 3)}
+    for variant in VARIANTS:
+        with pytest.raises(ValueError, match=rf"Vision Transformer, as anatomix-dev-vit\.pth.* use is {variant}\.pth"):
+            Anatomix(variant).load_published(vit)
+        with pytest.raises(ValueError, match=r"anatomix-dev\.pth of May 2026, which its authors replaced"):
+            Anatomix(variant).load_published(may)
+    with pytest.raises(ValueError, match=r"it is anatomix-dev\.pth, which is extractor 'anatomix-dev'"):
+        Anatomix("anatomix").load_published(random_weights("anatomix-dev"))
+
+
+def test_voxelwise_normalization_by_hand():
+    x = torch.tensor([3.0, 0.0, -4.0, 0.0]).reshape(1, 2, 2, 1)  # voxels (3, -4) and (0, 0)
+    assert unit_norm(x).flatten().tolist() == pytest.approx([0.6, 0.0, -0.8, 0.0])
+    half = unit_norm(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    double = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit_norm, double)
+
+
+def test_the_larger_variant_has_unit_norm_in_every_voxel_and_can_be_told_otherwise():
+    weights = random_weights("anatomix-dev")
+    x = torch.rand(2, 1, 64, 64, 64)
+    x[1] = 3  # a constant patch has no features
+    extractor = loaded("anatomix-dev", weights=weights)
+    with torch.no_grad():
+        raw = extractor.features(minmax(x[:1]))
+    s = extractor(x)
+    torch.testing.assert_close(s[:1], raw / raw.square().sum(1, keepdim=True).sqrt(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(s[1:], torch.zeros_like(s[1:]))
+    extractor.normalize = "instance"
+    torch.testing.assert_close(extractor(x)[:1], instance_norm(raw), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_stay_wide_when_the_network_is_cast(dtype, anatomix_weights):
+    extractor, x = loaded(weights=anatomix_weights), torch.rand(1, 1, 32, 32, 32).to(dtype)
+    expected = extractor(x.float())
+    parent = nn.Sequential(nn.Conv3d(1, 1, 1), extractor).to(dtype)
+    assert parent[0].weight.dtype == dtype
+    assert {p.dtype for p in extractor.parameters() if p.is_floating_point()} == {torch.float32}
+    assert extractor(x).dtype == dtype
+    torch.testing.assert_close(extractor(x), expected.to(dtype))
+    assert extractor.double()(x.double()).dtype == torch.float64
+
+
+def test_an_image_in_float64_is_accepted(anatomix_weights):
+    extractor, x = loaded(weights=anatomix_weights), torch.rand(1, 1, 32, 32, 32)
+    torch.testing.assert_close(extractor(x.double()), extractor(x), rtol=1e-3, atol=1e-3)
+
+
 def test_refuses_what_it_cannot_take(anatomix_weights):
     extractor = loaded(weights=anatomix_weights)
     with pytest.raises(ValueError, match=r"\(B, 1, X, Y, Z\); got \(1, 1, 32, 32\)"):
@@ -217,6 +293,21 @@ def test_refuses_what_it_cannot_take(anatomix_weights):
     del wrong["model.3.weight"]
     with pytest.raises(ValueError, match=r"model\.3\.weight is missing, model\.0\.weight has shape \(16, 1, 5, 5, 5\)"):
         Anatomix().load_published(wrong)
+
+
+def test_a_file_saved_from_a_compiled_network_is_read(tmp_path, anatomix_weights):
+    torch.save({f"_orig_mod.{key}": value for key, value in anatomix_weights.items()}, tmp_path / "compiled.pth")
+    x = torch.rand(1, 1, 32, 32, 32)
+    built = build_extractor("anatomix", weights=tmp_path / "compiled.pth")
+    torch.testing.assert_close(built(x), loaded(weights=anatomix_weights)(x))
+
+
+def test_build_extractor_takes_the_normalization(tmp_path, anatomix_weights):
+    torch.save(anatomix_weights, tmp_path / "mine.pth")
+    s = build_extractor("anatomix", weights=tmp_path / "mine.pth", normalize="voxelwise")(torch.rand(1, 1, 32, 32, 32))
+    torch.testing.assert_close(s.norm(dim=1), torch.ones(1, 32, 32, 32))
+    with pytest.raises(ValueError, match="normalize must be one of instance, voxelwise, or None; got 'batch'"):
+        build_extractor("mind", normalize="batch")
 
 
 def test_build_extractor_reads_a_given_file(tmp_path, anatomix_weights):

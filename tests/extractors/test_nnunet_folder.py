@@ -129,12 +129,12 @@ def test_lowest_fold_by_name(tmp_path):
 
 def bad_no_plans(folder):
     (folder / "plans.json").unlink()
-    return "is no trained model of nnU-Net"
+    return "is not a trained model of nnU-Net"
 
 
 def bad_no_checkpoint(folder):
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
-    return "is no trained model of nnU-Net"
+    return "is not a trained model of nnU-Net"
 
 
 def bad_truncated(folder):
@@ -170,12 +170,12 @@ def bad_network_class(folder):
 
 def bad_configuration(folder):
     (folder / "plans.json").write_text(json.dumps({"configurations": {}}))
-    return "plans.json and .* do not describe a network: KeyError"
+    return "plans.json: configurations: Dictionary should have at least 1 item"
 
 
 def bad_json(folder):
     (folder / "plans.json").write_text("{")
-    return "plans.json and .* do not describe a network"
+    return "plans.json: not valid JSON, or cut off"
 
 
 def bad_circle(folder):
@@ -187,7 +187,7 @@ def bad_old_plans(folder):
     plans = json.loads((folder / "plans.json").read_text())
     del plans["configurations"]["3d_fullres"]["architecture"]
     (folder / "plans.json").write_text(json.dumps(plans))
-    return "nnU-Net before 2.5"
+    return "do not describe a network: KeyError.*UNet_class_name"
 
 
 @pytest.mark.parametrize(
@@ -216,3 +216,83 @@ def test_a_folder_that_cannot_be_used_is_refused_by_what_is_wrong(tmp_path, dama
 def test_needs_a_folder():
     with pytest.raises(WeightsError, match=r"set weights .* to the folder of a trained model"):
         build_extractor("nnunet")
+
+
+def old_style(folder, base_features=6):
+    """The plans of a model folder as nnU-Net wrote them before 2.5, when an architecture was a few numbers."""
+    plans = json.loads((folder / "plans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    arguments = configuration.pop("architecture")["arch_kwargs"]
+    configuration |= {
+        "patch_size": [16, 16, 16], "UNet_class_name": "PlainConvUNet", "UNet_base_num_features": base_features,
+        "n_conv_per_stage_encoder": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1], "num_pool_per_axis": [1, 2, 2],
+        "pool_op_kernel_sizes": arguments["strides"], "conv_kernel_sizes": arguments["kernel_sizes"],
+        "unet_max_num_features": 320,
+    }  # fmt: skip
+    (folder / "plans.json").write_text(json.dumps(plans))
+
+
+@pytest.mark.filterwarnings("error")
+def test_plans_from_before_nnunet_2_5_are_converted_by_nnunet(tmp_path):
+    model = write_model(tmp_path, features=(6, 12, 24))
+    x = torch.rand(1, 1, 8, 16, 12)
+    expected = torch.nn.functional.instance_norm(penultimate(model, (x - x.min()) / (x.max() - x.min())))
+    old_style(tmp_path)
+    torch.testing.assert_close(build_extractor("nnunet", weights=tmp_path)(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.fill_(float("nan")), "holds values that are not finite"),
+        (lambda w: w.fill_(1e30), r"holds a value of 1\.0e\+30"),
+        (lambda w: w.to(torch.int64), "holds int64 values"),
+        (lambda w: w.to(torch.complex64), "holds complex64 values"),
+        (lambda w: w.to_sparse(), "sparse"),
+    ],
+)
+def test_weights_that_are_no_weights_are_refused_by_name(tmp_path, change, message):
+    write_model(tmp_path)
+    path = tmp_path / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=False)
+    key = "encoder.stages.1.0.convs.0.conv.weight"
+    content["network_weights"][key] = change(content["network_weights"][key])
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=rf"checkpoint_final\.pth does not hold .*{key} .*{message}"):
+        build_extractor("nnunet", weights=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: [c], "it holds a list"),
+        (lambda c: c | {"network_weights": None}, "no network_weights"),
+        (lambda c: c | {"network_weights": {"a": 1}}, "no network_weights"),
+        (lambda c: {"network_weights": c["network_weights"]}, "no init_args"),
+        (lambda c: c | {"init_args": {"configuration": 3}}, "no init_args with a configuration"),
+        (lambda c: c | {"init_args": {"configuration": "other"}}, "do not describe a network"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, change, message):
+    write_model(tmp_path)
+    path = tmp_path / "fold_0" / "checkpoint_final.pth"
+    torch.save(change(torch.load(path, weights_only=False)), path)
+    with pytest.raises(WeightsError, match=message):
+        build_extractor("nnunet", weights=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\xff\xfe", b"\0" * 40, b'{"configurations": []}', b"{} {}"])
+def test_plans_of_another_shape_are_refused(tmp_path, content):
+    write_model(tmp_path)
+    (tmp_path / "plans.json").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"plans\.json"):
+        build_extractor("nnunet", weights=tmp_path)
+
+
+def test_an_architecture_that_cannot_be_built_is_refused(tmp_path):
+    write_model(tmp_path)
+    plans = json.loads((tmp_path / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_stages"] = "three"
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="not an architecture of nnU-Net's plans"):
+        build_extractor("nnunet", weights=tmp_path)

@@ -1,8 +1,11 @@
 import hashlib
 import os
 import pickle
+import signal
 import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -290,3 +293,155 @@ def test_download_keeps_every_byte(tmp_path, home):
     with Server(content) as server:
         weights = replace(published(path, server.url), layout_problems=lambda _: "")
         assert hashlib.sha256(room.fetch(weights).read_bytes()).digest() == hashlib.sha256(content).digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda w: {k: v * float("nan") if v.ndim > 1 else v for k, v in w.items()}, "not finite"),
+        (lambda w: {k: -v if k.endswith("running_var") else v for k, v in w.items()}, "negative variance"),
+        (lambda w: {k: v.bool() for k, v in w.items()}, "holds bool values"),
+        (lambda w: {k: v.to(torch.complex64) for k, v in w.items()}, "holds complex64 values"),
+        (lambda w: {k: v.to("meta") for k, v in w.items()}, "is a meta tensor"),
+        (lambda w: {k: v * 1e30 if v.ndim > 1 else v for k, v in w.items()}, "holds a value of"),
+        (lambda w: {k: v.to_sparse() if v.ndim > 1 else v for k, v in w.items()}, "is a sparse or nested tensor"),
+    ],
+)
+def test_weights_that_are_no_weights_are_not_installed(change, problem, home, tmp_path, anatomix_weights):
+    torch.save(change(anatomix_weights), tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=rf"bad\.pth does not hold trained weights: model\.\S+ .*{problem}"):
+        room.install(room.PUBLISHED["anatomix"], tmp_path / "bad.pth", unpublished=True)
+    assert not list(home.iterdir())
+
+
+def test_a_failed_installation_leaves_the_file_that_was_there_in_use(file, home, tmp_path, monkeypatch):
+    pinned = room.PUBLISHED["anatomix"]
+    room.install(pinned, file, unpublished=True)
+    torch.save(random_weights(seed=8), tmp_path / "other.pth")
+    replace_file = Path.replace
+
+    def refuse_weights(self, target):
+        if target.suffix == ".pth":
+            raise PermissionError(1, "Operation not permitted")
+        return replace_file(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refuse_weights)
+        with pytest.raises(WeightsError, match="could not be written"):
+            room.install(pinned, tmp_path / "other.pth", unpublished=True)
+    assert room.state(pinned).startswith("installed as unpublished")
+    assert room.locate(pinned).read_bytes() == file.read_bytes()
+    assert not list(home.glob(".*.partial"))
+    room.install(pinned, tmp_path / "other.pth", unpublished=True)
+    assert room.locate(pinned).read_bytes() == (tmp_path / "other.pth").read_bytes()
+
+
+KILLED_AFTER = """
+import os, signal, sys
+from pathlib import Path
+from nnunet_dg.extractors import weights as room
+replace, count = Path.replace, [0]
+def replace_and_die(self, target):
+    replace(self, target)
+    count[0] += 1
+    if count[0] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = replace_and_die
+room.install(room.PUBLISHED["anatomix"], Path(sys.argv[1]), unpublished=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_installation_that_is_killed_leaves_the_old_state_or_the_new_one(after, file, home, tmp_path):
+    pinned = room.PUBLISHED["anatomix"]
+    room.install(pinned, file, unpublished=True)
+    torch.save(random_weights(seed=8), tmp_path / "other.pth")
+    command = [sys.executable, "-c", KILLED_AFTER, str(tmp_path / "other.pth"), str(after)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert room.locate(pinned).read_bytes() == (file if after == 1 else tmp_path / "other.pth").read_bytes()
+
+
+def test_the_note_of_a_development_version_counts(file, home):
+    pinned = room.PUBLISHED["anatomix"]
+    room.install(pinned, file, unpublished=True)
+    (note,) = home.glob("*.unpublished")
+    note.rename(home / "anatomix.unpublished")
+    assert room.state(pinned).startswith("installed as unpublished")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_others_can_read_what_is_installed_in_a_shared_folder(file, home):
+    home.mkdir()
+    home.chmod(0o775)
+    before = os.umask(0o077)
+    try:
+        room.install(room.PUBLISHED["anatomix"], file, unpublished=True)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in home.iterdir()} == {0o664}
+
+
+def test_what_a_killed_download_left_is_removed_and_a_running_one_is_not(file, home):
+    home.mkdir()
+    left, running = (home / f".anatomix.pth.{name}.partial" for name in ("0000", "1111"))
+    for path in (left, running):
+        path.write_bytes(b"part")
+        os.utime(path, (time.time() - 60,) * 2)
+    with running.open("rb") as held:
+        assert room._lock(held)
+        room.install(room.PUBLISHED["anatomix"], file, unpublished=True)
+        assert not left.exists()
+        assert running.exists() or os.name != "posix"
+
+
+class _Endless(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        while not self.server.ended.is_set():
+            if not self.path.startswith("/silent"):
+                self.wfile.write(bytes(2**16))
+            elif self.server.ended.wait(0.05):
+                return
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "reason"),
+    [
+        ("endless", {"LARGEST_DOWNLOAD": 10**6}, "did not end after 1,000,000 bytes"),
+        ("endless", {"SECONDS_IN_ALL": 0.2, "LARGEST_DOWNLOAD": 10**12}, "took more than 0 seconds"),
+        ("silent", {"SECONDS_OF_SILENCE": 0.2}, "timed out"),
+    ],
+)
+def test_a_download_without_an_end_ends(path, limit, reason, file, home, monkeypatch):
+    for name, value in limit.items():
+        monkeypatch.setattr(room, name, value)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    server.ended, server.daemon_threads = threading.Event(), True
+    server.handle_error = lambda *_: None  # the client has hung up
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(WeightsError, match=reason):
+            room.fetch(published(file, f"http://127.0.0.1:{server.server_port}/{path}"))
+    finally:
+        server.ended.set()
+        server.shutdown()
+        server.server_close()
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", ["~nobody-of-this-name/x", "a\0b"])
+def test_paths_that_are_none(chosen):
+    with pytest.raises(WeightsError, match=r"cannot be resolved|not a path"):
+        build_extractor("anatomix", weights=chosen)
+
+
+def test_is_the_projects_weights_error():
+    from nnunet_dg import errors
+
+    assert WeightsError is errors.WeightsError
+    assert issubclass(WeightsError, RuntimeError)

@@ -43,7 +43,7 @@ def test_recording_keeps_what_else_is_in_the_plans():
     ("section", "message"),
     [
         ({"dropgen": {"prob": 1}}, "Unknown setting .*'prob'.* Accepted are extractor, layer"),
-        ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 1\).*got 2'),
+        ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 0\.99\].*got 2'),
         ({"p": 0.5}, r'plans\["nnunet_dg"\] knows dropgen, sgcg, tinymig; got \'p\'.* below their method'),
         ({"dropgen": 0.5}, r'must look like \{"dropgen": \{setting: value\}\}'),
         ([], r'must look like \{"dropgen": \{setting: value\}\}; got \[\]'),
@@ -127,9 +127,27 @@ def test_a_model_folder_is_needed_by_a_new_training_alone(tmp_path):
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     assert completed.completed() == completed
     assert given.completed(completed) == completed
-    with pytest.raises(WeightsError, match="is no trained model of nnU-Net"):
+    with pytest.raises(WeightsError, match="is not a trained model of nnU-Net"):
         given.completed()
-    with pytest.raises(WeightsError, match="is no trained model of nnU-Net"):  # another folder that is not there
+    with pytest.raises(WeightsError, match="is not a trained model of nnU-Net"):  # another folder that is not there
         replace(given, weights=str(tmp_path / "other")).completed(completed)
     assert DropGenSettings(extractor="nnunet", inputs="image").completed().architecture is None  # nobody looks
-    assert DropGenSettings(extractor="mind").completed() == DropGenSettings(extractor="mind")
+    assert DropGenSettings(extractor="mind").completed() == DropGenSettings(extractor="mind", normalize="instance")
+
+
+def test_a_record_from_before_normalize_existed_keeps_its_meaning_and_a_new_training_is_refused_beside_it():
+    older = asdict(DropGenSettings(extractor="anatomix-dev", weights="dev.pth"))
+    del older["normalize"]
+    then = resolve({"nnunet_dg": {"dropgen": older}}, "dropgen", DropGenSettings())
+    assert then.normalize == "instance"
+    plans = {"nnunet_dg": {"dropgen": {"extractor": "anatomix-dev", "weights": "dev.pth"}}}
+    now = resolve(plans, "dropgen", DropGenSettings()).completed()
+    with pytest.raises(ValueError, match="normalize was 'instance' and is 'voxelwise'"):
+        refuse_other_settings(now, then)
+    plans["nnunet_dg"]["dropgen"]["normalize"] = "instance"
+    refuse_other_settings(resolve(plans, "dropgen", DropGenSettings()).completed(), then)
+    anatomix = asdict(DropGenSettings())
+    del anatomix["normalize"]
+    refuse_other_settings(
+        DropGenSettings().completed(), resolve({"nnunet_dg": {"dropgen": anatomix}}, "dropgen", DropGenSettings())
+    )

@@ -75,6 +75,7 @@ def test_previous_stage_channels_of_a_cascade_are_not_image_channels(image_chann
     manager = plans(16)
     configuration = manager.get_configuration("3d_fullres")
     configuration.configuration["normalization_schemes"] = ["ZScoreNormalization"] * image_channels
+    configuration.configuration["use_mask_for_norm"] = [True] * image_channels
     network = nnUNetTrainerDropGen_MIND.build_network_architecture(
         manager, configuration, image_channels + previous_stage, 3, True
     )
