@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from nnunet_dg.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -183,6 +186,12 @@ def share(path: Path) -> None:
     shared = 0o060 if folder & stat.S_IWGRP else 0
     with suppress(PermissionError):  # on file systems without permissions, such as network shares, the mount decides
         path.chmod(0o600 | (folder & 0o064 & (~_umask() | shared)))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV that a spreadsheet opens without running anything, see `cell`; all of it or nothing."""
+    text = table.map(cell).to_csv(index=False, lineterminator="\n")
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
 def cell(value: Any) -> Any:

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from nnunet_dg.files import cell, replacing, write_text
+from nnunet_dg.files import replacing, write_text
 from nnunet_dg.names import file_names, printable
 
 PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
@@ -67,12 +67,6 @@ def write(title: str, parts: list[Part], output: Path) -> None:
             partial.write_bytes(_png(figures[name], 150))
     for name, text in texts.items():
         write_text(output / name, text)
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV that a spreadsheet opens without running anything, see `cell`."""
-    text = table.map(cell).to_csv(index=False, lineterminator="\n")
-    write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
 def _markdown(title: str, parts: list[Part]) -> str:

@@ -14,7 +14,7 @@ from nnunet_dg.errors import DataError, SettingsError, UserError
 from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from nnunet_dg.evaluation.overlay import CaseView, overlay
 from nnunet_dg.evaluation.plots import box_plot, scatter
-from nnunet_dg.evaluation.rendering import Part, write, write_csv
+from nnunet_dg.evaluation.rendering import Part, write
 from nnunet_dg.evaluation.scores import (
     ALL,
     IN_DOMAIN,
@@ -29,6 +29,7 @@ from nnunet_dg.evaluation.scores import (
     per_case,
 )
 from nnunet_dg.evaluation.style import NAMES
+from nnunet_dg.files import write_csv
 from nnunet_dg.names import printable
 
 PERCENT = ("dice", "nsd")
@@ -89,7 +90,7 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     tables = {"scores": scores, "comparisons": tests, "domains": _all_metrics(scores), "labels": _all_labels(scores)}
     for name, table in tables.items():
-        write_csv(table, output / f"{name}.csv")
+        write_csv(output / f"{name}.csv", table)
     write(f"{', '.join(trainers)}: in-domain and unseen", parts, output)
     return parts[0].table
 

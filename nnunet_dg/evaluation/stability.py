@@ -21,7 +21,7 @@ from nnunet_dg.evaluation.plots import curves
 from nnunet_dg.evaluation.similarity import linear_cka, pca_rgb
 from nnunet_dg.evaluation.style import COLORS
 from nnunet_dg.extractors import FrozenExtractor
-from nnunet_dg.files import replacing
+from nnunet_dg.files import replacing, write_csv
 
 INTENSITY = "intensity"  # the image itself, beside every extractor
 GAMMAS = CORRUPTIONS["gamma"].strengths
@@ -80,8 +80,7 @@ def stability(
 def _write(path: Path, table: pd.DataFrame | None, picture: Figure) -> None:
     """A table as ``.csv`` and its picture as ``.png``."""
     if table is not None:
-        with replacing(path.with_suffix(".csv")) as partial:
-            table.to_csv(partial, index=False)
+        write_csv(path.with_suffix(".csv"), table)
     with replacing(path.with_suffix(".png")) as partial:
         picture.savefig(partial, dpi=150, format="png")
 

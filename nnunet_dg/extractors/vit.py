@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.extractors.plausible import implausible
 from nnunet_dg.extractors.weights import WeightsError, git_blob_id, home
 from nnunet_dg.files import read_text, write_text
 
@@ -28,7 +29,6 @@ FILE = "model.safetensors"
 TIMEOUT_S = 30  # for every answer of the hub
 PLACES = ("state_dict", "model_state_dict", "model", "teacher")  # where trainings keep the weights; DINO's: teacher
 PREFIXES = ("module.", "_orig_mod.", "backbone.")  # what DDP, compilation and DINO put before the names
-MOST_PLAUSIBLE = 1e6
 
 
 def check_name(name: str) -> None:
@@ -111,7 +111,7 @@ def load(model: nn.Module, name: str, weights: str | Path | None = None) -> Path
     try:
         remap = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         state = remap(state, model) if remap else state
-        if problem := _implausible({key: state[key] for key in model.state_dict() if key in state}):
+        if problem := implausible({key: state[key] for key in model.state_dict() if key in state}):
             raise WeightsError(problem)
         missing = model.load_state_dict(state, strict=False).missing_keys  # what it holds beyond: heads, decoders
     except Exception as error:  # foreign files make timm and PyTorch raise almost anything
@@ -180,25 +180,6 @@ def _shortened(error: Exception, most: int = 200) -> str:
     """The first line of an error's text: PyTorch's go on for pages."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _implausible(weights: Mapping[str, Tensor]) -> str:
-    """In words, which tensor cannot be a trained weight; empty if all can."""
-    for key, value in weights.items():
-        if value.is_meta or value.layout != torch.strided or not (value.is_floating_point() or _is_index(key)):
-            return f"{key} holds no numbers that can be weights ({value.dtype}, {value.layout}, {value.device})."
-        if not value.is_floating_point():
-            continue
-        if not value.isfinite().all():
-            return f"{key} is not finite."
-        if value.numel() and value.abs().max() >= MOST_PLAUSIBLE:
-            return f"{key} holds {value.abs().max():.3g}; trained weights are below {MOST_PLAUSIBLE:g}."
-    return ""
-
-
-def _is_index(key: str) -> bool:
-    """Whole numbers that ViTs keep as buffers."""
-    return key.endswith(("relative_position_index", "num_batches_tracked"))
 
 
 def is_published(name: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_dg.dropgen import DropGenNetwork
-from nnunet_dg.files import replacing
+from nnunet_dg.files import write_csv
 from nnunet_dg.nnunet.trained_model import Case, ModelError, TrainedModel
 
 PARTS = ("nothing", "image", "features")
@@ -60,8 +60,7 @@ def reliance(
     cases = model.cases(images, truths)[:max_cases]
     output.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(_measure(model, network, cases))
-    with replacing(output / "reliance.csv") as partial:
-        table.to_csv(partial, index=False)
+    write_csv(output / "reliance.csv", table)
     return table
 
 

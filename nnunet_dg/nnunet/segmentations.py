@@ -128,7 +128,7 @@ class SegmentationReader:
         values = ", ".join(_text(value) for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise DataError(
             f"{path} has {np.count_nonzero(~right)} voxels of value {values}. {self.source} declares "
-            f"{_some(self.labels.values)}. Correct the file, or give the dataset.json that belongs to it with -djfile."
+            f"{_some(self.labels.values)}. Correct the file, or use the dataset.json that belongs to it."
         )
 
 

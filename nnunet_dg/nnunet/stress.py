@@ -18,7 +18,7 @@ from nnunet_dg.errors import SettingsError
 from nnunet_dg.evaluation.corruptions import CORRUPTIONS, seed_of
 from nnunet_dg.evaluation.plots import draw_curves, grid
 from nnunet_dg.evaluation.style import NAMES
-from nnunet_dg.files import locked, replacing
+from nnunet_dg.files import locked, replacing, write_csv
 from nnunet_dg.nnunet.results import Source, names_of
 from nnunet_dg.nnunet.stress_record import Measurement, Record, Scores
 from nnunet_dg.nnunet.trained_model import Case, ModelError, TrainedModel
@@ -94,8 +94,7 @@ def _check_same(cases: Mapping[str, Sequence[Case]]) -> None:
 
 
 def _write(table: pd.DataFrame, output: Path) -> None:
-    with replacing(output / "stress.csv") as partial:
-        table.to_csv(partial, index=False)
+    write_csv(output / "stress.csv", table)
     with replacing(output / "stress.png") as partial:
         figure(table)[0].savefig(partial, dpi=150, format="png")
 

@@ -29,6 +29,7 @@ from nnunet_dg.nnunet.checkpoints import (
 )
 from nnunet_dg.nnunet.evaluate import Labels
 from nnunet_dg.nnunet.pairs import validated_cases
+from nnunet_dg.nnunet.segmentations import SegmentationReader, check_whole
 from nnunet_dg.nnunet.unwrap import unwrap
 from nnunet_dg.nnunet.view import images_in, training_images
 
@@ -187,10 +188,12 @@ class TrainedModel:
         Raises:
             ModelError: A file cannot be read, or does not hold what the model's dataset and plans say.
         """
-        reader = self.predictor.plans_manager.image_reader_writer_class()
+        reader = self.predictor.plans_manager.image_reader_writer_class
         files = ", ".join(str(path) for path in case.images)
-        image, properties = _read(reader.read_images, [str(path) for path in case.images], files)
-        truth = _read(reader.read_seg, str(case.truth), str(case.truth))[0][0]
+        for path in case.images:
+            check_whole(path)
+        image, properties = _read(reader().read_images, [str(path) for path in case.images], files)
+        truth = SegmentationReader(reader, self.labels, self.folder / "dataset.json").read(case.truth).values
         expected = len(self.predictor.configuration_manager.normalization_schemes)
         if len(image) != expected:
             raise ModelError(f"{files}: {len(image)} channels; {self.folder} was trained on {expected}.")
@@ -198,18 +201,7 @@ class TrainedModel:
             raise ModelError(f"{files} holds NaN or infinite values. Correct the image, or leave the case out.")
         if image.shape[1:] != truth.shape:
             raise ModelError(f"{files} has shape {image.shape[1:]}, and its truth {case.truth} {truth.shape}.")
-        self._check_labels(truth, case.truth)
         return image, truth, properties
-
-    def _check_labels(self, truth: Array, path: Path) -> None:
-        """Refuse values that ``dataset.json`` does not name, such as fractions, NaN, or 255 for a label of 1."""
-        manager = self.predictor.label_manager
-        known = {0, *map(int, manager.all_labels)} | ({manager.ignore_label} if manager.has_ignore_label else set())
-        if unknown := set(np.unique(truth).tolist()) - known:
-            raise ModelError(
-                f"{path} holds the value {min(unknown, key=str):g}, which {self.folder / 'dataset.json'} does not name "
-                f"as a label. Accepted: {', '.join(map(str, sorted(known)))}."
-            )
 
     def in_range(self, image: Array) -> Array:
         """The image ``(C, *spatial)`` as nnU-Net accepts it: colours are in [0, 255] where it scales them by that."""

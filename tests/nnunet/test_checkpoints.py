@@ -181,20 +181,20 @@ def test_a_case_is_held_against_what_is_declared(folder, tmp_path):
     model.read(case)
     truth, image = (sitk.GetArrayFromImage(sitk.ReadImage(p)) for p in (case.truth, case.images[0]))
     for array, message in (
-        (truth * 3, "holds the value (3|6), which .*dataset.json does not name as a label. Accepted: 0, 1, 2"),
+        (truth * 3, "voxels of value 3, 6. .*dataset.json declares 0, 1, 2"),
         (truth[:-1], "has shape"),
-        (np.where(truth > 0, np.nan, 0).astype(np.float32), "holds the value nan"),
-        (truth.astype(np.float32) / 2, "holds the value 0.5"),
+        (np.where(truth > 0, np.nan, 0).astype(np.float32), "NaN"),
+        (truth.astype(np.float32) / 2, "voxels of value 0.5"),
     ):
         write(case.truth, array)
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(DataError, match=message):
             model.read(case)
     write(case.truth, truth)
     write(case.images[0], np.where(truth > 0, np.inf, image).astype(np.float32))
     with pytest.raises(ModelError, match=r"a_0000\.nii\.gz holds NaN or infinite values"):
         model.read(case)
     case.images[0].write_bytes(b"no image")
-    with pytest.raises(ModelError, match=r"a_0000\.nii\.gz cannot be read"):
+    with pytest.raises(DataError, match=r"a_0000\.nii\.gz"):
         model.read(case)
     write(case.images[0], image)
     write(images / "a_0001.nii.gz", image)
