@@ -169,8 +169,14 @@ def _checkpoint_problem(checkpoint: Any) -> str:
     if not isinstance(checkpoint, dict):
         return f"it holds a {type(checkpoint).__name__} and no dictionary"
     weights, arguments = checkpoint.get("network_weights"), checkpoint.get("init_args")
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict):
         return "it holds no network_weights, names and tensors"
+    if strange := [
+        f"the weight {k} is not a tensor, but {type(v).__name__}"
+        for k, v in weights.items()
+        if not isinstance(v, Tensor)
+    ]:
+        return strange[0]
     if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
         return "it holds no init_args with a configuration"
     return ""

@@ -44,9 +44,7 @@ def safe_checkpoint(path: Path, model: type[T] = Checkpoint) -> dict[str, Any]: 
     return checkpoint
 
 
-def _problem(weight: Any) -> str:
-    if not isinstance(weight, torch.Tensor):
-        return f"is not a tensor, but of type {type(weight).__name__}"
+def _problem(weight: torch.Tensor) -> str:
     if weight.is_meta or weight.layout != torch.strided:
         return "has no dense content"
     finite = not weight.is_floating_point() or bool(torch.isfinite(weight).all())
