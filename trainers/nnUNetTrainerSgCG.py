@@ -125,7 +125,7 @@ class nnUNetTrainerSgCG(AuxiliaryTrainer):
         return torch.cat([mixed, rest], 1) if rest.shape[1] else mixed
 
     def conditions(self):
-        return {"domains": list(self.domains.names), "form of SgCG": FORM}
+        return {"form of SgCG": FORM, "domains": list(self.domains.names)}
 
     def get_tr_and_val_datasets(self):
         training, validation = super().get_tr_and_val_datasets()

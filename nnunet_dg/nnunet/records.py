@@ -105,7 +105,7 @@ def _summary_table(
     folder: Path, summary: Path, dataset: formats.Dataset, dataset_file: Path, mend: str
 ) -> pd.DataFrame:
     """The rows of nnU-Net's ``summary.json``."""
-    labels = Labels.of_dataset(dataset)
+    labels = Labels.of_dataset(dataset, dataset_file)
     names = {tuple(int(value) for value in values): name for name, values in labels.foreground.items()}
     content = read_json(summary, formats.ValidationSummary, mend)
     if unknown := sorted({k for c in content["metric_per_case"] for k in c["metrics"] if _numbers_in(k) not in names}):
@@ -143,6 +143,6 @@ def _here(folder: Path, path: str) -> str:
 
 
 def _numbers_in(label: str) -> tuple[int, ...]:
-    """What nnU-Net calls a label or region in ``summary.json``: ``1``, ``(1, 2)``, ``(3,)``; empty if it is neither."""
-    parts = [part.strip() for part in label.strip("()").split(",") if part.strip()]
+    """What nnU-Net calls a label or region in ``summary.json``: ``1``, ``(1.0, 2)``, ``(3,)``; empty if it is neither."""
+    parts = [part.strip().removesuffix(".0") for part in label.strip("()").split(",") if part.strip()]
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()

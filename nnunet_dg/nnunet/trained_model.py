@@ -76,7 +76,7 @@ class TrainedModel:
         self.predictor = self._load(checkpoint, device, mirroring)
         if self.predictor.configuration_manager.previous_stage_name:
             raise ModelError(f"{folder} is the second stage of a cascade, which needs another model's prediction.")
-        self.labels = Labels.of_dataset(self.predictor.dataset_json)
+        self.labels = Labels.of_dataset(self.predictor.dataset_json, folder / "dataset.json")
 
     def _load(self, checkpoint: str, device: str, mirroring: bool) -> nnUNetPredictor:
         """nnU-Net's predictor with this model, after everything that it reads has been checked."""
