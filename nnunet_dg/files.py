@@ -179,11 +179,11 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
 def share(path: Path) -> None:
     """Give a file the usual permissions, but never more than its folder has, and never write permission for everybody.
 
-    The usual ones follow the process's umask, except in folders that their group may write to: there the group may read
-    and write, whatever the umask is.
+    The usual ones follow the process's umask, except in folders that others than the owner may write to: there, files
+    are as shared as the folder, whatever the umask is.
     """
     folder = stat.S_IMODE(path.parent.stat().st_mode)
-    shared = 0o060 if folder & stat.S_IWGRP else 0
+    shared = 0o064 if folder & (stat.S_IWGRP | stat.S_IWOTH) else 0
     with suppress(PermissionError):  # on file systems without permissions, such as network shares, the mount decides
         path.chmod(0o600 | (folder & 0o064 & (~_umask() | shared)))
 

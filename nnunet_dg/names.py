@@ -7,17 +7,21 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST = 80  # characters of a name in a file name; file systems take 255 bytes
 
 
 def printable(text: str) -> str:
-    r"""The text on one line: line ends, terminal escapes and other control characters as ``\n``, ``\x1b``, ..."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    r"""The text on one line: `printable_lines`, and line breaks as ``\n``."""
+    return printable_lines(text).replace("\n", "\\n")
 
 
 def printable_lines(text: str) -> str:
-    """`printable`, but line breaks are kept: for messages and tables that hold names."""
-    return "\n".join(map(printable, text.split("\n")))
+    r"""The text with control characters, direction overrides and bytes that are not UTF-8 as ``\x1b``, ...
+
+    A terminal must not obey the names in messages and tables. Line breaks are kept.
+    """
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

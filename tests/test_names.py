@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_dg.names import did_you_mean, file_names, foreign_path, printable
+from nnunet_dg.names import did_you_mean, file_names, foreign_path, printable, printable_lines
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_control_characters_are_shown_and_all_others_stay(text, shown):
 
 
 def test_a_similar_name_is_suggested():
-    assert did_you_mean("simens", ["Siemens", "GE"]) == "; did you mean 'Siemens'?"
+    assert did_you_mean("simens", ["Siemens", "GE"]) == " Did you mean 'Siemens'?"
     assert did_you_mean("Philips", ["Siemens", "GE"]) == ""
     assert did_you_mean("x", []) == ""
 
@@ -60,3 +60,9 @@ def test_paths_of_any_machine_have_a_file_name(text):
 
 def test_a_backslash_in_a_unix_path_is_part_of_a_name():
     assert foreign_path(r"/data/a\b.nii.gz").name == r"a\b.nii.gz"
+
+
+def test_names_cannot_command_a_terminal():
+    assert printable_lines("a\x1b[31m\tb\r\x07\x9b\udcff\u202ec") == r"a\x1b[31m\tb\r\x07\x9b\udcff\u202ec"
+    for text in ("Zürich 北京 ±\nline", "[bold]x[/bold]", "\\alpha", "نيم\u200cفاصله"):
+        assert printable_lines(text) == text

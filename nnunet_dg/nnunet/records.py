@@ -143,6 +143,6 @@ def _here(folder: Path, path: str) -> str:
 
 
 def _numbers_in(label: str) -> tuple[int, ...]:
-    """What nnU-Net calls a label or region in ``summary.json``: ``1``, ``(1.0, 2)``, ``(3,)``; empty if it is neither."""
+    """The numbers of a label or region in ``summary.json``: ``1``, ``(1.0, 2)``, ``(3,)``; empty if it is neither."""
     parts = [part.strip().removesuffix(".0") for part in label.strip("()").split(",") if part.strip()]
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()

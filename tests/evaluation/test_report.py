@@ -252,7 +252,7 @@ def test_a_link_in_the_place_of_a_table_is_replaced_not_followed(scores, tmp_pat
 def test_what_is_asked_for_is_checked(scores, tmp_path):
     with pytest.raises(SettingsError, match=r"`metric` must be one of dice.*got 'dise'"):
         write_report(scores, tmp_path, metric="dise")
-    with pytest.raises(SettingsError, match="did you mean 'nnUNetTrainer'"):
+    with pytest.raises(SettingsError, match="Did you mean 'nnUNetTrainer'"):
         write_report(scores, tmp_path, baseline="nnUnetTrainer")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is not a folder"):

@@ -43,7 +43,8 @@ def trained(tmp_path, monkeypatch):
         content = json.dumps(summary(SPLITS[fold]["val"], dice))
         (folder / f"fold_{fold}" / "validation" / "summary.json").write_text(content)
     labels = {"background": 0, "any": [1, 2], "core": 1}
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    dataset = {"labels": labels, "regions_class_order": [2, 1], "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
     (folder / "plans.json").write_text(json.dumps({"dataset_name": "Dataset001_X"}))
     return folder
 
@@ -124,7 +125,8 @@ def test_fold_all_is_left_out(trained, capsys):
 
 def test_regions_are_named_as_nnunet_writes_them(trained):
     labels = {"background": 0, "any": [1, 2], "tumour": [3], "core": 1}
-    (trained / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    dataset = {"labels": labels, "regions_class_order": [2, 3, 1], "file_ending": ".nii.gz"}
+    (trained / "dataset.json").write_text(json.dumps(dataset))
     path = trained / "fold_0" / "validation" / "summary.json"
     path.write_text(path.read_text().replace('"(1, 2)"', '"(3,)"'))
     assert set(read(trained).query("fold == '0'")["label"]) == {"core", "tumour"}
@@ -180,7 +182,7 @@ def test_evaluated_folders_have_domains_by_case_and_by_training(tmp_path, capsys
     assert set(alone["setting"]) == {UNSEEN}
     assert "no case is of the domain 'A'" in capsys.readouterr().err
     read(tmp_path / "y", domains={"b1": "Siemens"}, trained_on=["Simens"])
-    assert "no case is of the domain 'Simens', which the model was trained on; did you mean" in capsys.readouterr().err
+    assert "no case is of the domain 'Simens', which the model was trained on. Did you mean" in capsys.readouterr().err
     with pytest.raises(ResultsError, match="holds neither evaluation.json nor summary.json"):  # noqa: RUF043
         read(tmp_path, domains=DOMAINS, trained_on=["A"])
 
@@ -364,7 +366,8 @@ def test_a_validation_on_windows_is_read(trained):
 
 def test_a_label_that_is_a_list_of_one_number_is_named(trained):
     labels = {"background": 0, "any": [1, 2], "core": [1]}
-    (trained / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    dataset = {"labels": labels, "regions_class_order": [2, 1], "file_ending": ".nii.gz"}
+    (trained / "dataset.json").write_text(json.dumps(dataset))
     assert set(read(trained)["label"]) == {"any", "core"}
 
 

@@ -93,7 +93,7 @@ def test_few_shot_takes_its_cases_from_the_source(preprocessed, capsys):
     assert main([*options, "B"]) == 0
     assert {case for fold in folds(preprocessed) for case in fold["train"]} == {"case_2", "case_3"}
     assert main([*options, "b", "--force"]) == 1
-    assert "--source must name domains, 'A', 'B'; got 'b'; did you mean 'B'?" in capsys.readouterr().err
+    assert "--source must name domains, 'A', 'B'; got 'b'. Did you mean 'B'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("folds", "n"), [("0", "1"), ("-3", "1"), ("5", "0"), ("5", "4")])

@@ -63,7 +63,7 @@ def test_a_released_name_of_sgcg_keeps_its_meaning(trainer):
 )
 def test_a_released_name_of_tinymig_keeps_its_meaning(trainer, teacher):
     assert trainer.tinymig == TinyMIGSettings(
-        teacher=teacher, weights=None, teacher_scaling="minmax", adapter_width=64,
+        teacher=teacher, weights=None, teacher_scaling=None, adapter_width=None, alignment_scale="free",
         loss_weights=(1, 1, 0.5, 0.5, 0.5), statistics="ufdm", divergence="kl", ablate=(),
     )  # fmt: skip
     assert DEFAULT_TEACHERS == {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
