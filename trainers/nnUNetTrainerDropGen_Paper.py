@@ -53,7 +53,7 @@ class nnUNetTrainerDropGen_Paper(nnUNetTrainerDropGen):
             use_mask_for_norm=use_mask_for_norm, **kwargs,
         ).transforms  # fmt: skip
         # what nnU-Net does after augmenting stays: label handling, the cascade's channels, deep supervision. Not its
-        # masking: the paper's noise and bias field reach the background too
+        # masking, which is gray in a min-maxed image: `keep_padding` makes the outside black, as it is at inference
         labels = next(i for i, t in enumerate(planned) if isinstance(t, RemoveLabelTansform))
         # the normalization is not known here; where zero is not the mean, it is black already, as in colors
         outside = Outside.zeros(use_mask_for_norm) if use_mask_for_norm is not None else None

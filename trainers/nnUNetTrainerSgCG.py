@@ -145,8 +145,17 @@ class nnUNetTrainerSgCG(AuxiliaryTrainer):
     def on_train_start(self):
         super().on_train_start()
         if self.settings("sgcg").contrast:
-            start = self.start_epoch
-            self.print_to_log_file(f"Contrast: statistics from epoch {start} on, loss from epoch {start + 1} on")
+            self.log_contrast_schedule()
+
+    def log_contrast_schedule(self):
+        """Say in the log from which epochs on statistics are collected and the contrast counts."""
+        start = self.start_epoch
+        self.print_to_log_file(f"Contrast: statistics from epoch {start} on, loss from epoch {start + 1} on")
+        if start + 1 >= self.num_epochs:
+            self.print_to_log_file(
+                f"WARNING: the training has {self.num_epochs} epochs, so the contrast never counts. Set an earlier "
+                f"start_epoch, or train longer."
+            )
 
     def on_train_epoch_start(self):
         super().on_train_epoch_start()

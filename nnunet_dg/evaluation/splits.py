@@ -201,6 +201,8 @@ def _hold_out(
     _whole("seed", seed, 0, LARGEST_SEED)
     if not 0 < fraction <= 1:
         raise SettingsError(f"`hold_out` must be above 0 and at most 1; got {fraction!r}.")
+    if fraction < 1 and groups is None:
+        raise SettingsError(f"`hold_out` is a fraction of the `groups`, and none are given; got {fraction!r}.")
     group_of = groups or {case: case for case in domains}
     train = set(domains) - set(val)
     shared = {group_of[case] for case in train} & {group_of[case] for case in val}

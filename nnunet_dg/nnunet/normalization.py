@@ -8,15 +8,16 @@ import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization, ZScoreNormalization
 
 HOUNSFIELD = (-1024, 1024)  # the range that the DropGen paper clips CT to (arXiv 2604.02564, appendix C)
-BELOW_MR = -100  # fat in Hounsfield units is darker; magnitude images of MR hold no such values
+BELOW_MR = -100  # Hounsfield units: fat and air are darker; magnitude images of MR hold no such values
+SHARE = 0.01  # of an image, that air and fat exceed in CT, and the ringing of resampled MR never reaches
 
 
 class AnyModalityNormalization(ZScoreNormalization):
     """Z-score of each image, on CT after clipping to [-1024, 1024], so that plans made on CT fit MR, and vice versa.
 
     A plan names one scheme for a channel, and predictions may be made on images of either modality, so each image is
-    looked at: with a value below -100 it is taken as CT in Hounsfield units and clipped; any other image is not, and
-    gets exactly nnU-Net's ``ZScoreNormalization``, within the mask if the plans use one.
+    looked at: with at least 1 % of its voxels below -100 it is taken as CT in Hounsfield units and clipped; any other
+    image gets exactly nnU-Net's ``ZScoreNormalization``, within the mask if the plans use one.
 
     Source: the DropGen paper (arXiv 2604.02564, appendix C) for the range. Where the plans name this class,
     preprocessing and prediction need this package installed.
@@ -25,7 +26,7 @@ class AnyModalityNormalization(ZScoreNormalization):
     def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
         """``(*spatial)``, any dtype, to the same shape in float32. ``seg`` is negative outside the mask."""
         image = image.astype(self.target_dtype, copy=False)
-        if image.min() < BELOW_MR:
+        if np.count_nonzero(image < BELOW_MR) >= SHARE * image.size:
             image = np.clip(image, *HOUNSFIELD)
         result: np.ndarray = super().run(image, seg)
         return result

@@ -77,6 +77,7 @@ def test_grouped_validates_on_every_case_once_and_splits_no_group():
         (lambda: few_shot(DOMAINS, 4, source=["A"]), "between 1 and 3 training cases of 'A'; got 4"),
         (lambda: few_shot(DOMAINS, 1, source=["a"]), "'A', 'B', 'C'; got 'a'. Did you mean 'A'?"),
         (lambda: leave_one_domain_out(DOMAINS, hold_out=0), "`hold_out` must be above 0"),
+        (lambda: leave_one_domain_out(DOMAINS, hold_out=0.2), "fraction of the `groups`, and none are given; got 0.2"),
         (lambda: single_source(DOMAINS, hold_out=1.5), "`hold_out` must be .* got 1.5"),
         (lambda: single_source(DOMAINS, hold_out=float("nan")), "`hold_out` must be .* got nan"),
     ],

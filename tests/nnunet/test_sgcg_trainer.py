@@ -81,6 +81,22 @@ def test_the_loss_is_the_weighted_sum_and_restoration_counts_for_each_domain(mak
     assert result["contrast"] > 0
 
 
+def test_restoration_counts_the_domains_that_are_trained_on(make, tmp_path):
+    trainer = make(restoration=0.2)
+    splits = [{"train": [CASES[0]], "val": [CASES[1]]}]
+    (tmp_path / "nnUNet_preprocessed" / "Dataset999_Benchmark" / "splits_final.json").write_text(json.dumps(splits))
+    assert trainer.term_weights()["restoration"] == pytest.approx(2 * 0.2)
+    trainer.get_tr_and_val_datasets()
+    assert trainer.term_weights()["restoration"] == pytest.approx(0.2)
+
+
+def test_a_contrast_that_never_counts_is_said(make, capsys):
+    make(start_epoch=998).log_contrast_schedule()  # of 1000
+    assert "WARNING" not in capsys.readouterr().out
+    make(start_epoch=999).log_contrast_schedule()
+    assert "the training has 1000 epochs, so the contrast never counts" in capsys.readouterr().out
+
+
 def counts(trainer):
     return trainer.auxiliary["contrast"].statistics.count.tolist()
 
