@@ -99,14 +99,14 @@ def complete(settings: T, earlier: T | None) -> T:
     return settings.completed(earlier) if hasattr(settings, "completed") else settings
 
 
-def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was", others: str = "") -> None:
+def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was trained", others: str = "") -> None:
     """A checkpoint means what it meant when it was written: stop where a setting that decides this has changed since.
 
     Args:
         now: The settings of this training.
         earlier: Those of the checkpoint, or of another fold.
         whose: The start of the message.
-        others: What else the user can do, in addition to the advice in the message.
+        others: What else the user can do, in addition to the advice in the message; it continues a sentence.
 
     Raises:
         SettingsError: By name of the settings. Where the weights came from may change.
@@ -119,7 +119,7 @@ def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was"
     if changed:
         what = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())
         raise SettingsError(
-            f"{whose} trained with other settings: {what}. Put them back in "
+            f"{whose} with other settings: {what}. Put them back in "
             f'plans["{KEY}"], or train under another plans_name{others}.'
         )
 
