@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen,
     nnUNetTrainerDropGen_MIND,
@@ -24,6 +28,7 @@ from on_noise import plans as plans_manager
 
 from nnunet_dg.errors import DataError, SettingsError, UserError
 from nnunet_dg.nnunet.fold_settings import FILE
+from nnunet_dg.nnunet.padding import UNLABELED, keep_padding
 from nnunet_dg.outside import Outside
 from nnunet_dg.tinymig import DimensionError
 
@@ -111,7 +116,9 @@ def test_a_training_that_is_refused_leaves_no_settings(world):
 
 
 def test_a_training_whose_weights_are_refused_leaves_no_settings(world):
-    made = start({"dropgen": {"extractor": "anatomix", "weights": str(world / "nowhere.pth")}}, trainer=nnUNetTrainerDropGen)
+    made = start(
+        {"dropgen": {"extractor": "anatomix", "weights": str(world / "nowhere.pth")}}, trainer=nnUNetTrainerDropGen
+    )
     assert Path(made.output_folder, FILE).exists()
     with pytest.raises(UserError):
         train_start(made)
@@ -236,7 +243,7 @@ def test_other_settings_are_named_where_the_weights_do_not_fit_either(world):
     made = start({"dropgen": {"p": 0.25}})
     save(made)
     resumed = build({"dropgen": {"p": 0.25, "inputs": "image"}})  # a network with fewer input channels
-    with pytest.raises(SettingsError, match=r"This checkpoint was trained with other settings: inputs was 'both' and"):
+    with pytest.raises(SettingsError, match=r"This checkpoint was trained with other settings: inputs was "):
         resumed.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
 
 
@@ -309,15 +316,16 @@ def test_targets_are_nnunets_where_padding_is_kept(world):
 
 
 def test_what_is_sampled_from_beyond_the_patch_is_exactly_zero():
-    """Rotation and scaling of patches without any padding of their own."""
+    """Patches without any padding of their own, 1.5 times as much of which is seen, and noise after that."""
     spatial = SpatialTransform(
-        (16, 16), 0, True, p_rotation=1, rotation=0.7, p_scaling=1, scaling=(1.5, 1.5), padding_mode_image="zeros"
+        (16, 16), 8, False, p_scaling=1, scaling=(1.5, 1.5), border_mode_seg="constant", padding_value_seg=UNLABELED
     )
-    planned = ComposeTransforms([spatial, Brighten(), RemoveLabelTansform(UNLABELED, 0)])
-    result = keep_padding(planned)(image=torch.full((1, 16, 16), 5.0), segmentation=torch.ones(1, 16, 16))
-    assert spatial.padding_value_seg == -2
-    assert (result["image"] == 0).float().mean() > 0.2
-    assert not ((result["image"] != 0) & (result["image"] < 5)).float().mean() > 0.2  # interpolated at the border
+    noise = GaussianNoiseTransform(noise_variance=(1, 1))
+    planned = ComposeTransforms([spatial, noise, RemoveLabelTansform(UNLABELED, 0)])
+    result = keep_padding(planned)(image=torch.full((1, 16, 16), 50.0), segmentation=torch.ones(1, 16, 16))
+    beyond = result["image"][0, :2]
+    assert torch.equal(beyond, torch.zeros_like(beyond))
+    assert (result["image"][0, 4:12, 4:12] > 40).all()
     assert set(result["segmentation"].unique().tolist()) == {0, 1}
 
 
