@@ -31,6 +31,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
+def is_fold(folder_name: str) -> bool:
+    """Whether nnU-Net names the folder of a fold so: ``fold_all`` or ``fold_0``, but not ``fold_0_old``."""
+    return re.fullmatch(r"fold_(all|[0-9]+)", folder_name) is not None
+
+
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """A file name without ending for each name: letters, digits, ``.``, ``-`` and ``_``.
 

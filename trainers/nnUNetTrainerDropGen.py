@@ -38,14 +38,12 @@ class nnUNetTrainerDropGen(MethodTrainer):
                 f'plans["nnunet_dg"]["dropgen"].'
             ) from None
 
-    def on_train_start(self):
-        if not self.was_initialized:
-            self.initialize()
+    def prepare_training(self):
         load_extractor(unwrap(self.network), self.print_to_log_file)
         spatial_dims = len(self.configuration_manager.patch_size)
         if other := planned_for_other(self.plans_manager.plans, self.settings("dropgen"), spatial_dims):
             self.print_to_log_file(other)
-        super().on_train_start()
+        super().prepare_training()
 
 
 class nnUNetTrainerDropGen_p025(nnUNetTrainerDropGen):

@@ -104,12 +104,10 @@ class nnUNetTrainerTinyMIG(AuxiliaryTrainer):
             teacher = unwrap(self.auxiliary["teaching"]).teacher
             self.print_to_log_file(load_teacher(teacher, settings, len(self.configuration_manager.patch_size)))
 
-    def on_train_start(self):
-        if not self.was_initialized:
-            self.initialize()
+    def prepare_training(self):
         self.load_teacher()
         self.note_idle_statistics()
-        super().on_train_start()
+        super().prepare_training()
 
     def note_idle_statistics(self):
         """Say in the log where the styled passes change nothing, or not from the first step on."""

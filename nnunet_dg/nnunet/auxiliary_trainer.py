@@ -73,8 +73,8 @@ class AuxiliaryTrainer(MethodTrainer):
         """The first of deep supervision's outputs or targets; without it, what is given."""
         return scales[0] if isinstance(scales, list) else scales
 
-    def initialize(self) -> None:
-        super().initialize()
+    def prepare(self) -> None:
+        super().prepare()
         modules = {name: module.to(self.device) for name, module in self.build_auxiliary().items()}
         self.auxiliary = nn.ModuleDict({name: self._distributed(module) for name, module in modules.items()})
         self.auxiliary_parameters = list(self.auxiliary.parameters())

@@ -6,25 +6,50 @@ are asked through ``plans.json`` or, where that is missing or damaged, through t
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from nnunet_dg.errors import DataError
-from nnunet_dg.files import read_json, validate, write_json
+from nnunet_dg.extractors.nnunet_folder import read_checkpoint
+from nnunet_dg.files import read_json, replacing, validate, write_json
 from nnunet_dg.formats import Plans, Sections
+from nnunet_dg.names import is_fold
 from nnunet_dg.nnunet.settings import KEY
 
 FILE = "nnunet_dg.json"
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 
 
-def write_fold(fold: Path, sections: dict[str, dict[str, Any]]) -> None:
-    """Write the settings of a fold, ``{method: {setting: value}}``, all of it or nothing."""
-    write_json(fold / FILE, sections)
+@contextmanager
+def writing_fold(fold: Path, sections: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Write the settings of a fold, ``{method: {setting: value}}``; if the block raises, they are taken back.
+
+    Those of a fold with checkpoints are then what they were before. A fold without one has none.
+    """
+    path = fold / FILE
+    before = path.read_bytes() if is_trained(fold) and path.is_file() else None
+    write_json(path, sections)
+    try:
+        yield
+    except BaseException:
+        _put_back(path, before)
+        raise
+
+
+def withdraw_fold(fold: Path) -> None:
+    """Remove the settings of a fold that was started and has no checkpoint: no training has used them."""
+    if not is_trained(fold):
+        _put_back(fold / FILE, None)
+
+
+def _put_back(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def is_trained(fold: Path) -> bool:
@@ -41,7 +66,8 @@ def read_folds(results: Path) -> dict[str, dict[str, Any]]:
     Raises:
         DataError: A fold has checkpoints, and no file says with which settings it was trained.
     """
-    folders = sorted(path for path in results.glob("fold_*") if (path / FILE).is_file() or is_trained(path))
+    named = [path for path in results.glob("fold_*") if is_fold(path.name)]  # not one that was renamed, fold_0_old
+    folders = sorted(path for path in named if (path / FILE).is_file() or is_trained(path))
     return {path.name: _read_fold(path) for path in folders}
 
 
@@ -75,20 +101,8 @@ def _from_checkpoints(fold: Path) -> dict[str, Any]:
     problems = []
     for path in filter(Path.is_file, map(fold.joinpath, CHECKPOINTS)):
         try:
-            return validate(_plans_in(path).get(KEY, {}), Sections)
+            plans = validate(read_checkpoint(path)["init_args"].get("plans"), Plans)
+            return validate(plans.get(KEY, {}), Sections)
         except DataError as error:
             problems.append(str(error))
     raise DataError(" ".join(problems) or f"{fold} has no checkpoint.")
-
-
-def _plans_in(checkpoint: Path) -> dict[str, Any]:
-    """The plans in a checkpoint of nnU-Net, read without running code from it."""
-    numpy_core: Any = getattr(np, "_core", None) or np.core  # numpy 2, numpy 1
-    in_its_log = [numpy_core.multiarray.scalar, np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")}]
-    try:
-        with torch.serialization.safe_globals(in_its_log):
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        plans: dict[str, Any] = content["init_args"]["plans"] | {}
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError) as error:
-        raise DataError(f"{checkpoint} cannot be read as a checkpoint of nnU-Net: {error}.") from error
-    return plans

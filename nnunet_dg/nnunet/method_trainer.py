@@ -11,7 +11,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dg.errors import SettingsError
-from nnunet_dg.nnunet.fold_settings import is_trained, read_folds, write_fold
+from nnunet_dg.nnunet.fold_settings import is_trained, read_folds, withdraw_fold, writing_fold
 from nnunet_dg.nnunet.normalization import fitted_to_ct
 from nnunet_dg.nnunet.padding import keep_padding
 from nnunet_dg.nnunet.settings import (
@@ -55,19 +55,35 @@ class MethodTrainer(nnUNetTrainer):
     def _agreed(self, method: str, values: Any, folds: dict[str, dict[str, Any]]) -> Any:
         """The settings of a method, completed, and the same as those of the results folder's other folds."""
         own = f"fold_{self.fold}"
-        others = {fold: self._as_trained(fold, method, sections) for fold, sections in folds.items() if fold != own}
-        earlier = [settings for settings in others.values() if settings is not None]
+        others = self._other_folds(method, folds)
+        earlier = list(others.values())
         if own in folds:  # its settings may change, and what it found out is still right where they did not
             try:
                 earlier.insert(0, self._as_trained(own, method, folds[own]))
             except SettingsError:
                 self.print_to_log_file(f"The settings of an earlier training in {own} are those of another version.")
         completed = complete(values, earlier[0] if earlier else None)
-        for fold, theirs in others.items():
-            if theirs is not None:
-                whose = f"{fold} in {self.output_folder_base} was"
-                refuse_other_settings(completed, theirs, whose, ", or move that fold away: folds share one plans.json")
+        self._refuse_others(completed, others)
         return completed
+
+    def _other_folds(self, method: str, folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        others = {fold: sections for fold, sections in folds.items() if fold != f"fold_{self.fold}"}
+        found = {fold: self._as_trained(fold, method, sections) for fold, sections in others.items()}
+        return {fold: settings for fold, settings in found.items() if settings is not None}
+
+    def _refuse_others(self, settings: Any, others: dict[str, Any]) -> None:
+        for fold, theirs in others.items():
+            trained = is_trained(Path(self.output_folder_base, fold))
+            whose = f"{fold} in {self.output_folder_base} was {'trained' if trained else 'started'}"
+            again = "" if trained else f", or start {fold} again with the new settings first"
+            advice = f"{again}, or move that fold away: folds share one plans.json"
+            refuse_other_settings(settings, theirs, whose, advice)
+
+    def _refuse_other_folds(self) -> None:
+        """As in the beginning: another fold may have been started since."""
+        folds = read_folds(Path(self.output_folder_base))
+        for method in self.methods():
+            self._refuse_others(self.settings(method), self._other_folds(method, folds))
 
     def _as_trained(self, fold: str, method: str, sections: dict[str, Any]) -> Any:
         if method not in sections:
@@ -89,23 +105,48 @@ class MethodTrainer(nnUNetTrainer):
 
     def initialize(self) -> None:
         super().initialize()
+        self.prepare()
         if not is_trained(Path(self.output_folder)):  # else this may be `--c` or `--val`, which settings may yet refuse
             self._write_settings()
+
+    def prepare(self) -> None:
+        """What a method needs beside the network, once that exists.
+
+        It may refuse the settings: they are written afterwards, and a refused training leaves none.
+        """
+
+    def prepare_training(self) -> None:
+        """What only a training needs, such as weights to start from. It may refuse the settings as well."""
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
+        try:
+            self._refuse_other_folds()  # before nnU-Net writes the plans.json that they share
+            self.prepare_training()
+            self._warn()
+            super().on_train_start()
+        except BaseException:  # no step was made, so other folds need not agree with this one
+            if not self.disable_checkpointing:
+                withdraw_fold(Path(self.output_folder))
+            raise
         self._write_settings()
+
+    def _warn(self) -> None:
         for method in unused(self.plans_manager.plans, self.methods()):
             self.print_to_log_file(f'{type(self).__name__} does not use plans["{KEY}"]["{method}"].')
         if warning := fitted_to_ct(self.plans_manager.plans, self.configuration_manager, self.dataset_json):
             self.print_to_log_file(f"WARNING: {warning}")
-        super().on_train_start()
 
     def _write_settings(self) -> None:
-        """Before the first step, so that other folds can be held against them as soon as this one is started."""
+        """Before the first step, so that other folds can be held against them as soon as this one is started.
+
+        Two folds that are started at once have read each other's settings too early: they are read again.
+        """
         if self.local_rank == 0 and not self.disable_checkpointing:
-            write_fold(Path(self.output_folder), {name: as_json(self.settings(name)) for name in self.methods()})
+            sections = {name: as_json(self.settings(name)) for name in self.methods()}
+            with writing_fold(Path(self.output_folder), sections):
+                self._refuse_other_folds()
 
     def get_dataloaders(self) -> Any:
         """nnU-Net's, whose training patches are exactly zero in the padding, as they are at inference."""

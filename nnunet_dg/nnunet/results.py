@@ -17,7 +17,7 @@ from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.evaluation.report import write_report
 from nnunet_dg.evaluation.scores import IN_DOMAIN, UNSEEN
 from nnunet_dg.files import read_json
-from nnunet_dg.names import did_you_mean, foreign_path, printable
+from nnunet_dg.names import did_you_mean, foreign_path, is_fold, printable
 from nnunet_dg.nnunet.domains import FILE as DOMAINS
 from nnunet_dg.nnunet.domains import UNNAMED, locate, read_file
 from nnunet_dg.nnunet.records import EVALUATION, SUMMARY, ResultsError, read_record, summary_cases
@@ -285,8 +285,9 @@ class _Trained:
 
     def folds(self) -> list[str]:
         """The names of all folds but ``all``, with or without a validation, in order."""
-        names = [path.name.removeprefix("fold_") for path in self.results.glob("fold_*") if path.is_dir()]
-        return sorted(set(names) - {"all"}, key=lambda fold: (fold.zfill(9), fold))
+        folders = [path.name for path in self.results.iterdir() if is_fold(path.name) and path.is_dir()]
+        names = {name.removeprefix("fold_") for name in folders}
+        return sorted(names - {"all"}, key=lambda fold: (fold.zfill(9), fold))
 
     def command(self, fold: str, option: str) -> str:
         """nnU-Net's command for a fold of this training."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
+from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
 from nnunet_dg.errors import SettingsError
@@ -14,6 +16,7 @@ from nnunet_dg.names import did_you_mean
 KEY = "nnunet_dg"
 METHODS = ("dropgen", "sgcg", "tinymig")
 PLANNED_FOR = "planned_for"  # what a planner counted; not a setting
+SIMILAR = 0.85  # the ratio of difflib from which a key is a misspelled one of ours; "nnunet_tta" has 0.71
 LARGEST = 1e15  # the largest number that a setting may be: float32 and int64 hold it
 
 T = TypeVar("T")
@@ -76,13 +79,13 @@ def refuse_misplaced(plans: dict[str, Any]) -> None:
     Raises:
         SettingsError: By the name of the place.
     """
-    places = [(key, f'plans["{key}"]') for key in plans if key != KEY]
+    places = [(key, value, f'plans["{key}"]') for key, value in plans.items() if key != KEY]
     configurations = plans.get("configurations")
     for name, configuration in (configurations if isinstance(configurations, dict) else {}).items():
         keys = configuration if isinstance(configuration, dict) else {}
-        places += [(key, f'plans["configurations"]["{name}"]["{key}"]') for key in keys]
-    for key, place in places:
-        if isinstance(key, str) and _looks_like_ours(key):
+        places += [(key, value, f'plans["configurations"]["{name}"]["{key}"]') for key, value in keys.items()]
+    for key, value, place in places:
+        if _looks_like_ours(key, value):
             raise SettingsError(
                 f'{place} is not read. Settings go to the top level of the plans file: "{KEY}": {{"dropgen": '
                 f"{{setting: value}}}}. Move it there."
@@ -99,14 +102,14 @@ def complete(settings: T, earlier: T | None) -> T:
     return settings.completed(earlier) if hasattr(settings, "completed") else settings
 
 
-def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was", others: str = "") -> None:
+def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was trained", others: str = "") -> None:
     """A checkpoint means what it meant when it was written: stop where a setting that decides this has changed since.
 
     Args:
         now: The settings of this training.
         earlier: Those of the checkpoint, or of another fold.
         whose: The start of the message.
-        others: What else the user can do, in addition to the advice in the message.
+        others: What else the user can do, in addition to the advice in the message; it continues a sentence.
 
     Raises:
         SettingsError: By name of the settings. Where the weights came from may change.
@@ -119,7 +122,7 @@ def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was"
     if changed:
         what = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())
         raise SettingsError(
-            f"{whose} trained with other settings: {what}. Put them back in "
+            f"{whose} with other settings: {what}. Put them back in "
             f'plans["{KEY}"], or train under another plans_name{others}.'
         )
 
@@ -140,9 +143,18 @@ def _suggestions(unknown: Iterable[Any], accepted: Iterable[str]) -> str:
     return "".join(did_you_mean(name, accepted) for name in sorted(map(str, unknown)))
 
 
-def _looks_like_ours(key: str) -> bool:
-    letters = "".join(filter(str.isalnum, key.lower()))
-    return any(letters == name.replace("_", "") or did_you_mean(key, [name]) for name in (KEY, *METHODS))
+def _looks_like_ours(key: str, value: Any) -> bool:
+    """Written as ours but for ``-``, ``_``, spaces and case, or similar, with a method in it: others add keys too."""
+    letters = _letters(key)
+    ours = [_letters(name) for name in (KEY, *METHODS)]
+    if letters in ours:
+        return True
+    names_a_method = isinstance(value, dict) and not {_letters(name) for name in value}.isdisjoint(ours)
+    return names_a_method and any(SequenceMatcher(None, letters, name).ratio() >= SIMILAR for name in ours)
+
+
+def _letters(name: object) -> str:
+    return re.sub(r"[-_\s]", "", str(name).casefold())
 
 
 def _check_numbers(value: Any, name: str) -> None:

@@ -9,22 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunet_dg.trainers.nnUNetTrainerDropGen import (
+    nnUNetTrainerDropGen,
     nnUNetTrainerDropGen_MIND,
     nnUNetTrainerDropGen_p025,
     nnUNetTrainerDropGen_p075,
 )
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import plans as plans_manager
 
-from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.errors import DataError, SettingsError, UserError
 from nnunet_dg.nnunet.fold_settings import FILE
+from nnunet_dg.nnunet.padding import UNLABELED, keep_padding
 from nnunet_dg.outside import Outside
+from nnunet_dg.tinymig import DimensionError
 
 CPU = torch.device("cpu")
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")  # nnU-Net's three
 LABELS = {"background": 0, "box": 1}
 DATASET = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": 4, "file_ending": ".nii.gz"}
 
@@ -55,7 +64,10 @@ def build(section=None, fold=0, trainer=nnUNetTrainerDropGen_MIND, **normalizati
 
 def start(section=None, fold=0, trainer=nnUNetTrainerDropGen_MIND):
     """As far as nnU-Net goes before the first step, without data."""
-    made = build(section, fold, trainer)
+    return initialize(build(section, fold, trainer))
+
+
+def initialize(made):
     folder = Path(made.preprocessed_dataset_folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "case_0.b2nd").touch()
@@ -92,8 +104,73 @@ def test_settings_are_on_disk_before_the_first_step(world):
 def test_another_fold_with_other_settings_is_refused_before_there_is_any_checkpoint(world):
     start({"dropgen": {"p": 0.25}})
     start({"dropgen": {"p": 0.25}}, fold=1)
-    with pytest.raises(SettingsError, match=r"fold_0 in .* was trained with other settings: p was 0\.25 and is 0\.75"):
+    said = r"fold_0 in .* was started with other settings: p was 0\.25 and is 0\.75.* start fold_0 again with the new"
+    with pytest.raises(SettingsError, match=said):
         build({"dropgen": {"p": 0.75}}, fold=2)
+
+
+def test_a_training_that_is_refused_leaves_no_settings(world):
+    with pytest.raises(DimensionError):
+        start({"tinymig": {"teacher": "samvit_base_patch16.sa1b"}}, trainer=nnUNetTrainerTinyMIG)  # 2-D
+    build({"tinymig": {"teacher": "random:anatomix"}}, fold=1, trainer=nnUNetTrainerTinyMIG)
+
+
+def test_a_training_whose_weights_are_refused_leaves_no_settings(world):
+    made = start(
+        {"dropgen": {"extractor": "anatomix", "weights": str(world / "nowhere.pth")}}, trainer=nnUNetTrainerDropGen
+    )
+    assert Path(made.output_folder, FILE).exists()
+    with pytest.raises(UserError):
+        train_start(made)
+    assert not Path(made.output_folder, FILE).exists()
+    build({"dropgen": {"extractor": "mind"}}, fold=1, trainer=nnUNetTrainerDropGen)
+
+
+def test_a_refused_start_leaves_the_settings_of_a_trained_fold(world):
+    save(start({"dropgen": {"p": 0.25}}))
+    again = start({"dropgen": {"p": 0.75}})
+    with pytest.raises(ValueError, match="splits"):
+        again.on_train_start()  # there is one case only
+    assert recorded(again)["dropgen"]["p"] == 0.25
+
+
+def test_of_two_folds_started_at_once_with_other_settings_the_later_is_refused(world):
+    first, second = (build({"dropgen": {"p": p}}, fold) for fold, p in enumerate((0.25, 0.75)))
+    initialize(first)
+    with pytest.raises(SettingsError, match=r"fold_0 in .* was started with other settings: p was 0\.25 and is 0\.75"):
+        initialize(second)
+    assert not Path(second.output_folder, FILE).exists()
+    assert recorded(first)["dropgen"]["p"] == 0.25
+    build({"dropgen": {"p": 0.25}}, fold=2)
+
+
+def test_a_trained_fold_that_starts_again_beside_a_new_one_is_refused_and_keeps_its_settings(world):
+    save(start({"dropgen": {"p": 0.25}}))
+    again = start({"dropgen": {"p": 0.75}})
+    other = start({"dropgen": {"p": 0.25}}, fold=1)
+    with pytest.raises(SettingsError, match=r"fold_1 in .* was started with other settings"):
+        train_start(again)
+    assert recorded(again)["dropgen"]["p"] == 0.25
+    assert not Path(other.output_folder_base, "plans.json").exists()  # nor is there one with the refused settings
+
+
+def test_a_fold_renamed_in_place_no_longer_counts(world):
+    made = start({"dropgen": {"p": 0.25}})
+    save(made)
+    Path(made.output_folder).rename(Path(made.output_folder_base, "fold_0_old"))
+    build({"dropgen": {"p": 0.75}}, fold=1)
+    start({"dropgen": {"p": 0.75}}, fold="all")
+    with pytest.raises(SettingsError, match="fold_all in"):
+        build({"dropgen": {"p": 0.25}}, fold=1)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_fold_with_any_checkpoint_is_trained(world, name):
+    made = start({"dropgen": {"p": 0.25}})
+    made.save_checkpoint(f"{made.output_folder}/{name}")
+    (Path(made.output_folder) / FILE).unlink()
+    with pytest.raises(SettingsError, match=r"fold_0 in .* was trained with other settings: p was 0\.25 and is 0\.75"):
+        build({"dropgen": {"p": 0.75}}, fold=1)
 
 
 @pytest.mark.parametrize("state", ["whole", "missing", "cut off", "a list", "without the section"])
@@ -162,6 +239,14 @@ def test_refused_resuming_leaves_the_record_of_the_fold(world):
     assert recorded(made)["dropgen"]["p"] == 0.25
 
 
+def test_other_settings_are_named_where_the_weights_do_not_fit_either(world):
+    made = start({"dropgen": {"p": 0.25}})
+    save(made)
+    resumed = build({"dropgen": {"p": 0.25, "inputs": "image"}})  # a network with fewer input channels
+    with pytest.raises(SettingsError, match=r"This checkpoint was trained with other settings: inputs was "):
+        resumed.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
+
+
 def test_a_training_that_keeps_no_checkpoints_leaves_no_settings(world):
     made = build()
     made.disable_checkpointing = True
@@ -218,6 +303,30 @@ def test_padding_is_exactly_zero_in_training_batches(world):
     assert ((data.abs() < 1) & ~zero).float().mean() < 0.01  # interpolation between image and padding is all there is
     outside = Outside.of(made.configuration_manager).voxels(data)
     assert torch.equal(outside, zero[:, 0])
+
+
+def test_targets_are_nnunets_where_padding_is_kept(world):
+    """Labels and nothing else, though padding is marked in them for a while."""
+    made = build()
+    write_preprocessed(made, SHAPE)
+    initialize(made)
+    loader, _ = made.get_dataloaders()
+    for _ in range(4):
+        assert set(torch.cat([t.flatten() for t in next(loader)["target"]]).tolist()) <= {0, 1}
+
+
+def test_what_is_sampled_from_beyond_the_patch_is_exactly_zero():
+    """Patches without any padding of their own, 1.5 times as much of which is seen, and noise after that."""
+    spatial = SpatialTransform(
+        (16, 16), 8, False, p_scaling=1, scaling=(1.5, 1.5), border_mode_seg="constant", padding_value_seg=UNLABELED
+    )
+    noise = GaussianNoiseTransform(noise_variance=(1, 1))
+    planned = ComposeTransforms([spatial, noise, RemoveLabelTansform(UNLABELED, 0)])
+    result = keep_padding(planned)(image=torch.full((1, 16, 16), 50.0), segmentation=torch.ones(1, 16, 16))
+    beyond = result["image"][0, :2]
+    assert torch.equal(beyond, torch.zeros_like(beyond))
+    assert (result["image"][0, 4:12, 4:12] > 40).all()
+    assert set(result["segmentation"].unique().tolist()) == {0, 1}
 
 
 def test_nnunets_own_trainer_is_untouched_and_does_not_keep_padding(world):

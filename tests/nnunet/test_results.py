@@ -117,6 +117,12 @@ def test_nothing_is_guessed_without_the_preprocessed_dataset(trained, monkeypatc
         read(trained)
 
 
+def test_a_fold_renamed_in_place_is_left_out(trained, capsys):
+    shutil.copytree(trained / "fold_0", trained / "fold_0_old")
+    assert set(read(trained)["fold"]) == {"0", "1"}
+    assert "old" not in capsys.readouterr().err
+
+
 def test_fold_all_is_left_out(trained, capsys):
     shutil.copytree(trained / "fold_0", trained / "fold_all")
     assert set(read(trained)["fold"]) == {"0", "1"}

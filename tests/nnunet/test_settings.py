@@ -88,7 +88,7 @@ def test_values_of_any_type_are_taken_or_refused_by_name(method, name):
             assert isinstance(settings, type(ALL_SETTINGS[method]))
 
 
-@pytest.mark.parametrize("key", ["dropgen", "sgcg", "nnunet-dg", "nnUNet_dg", "NNUNET_DG", "nnunetdg", "dropgem"])
+@pytest.mark.parametrize("key", ["dropgen", "sgcg", "nnunet-dg", "nnUNet_dg", "NNUNET_DG", "nnunetdg", "nnunet dg"])
 def test_settings_where_nothing_reads_them_are_refused(key):
     configuration = {"patch_size": [16] * 3, "spacing": [1.0] * 3, "architecture": {}, "batch_dice": False}
     plans = {"plans_name": "x", "dataset_name": "y", "configurations": {"3d_fullres": configuration, "2d": {}}}
@@ -98,6 +98,19 @@ def test_settings_where_nothing_reads_them_are_refused(key):
     plans["configurations"]["2d"][key] = {"p": 0.5}
     with pytest.raises(SettingsError, match=rf'plans\["configurations"\]\["2d"\]\["{key}"\] is not read'):
         refuse_misplaced(plans)
+
+
+@pytest.mark.parametrize("key", ["nnunet_gd", "nnunet_dgg", "nnunt_dg", "nnunet-d_g"])
+def test_a_misspelled_section_with_a_method_in_it_is_refused(key):
+    with pytest.raises(SettingsError, match=rf'plans\["{key}"\] is not read'):
+        refuse_misplaced({key: {"dropgen": {"p": 0.5}}})
+
+
+@pytest.mark.parametrize("key", ["nnunet_version", "nnunet_tta", "nnunet", "timing", "tiny", "nnunet_d", "drop", "gen"])
+@pytest.mark.parametrize("value", ["2.6", 1, None, {"p": 0.5}, ["dropgen"], {"nnunet": {}}], ids=str)
+def test_keys_of_other_people_are_left_alone(key, value):
+    configuration = {"patch_size": [16] * 3, key: value}
+    refuse_misplaced({key: value, "configurations": {"3d_fullres": configuration}})
 
 
 def test_our_section_below_a_configuration_is_refused():
