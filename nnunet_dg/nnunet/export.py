@@ -200,7 +200,8 @@ def _refuse_other_preprocessing(results: Path, configuration: str) -> None:
     content = _configuration(results, configuration)
     names = dict.fromkeys(content["normalization_schemes"], "normalization")
     names |= {content["preprocessor_name"]: "preprocessor"}
-    names |= {content[f"resampling_fn_{what}"]: "resampling function" for what in ("data", "probabilities")}
+    functions = (content["resampling_fn_data"], content["resampling_fn_probabilities"])
+    names |= dict.fromkeys(functions, "resampling function")
     folder = Path(next(iter(nnunetv2.__path__)), "preprocessing")
     if other := [f"the {what} {name}" for name, what in names.items() if not defines(str(folder), name)]:
         raise ExportError(
