@@ -90,10 +90,7 @@ def _stability_features(arguments: argparse.Namespace) -> int:
     if len(weights) < len(a.x):
         raise SettingsError(f"-x names an extractor twice: {' '.join(a.x)}. Compare its weights in two calls.")
     dims = dimensions(next(iter(images.values())))
-    try:
-        extractors = {n: build_extractor(n, weights=w, spatial_dims=dims) for n, w in weights.items()}
-    except (ValueError, NotImplementedError) as error:  # an unknown name, or not for as many axes
-        raise SettingsError(str(error)) from error
+    extractors = {n: build_extractor(n, weights=w, spatial_dims=dims) for n, w in weights.items()}
     print(stability(images, extractors, a.patch, a.o).to_string(index=False))
     print(f"Written: {a.o / 'contrasts.csv'}, gamma.csv, and pictures")
     return 0

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.markup import escape
 from rich.table import Table
 
-from nnunet_dg.errors import DataError, HostError
+from nnunet_dg.dropgen import DropGenSettings
+from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.files import read_json
-from nnunet_dg.formats import Dataset, Domains
-from nnunet_dg.nnunet.domains import locate
+from nnunet_dg.formats import Dataset
+from nnunet_dg.names import printable
+from nnunet_dg.nnunet.domains import locate, read_domains, read_file
 from nnunet_dg.nnunet.normalization import fitted_to_ct
-from nnunet_dg.nnunet.settings import PLANNED_FOR, refuse_misplaced, sections_of
+from nnunet_dg.nnunet.settings import PLANNED_FOR, refuse_misplaced, resolve, sections_of
 from nnunet_dg.nnunet.shared_data import read_plans
+from nnunet_dg.nnunet.split_dataset import cases_of, dataset_name
+from nnunet_dg.sgcg import SgCGSettings
+from nnunet_dg.tinymig import TinyMIGSettings
+
+SETTINGS = {"dropgen": DropGenSettings, "sgcg": SgCGSettings, "tinymig": TinyMIGSettings}
 
 
 def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
@@ -32,17 +40,17 @@ def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
 
     Raises:
         HostError: nnU-Net knows no such dataset, or its folders are not set.
-        DataError: The plans or ``dataset.json`` are missing, or cannot be read.
-        SettingsError: Settings in the plans are unknown, or in a place from which they are not read.
+        DataError: The plans or ``dataset.json`` are missing, or cannot be read; or ``domains.json`` does not fit the
+            dataset's cases.
+        SettingsError: Settings in the plans are unknown, not accepted, or in a place from which they are not read.
     """
-    name = _name(dataset)
+    name = dataset_name(dataset)
     folder = Path(nnUNet_preprocessed) / name
     path = folder / f"{plans_name}.json"
     plans: Any = read_plans(path)
     if plans is None:
         raise DataError(f"{path} does not hold plans. Plan with nnUNetv2_plan_experiment, or name others with -p.")
-    refuse_misplaced(plans)
-    sections = sections_of(plans)
+    sections = _checked_sections(plans, path)
     content: Any = read_json(folder / "dataset.json", Dataset)
     table = Table(title=escape(f"{name}, {plans_name}"), show_header=False)
     table.add_column()
@@ -59,17 +67,20 @@ def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
     table.add_row("planned for", escape(", ".join(extractors)) or "the image only, without DropGen's features")
     settings = ", ".join(sorted(set(sections) - {PLANNED_FOR}))
     table.add_row("settings", escape(settings) or "none in the plans: each trainer's own")
-    table.add_row("domains", escape(_domains(name, folder)))
+    table.add_row("domains", escape(_domains(name, folder, notes.append)))
     return table, list(dict.fromkeys(filter(None, notes)))
 
 
-def _name(dataset: str) -> str:
-    if not nnUNet_preprocessed or not nnUNet_raw:
-        raise HostError("Set nnUNet_raw and nnUNet_preprocessed to nnU-Net's folders.")
+def _checked_sections(plans: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Settings by method, after checking that a training would accept them."""
     try:
-        return str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError) as error:
-        raise HostError(f"nnU-Net does not know dataset {dataset!r}: {error}") from error
+        refuse_misplaced(plans)
+        sections = sections_of(plans)
+        for method in set(sections) - {PLANNED_FOR}:
+            resolve(plans, method, SETTINGS[method]())
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    return sections
 
 
 def _configurations(plans: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -82,9 +93,18 @@ def _configurations(plans: dict[str, Any], path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: nnU-Net cannot read its configurations: {error}. Plan the dataset again.") from error
 
 
-def _domains(name: str, preprocessed: Path) -> str:
-    path = locate(Path(nnUNet_raw) / name, preprocessed)
-    if not path.exists() and not path.is_symlink():
+def _domains(name: str, preprocessed: Path, log: Callable[[str], None]) -> str:
+    """The names of the domains, after checking that every case has one."""
+    path = locate(Path(nnUNet_raw, name) if nnUNet_raw else None, preprocessed)
+    if not os.path.lexists(path):
         return f"one: there is no {path}"
-    domains = sorted(set(read_json(path, Domains).values()))
-    return f"{', '.join(domains)}, from {path}"
+    if not (preprocessed / "gt_segmentations").is_dir():
+        names = sorted(set(read_file(path).values()))
+        log(f"{path} is not compared with the cases yet: the dataset is not preprocessed.")
+    else:
+        said: list[str] = []
+        # the folder of the file is given as the preprocessed one: nothing needs to be copied to it then
+        names = list(read_domains(None, path.parent, cases_of(preprocessed, name, log), said.append).names)
+        for warning in said[:-1]:  # the last one names the domains, as the table does
+            log(warning)
+    return printable(f"{', '.join(names)}, from {path}")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nnunet_dg.extractors import vit
 from nnunet_dg.extractors import weights as room
+from nnunet_dg.names import printable
 from nnunet_dg.plugin import GROUPS
 
 MISSING = "not installed"
@@ -92,7 +93,7 @@ def classes_table() -> tuple[Table, bool]:
             found, text = _find(package, name, declared)
             all_found &= found
             owners = ", ".join(sorted({e.dist.name if e.dist else "unknown" for e in declared}))
-            table.add_row(escape(name), escape(_printable(owners)), escape(_printable(text)))
+            table.add_row(escape(name), escape(printable(owners)), escape(printable(text)))
     return table, all_found
 
 
@@ -120,11 +121,6 @@ def _find(package: str, name: str, declared: list[EntryPoint]) -> tuple[bool, st
 
 def _is_nnunets(module: str) -> bool:
     return module.split(".")[0] == "nnunetv2"
-
-
-def _printable(text: str) -> str:
-    """Without line breaks and terminal escapes: names and messages are other packages'."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def weights_table() -> Table:

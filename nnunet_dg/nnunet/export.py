@@ -11,16 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nnunetv2
 import pooch
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string, get_output_folder
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dg.errors import DataError, SettingsError
-from nnunet_dg.files import read_json, replacing, write_json
-from nnunet_dg.formats import Dataset, TrainedPlans, WholeCheckpoint
+from nnunet_dg.files import read_json, replacing, validate, write_json
+from nnunet_dg.formats import Dataset, PlannedConfiguration, TrainedPlans, WholeCheckpoint
+from nnunet_dg.names import did_you_mean
 from nnunet_dg.nnunet.auxiliary_trainer import LOG_PREFIX
 from nnunet_dg.nnunet.checkpoints import (
     check_checkpoint_name,
@@ -30,6 +33,7 @@ from nnunet_dg.nnunet.checkpoints import (
     trainer_class,
 )
 from nnunet_dg.nnunet.settings import KEY
+from nnunet_dg.plugin import defines
 
 PLAIN = "nnUNetTrainer"
 RECORD = "exported_by_nnunet-dg.json"
@@ -80,6 +84,7 @@ def export(
     results = _results_folder(dataset, trainer, plans, configuration)
     _refuse_other_networks(trainer)
     _check_complete(results, names, checkpoint)
+    _refuse_other_preprocessing(results, configuration)
     sources = {f"fold_{fold}": results / f"fold_{fold}" / checkpoint for fold in names}
     output.parent.mkdir(parents=True, exist_ok=True)
     with _folder_beside(output) as temporary:
@@ -166,6 +171,12 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _check_complete(results: Path, folds: Sequence[str], checkpoint: str) -> None:
+    if not results.is_dir():
+        trained = [path.name for path in results.parent.glob("*__*__*") if path.is_dir()]
+        raise ExportError(
+            f"There is no folder {results}.{did_you_mean(results.name, trained)} Choose with -d, -c, -tr and -p, or "
+            f"train this model."
+        )
     wanted = ["plans.json", "dataset.json", *(f"fold_{fold}/{checkpoint}" for fold in folds)]
     if missing := [name for name in wanted if not (results / name).is_file()]:
         there = sorted(str(path.relative_to(results)) for path in results.glob("fold_*/*.pth"))
@@ -182,6 +193,32 @@ def _refuse_other_networks(trainer: str) -> None:
             f"{trainer}'s network is not nnU-Net's own: it runs a frozen feature extractor at inference, which needs "
             f"nnunet-dg. Share it with nnUNetv2_export_model_to_zip, and install nnunet-dg where it is used."
         )
+
+
+def _refuse_other_preprocessing(results: Path, configuration: str) -> None:
+    """Refuse what nnU-Net looks up by name to predict, where its own source does not define it."""
+    content = _configuration(results, configuration)
+    names = dict.fromkeys(content["normalization_schemes"], "normalization")
+    names |= {content["preprocessor_name"]: "preprocessor"}
+    functions = (content["resampling_fn_data"], content["resampling_fn_probabilities"])
+    names |= dict.fromkeys(functions, "resampling function")
+    folder = Path(next(iter(nnunetv2.__path__)), "preprocessing")
+    if other := [f"the {what} {name}" for name, what in names.items() if not defines(str(folder), name)]:
+        raise ExportError(
+            f"{results} needs {' and '.join(other)} to predict, which plain nnU-Net does not have. Share it with "
+            f"nnUNetv2_export_model_to_zip, and install the package that has it, such as nnunet-dg, where it is used; "
+            f"or train with plans of nnU-Net's own planner."
+        )
+
+
+def _configuration(results: Path, name: str) -> PlannedConfiguration:
+    """A configuration with what it inherits."""
+    path, plans = results / "plans.json", _read_plans(results)
+    try:
+        return validate(PlansManager(plans).get_configuration(name).configuration, PlannedConfiguration)
+    except (DataError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        reason = str(error).rstrip(".")
+        raise DataError(f"{path}: nnU-Net cannot read configuration {name}: {reason}. Restore the file.") from error
 
 
 def _without_ours(plans: dict[str, Any]) -> dict[str, Any]:

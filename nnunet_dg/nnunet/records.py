@@ -87,18 +87,24 @@ def _hash(path: Path) -> str:
 def _hashed_files(folder: Path, content: formats.Evaluation) -> dict[Path, str]:
     """The files whose hashes are compared, ``{path: SHA-256}``.
 
-    A record may name any path. These are the files in its own folder, and those that are named like a case of it: its
-    truths, and its predictions where they are in another folder.
+    A record may name any path. These are the files in its own folder, and those that are named like a case of it in
+    one folder of truths, and in one of predictions where these are in another folder: `evaluate` has no others.
     """
     digests = {folder / foreign_path(path).name: digest for path, digest in content["sha256"].items()}
-    for row in content["cases"]:
-        for column, hashes in (("prediction_file", "sha256"), ("reference_file", "sha256_of_truths")):
-            path: str = row[column]  # type: ignore[literal-required]
-            digest: str | None = content[hashes].get(path)  # type: ignore[literal-required]
-            here = column == "prediction_file" and (folder / foreign_path(path).name).is_file()
-            if digest is not None and not here and Path(path).name.startswith(f"{row['case']}."):
-                digests[Path(path)] = digest
-    return digests
+    elsewhere = [row for row in content["cases"] if not (folder / foreign_path(row["prediction_file"]).name).is_file()]
+    digests |= _of_one_folder({row["prediction_file"]: row["case"] for row in elsewhere}, content["sha256"])
+    truths = {row["reference_file"]: row["case"] for row in content["cases"]}
+    return digests | _of_one_folder(truths, content["sha256_of_truths"])
+
+
+def _of_one_folder(cases: Mapping[str, str], digests: Mapping[str, str]) -> dict[Path, str]:
+    """``{path: SHA-256}`` of the files of ``{path: case}`` that are named like their case; empty if folders differ."""
+    found = {Path(path): digests[path] for path, case in cases.items() if path in digests and _is_of(path, case)}
+    return found if len({path.parent for path in found}) == 1 else {}
+
+
+def _is_of(path: str, case: str) -> bool:
+    return Path(path).is_absolute() and Path(path).name.startswith(f"{case}.")
 
 
 def _summary_table(

@@ -49,7 +49,7 @@ def split_dataset(
     raw = Path(nnUNet_raw, name) if nnUNet_raw else None
     console = Console(markup=False, highlight=False, emoji=False)  # names are not markup
     log = partial(console.print, soft_wrap=True)
-    cases = _cases(folder, name, log)
+    cases = cases_of(folder, name, log)
     if not cases:
         raise DataError(f"{folder} has no case. Preprocess again: nnUNetv2_plan_and_preprocess -d {number_of(name)}")
     domains = read_domains(raw, folder, cases, log)
@@ -96,7 +96,7 @@ def _table(name: str, folds: Sequence[Fold]) -> Table:
     return table
 
 
-def _cases(folder: Path, name: str, log: Callable[[str], None]) -> list[str]:
+def cases_of(folder: Path, name: str, log: Callable[[str], None]) -> list[str]:
     """The cases that nnU-Net would train on: those that every preprocessed configuration has.
 
     Truths stay in ``gt_segmentations`` when a case is removed from a dataset, so they count only where there is no

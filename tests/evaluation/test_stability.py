@@ -64,6 +64,15 @@ def test_what_cannot_be_compared_is_named(images, tmp_path, capsys):
     assert run([f"a={images['bright']}", f"b={images['bright']}"], tmp_path / "out") == 0
 
 
+def test_a_bug_in_an_extractor_keeps_its_traceback(images, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("nnunet_dg.extractors.build_extractor", fail)
+    assert run(images.values(), tmp_path / "out") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def slices_of(images, folder, axis):
     """The middle slice of each image, as a 2-D image, or as a volume with one slice."""
     result = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -105,15 +106,20 @@ def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(datase
     assert "3d: anatomix" in printed
     assert "settings dropgen" in printed
     assert "B, [site] A, from" in printed
+    assert "not compared with the cases yet: the dataset is not preprocessed" in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "section", "said"),
     [
-        (("-d", "706"), {}, "nnU-Net does not know dataset '706'"),
+        (("-d", "706"), {}, "Could not find a dataset with the ID 706"),
+        (("-d", "Heart"), {}, "A dataset is a number, or a name such as Dataset501_Heart; got 'Heart'"),
         (("-d", "705", "-p", "others"), {}, "There is no file"),
         (("-d", "705"), {"nnunet_dg": {"dropgem": {}}}, "Did you mean 'dropgen'?"),
         (("-d", "705"), {"dropgen": {"p": 0.5}}, 'plans["dropgen"] is not read'),
+        (("-d", "705"), {"nnunet_dg": {"sgcg": {"temprature": 0.2}}}, "Did you mean 'temperature'?"),
+        (("-d", "705"), {"nnunet_dg": {"dropgen": {"p": 2}}}, "p must be"),
+        (("-d", "705"), {"nnunet_dg": {"tinymig": {"divergence": "x"}}}, "divergence must be one of"),
     ],
 )
 def test_what_is_wrong_with_a_dataset_is_said_in_one_line(dataset, tmp_path, arguments, section, said):
@@ -121,6 +127,51 @@ def test_what_is_wrong_with_a_dataset_is_said_in_one_line(dataset, tmp_path, arg
     printed = doctor(*arguments, status=1, folder=tmp_path, **environment)
     assert said in printed
     assert "Traceback" not in printed
+
+
+@pytest.fixture
+def preprocessed(dataset, tmp_path):
+    """Of two cases; returns the raw dataset folder, the preprocessed one and the environment."""
+    raw, environment = dataset()
+    folder = tmp_path / "nnUNet_preprocessed" / raw.name
+    (folder / "gt_segmentations").mkdir()
+    for case in ("case_0", "case_1"):
+        (folder / "gt_segmentations" / f"{case}.nii.gz").touch()
+    return raw, folder, environment
+
+
+@pytest.mark.parametrize(
+    ("domains", "said"),
+    [
+        ({"case_0": "A"}, "case 'case_1' is without a domain"),
+        ({"case_0": "A", "case_1": "B", "case_2": "B"}, "case 'case_2' is not in the dataset"),
+        ({"case_0": 1, "case_1": "B"}, "domains.json: "),
+    ],
+)
+def test_domains_that_do_not_fit_the_cases_are_refused(preprocessed, tmp_path, domains, said):
+    raw, _, environment = preprocessed
+    (raw / "domains.json").write_text(json.dumps(domains))
+    printed = doctor("-d", "705", status=1, folder=tmp_path, **environment)
+    assert said in printed
+    assert "Traceback" not in printed
+
+
+def test_domains_are_compared_with_the_cases_and_nothing_is_written(preprocessed, tmp_path):
+    raw, folder, environment = preprocessed
+    (raw / "domains.json").write_text(json.dumps({"case_0": "A", "case_1": "B"}))
+    printed = flat(doctor("-d", "705", status=0, folder=tmp_path, **environment))
+    assert "domains A, B, from" in printed
+    assert "there is a single case from A, B" in printed
+    assert not (folder / "domains.json").exists()
+
+
+def test_another_dataset_whose_number_starts_alike_is_not_taken(preprocessed, tmp_path):
+    """nnU-Net compares the first three digits."""
+    _, folder, environment = preprocessed
+    folder.rename(folder.with_name("Dataset7051_CT"))
+    shutil.rmtree(tmp_path / "nnUNet_raw" / "Dataset705_CT")
+    printed = doctor("-d", "705", status=1, folder=tmp_path, **environment)
+    assert "There is no dataset 705; nnU-Net takes that number for Dataset7051_CT" in printed
 
 
 @pytest.mark.parametrize("command", [("doctor",), ("weights", "list")])

@@ -105,6 +105,48 @@ def test_damaged_json_is_named(results, tmp_path, name, capsys):
     assert capsys.readouterr().err.startswith(f"nnunet-dg: {results / name}: not valid JSON")
 
 
+@pytest.mark.parametrize("inherited", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("normalization_schemes", ["AnyModalityNormalization"], "the normalization AnyModalityNormalization"),
+        ("preprocessor_name", "TheirPreprocessor", "the preprocessor TheirPreprocessor"),
+        ("resampling_fn_data", "their_function", "the resampling function their_function"),
+        ("resampling_fn_probabilities", "their_function", "the resampling function their_function"),
+    ],
+)
+def test_what_plain_nnunet_cannot_preprocess_is_refused(results, tmp_path, name, value, message, inherited, capsys):
+    plans = json.loads((results / "plans.json").read_text())
+    plans["configurations"][CONFIGURATION][name] = value
+    if inherited:
+        plans["configurations"]["parent"] = plans["configurations"][CONFIGURATION]
+        plans["configurations"][CONFIGURATION] = {"inherits_from": "parent"}
+    (results / "plans.json").write_text(json.dumps(plans))
+    change_checkpoint(results, lambda checkpoint: checkpoint["init_args"].update(plans=plans))
+    assert export(tmp_path / "out" / "model") == 1
+    printed = capsys.readouterr().err
+    assert f"{message} to predict, which plain nnU-Net does not have" in printed
+    assert "nnUNetv2_export_model_to_zip" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_is_not_in_the_plans_is_named(results, tmp_path, capsys):
+    plans = json.loads((results / "plans.json").read_text())
+    plans["configurations"] = {"2d": plans["configurations"][CONFIGURATION]}
+    (results / "plans.json").write_text(json.dumps(plans))
+    assert export(tmp_path / "out" / "model") == 1
+    printed = capsys.readouterr().err
+    assert f"{results / 'plans.json'}: nnU-Net cannot read configuration {CONFIGURATION}" in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_model_that_was_never_trained_is_named_with_a_similar_one(results, tmp_path, capsys):
+    assert export(tmp_path / "out", "-c", "3d_fulres") == 1
+    printed = capsys.readouterr().err
+    assert f"There is no folder {results.parent / f'{TRAINER}__nnUNetPlans__3d_fulres'}." in printed
+    assert f"Did you mean '{results.name}'?" in printed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

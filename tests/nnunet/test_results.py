@@ -425,6 +425,21 @@ def test_a_record_cannot_make_the_report_read_other_files(tmp_path):
         read(folder, domains=DOMAINS, trained_on=["A"])
 
 
+@pytest.mark.parametrize(("column", "hashes"), [("reference_file", "sha256_of_truths"), ("prediction_file", "sha256")])
+def test_files_of_several_folders_are_not_those_of_an_evaluation(tmp_path, column, hashes):
+    """`evaluate` compares one folder with one other, so a record cannot have files from all over a disk hashed."""
+    folder = evaluated(tmp_path / "x", ["a1", "b1"])
+    content = json.loads((folder / "evaluation.json").read_text())
+    for row in content["cases"]:
+        path = tmp_path / f"of_{row['case']}" / f"{row['case']}.nii.gz"
+        path.parent.mkdir()
+        path.write_text("other than it was")
+        row[column] = str(path)
+        content[hashes][str(path)] = "1"
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    assert len(read(folder, domains=DOMAINS, trained_on=["A"])) == 2
+
+
 def test_predictions_in_another_folder_than_the_evaluation_are_compared(tmp_path):
     folder = evaluated(tmp_path / "x", ["a1"])
     prediction = tmp_path / "predicted" / "a1.nii.gz"
