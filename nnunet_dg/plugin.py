@@ -59,13 +59,11 @@ def _say(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-def group_of(package: str | None) -> str | None:
-    """The entry-point group for what nnU-Net looks up in ``package``: the one of the closest parent in `GROUPS`."""
-    while package:
-        if package in GROUPS:
-            return GROUPS[package]
+def walked_package(package: str | None) -> str | None:
+    """The package in `GROUPS` that is ``package`` or its closest parent; None for packages that are not walked."""
+    while package and package not in GROUPS:
         package = package.rpartition(".")[0]
-    return None
+    return package or None
 
 
 def declared_class(package: str | None, name: str, folder: str | None = None) -> type | None:
@@ -81,12 +79,15 @@ def declared_class(package: str | None, name: str, folder: str | None = None) ->
         ImportError: The entry point exists but cannot be loaded or is not a class, or two packages declare different
             classes under this name.
     """
-    group = group_of(package)
-    found = entry_points(group=group, name=name) if group else ()
+    walked = walked_package(package)
+    if package is None or walked is None:
+        return None
+    group = GROUPS[walked]
+    found = _declared(group, name)
     targets = {entry_point.value: entry_point for entry_point in found}
     if not targets:
         return None
-    if folder is not None and defines(folder, name):
+    if folder is not None and defines(_parent(folder, package.count(".") - walked.count(".")), name):
         owners = ", ".join(sorted({_distribution(e) for e in targets.values()}))
         _say(f"nnunet-dg: {name!r} is nnU-Net's own; what {owners} declares under that name in {group!r} is ignored.")
         return None
@@ -96,7 +97,17 @@ def declared_class(package: str | None, name: str, folder: str | None = None) ->
             f"'{name}' is declared more than once in the entry points '{group}': {claims}. Uninstall one."
         )
     (entry_point,) = targets.values()
-    return _load(entry_point, callable if (package or "").startswith(FUNCTIONS) else _is_class)
+    return _load(entry_point, callable if package.startswith(FUNCTIONS) else _is_class)
+
+
+@functools.lru_cache(maxsize=256)  # reading all packages' metadata takes milliseconds, and nnU-Net asks per subpackage
+def _declared(group: str, name: str) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group, name=name))
+
+
+def _parent(folder: str, levels: int) -> str:
+    """nnU-Net's lookup calls itself for each subpackage; the name may be defined in another one of them."""
+    return str(Path(folder, *[".."] * levels).resolve())
 
 
 @functools.lru_cache(maxsize=256)

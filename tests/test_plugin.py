@@ -259,7 +259,7 @@ def test_a_lookup_costs_less_than_an_eye_sees(tmp_path):
         "trainer('TheirClass'); print(time.process_time() - start)",
         tmp_path,
     )
-    assert float(printed) < 0.05
+    assert float(printed.splitlines()[-1]) < 0.05  # nnU-Net may say something first
 
 
 def test_asking_where_the_lookup_lives_does_not_disarm_the_door():

@@ -267,7 +267,7 @@ def test_weights_that_are_no_weights_are_refused_by_name(tmp_path, change, messa
     [
         (lambda c: [c], "it holds a list"),
         (lambda c: c | {"network_weights": None}, "no network_weights"),
-        (lambda c: c | {"network_weights": {"a": 1}}, "no network_weights"),
+        (lambda c: c | {"network_weights": {"a": 1}}, "the weight a is not a tensor, but int"),
         (lambda c: {"network_weights": c["network_weights"]}, "no init_args"),
         (lambda c: c | {"init_args": {"configuration": 3}}, "no init_args with a configuration"),
         (lambda c: c | {"init_args": {"configuration": "other"}}, "do not describe a network"),
