@@ -67,8 +67,8 @@ class Teaching(nn.Module):
 class ContentAlignment(nn.Module):
     """LRA (eq. 13) of the frequency-enhanced features; one enhancement per stage, for teacher and student alike.
 
-    What the backward pass needs is computed again then, for a few samples of one stage at a time, so that little memory
-    is held.
+    Of a large stage, what the backward pass needs is computed again then, for a few samples at a time, so that little
+    memory is held.
 
     Args:
         widths: Channels of the stages.
@@ -106,14 +106,20 @@ class ContentAlignment(nn.Module):
         return torch.stack(terms).mean()
 
     def _stage(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Term and gain of one stage, from a few samples at a time."""
+        """Term and gain of one stage: at once where it is small, otherwise from a few samples at a time."""
         teacher, student = pool(teacher), pool(student)
         samples = max(MOST_NUMBERS // student[0].numel(), 1)
-        parts = zip(teacher.split(samples), student.split(samples), strict=True)
-        sums = [
-            checkpoint(self._sums, enhance, *part, use_reentrant=False, preserve_rng_state=False)  # nothing is random
-            for part in parts
-        ]
+        parts = list(zip(teacher.split(samples), student.split(samples), strict=True))
+        sums = (
+            [self._sums(enhance, *part) for part in parts]
+            if len(parts) == 1
+            else [
+                checkpoint(
+                    self._sums, enhance, *part, use_reentrant=False, preserve_rng_state=False
+                )  # nothing is random
+                for part in parts
+            ]
+        )
         term, gains = (torch.stack(values).sum() / len(student) for values in zip(*sums, strict=True))
         return term, gains
 
