@@ -110,18 +110,17 @@ class ContentAlignment(nn.Module):
         teacher, student = pool(teacher), pool(student)
         samples = max(MOST_NUMBERS // student[0].numel(), 1)
         parts = list(zip(teacher.split(samples), student.split(samples), strict=True))
-        sums = (
-            [self._sums(enhance, *part) for part in parts]
-            if len(parts) == 1
-            else [
-                checkpoint(
-                    self._sums, enhance, *part, use_reentrant=False, preserve_rng_state=False
-                )  # nothing is random
-                for part in parts
-            ]
-        )
+        sums = [self._part(enhance, *part, again=len(parts) > 1) for part in parts]
         term, gains = (torch.stack(values).sum() / len(student) for values in zip(*sums, strict=True))
         return term, gains
+
+    def _part(self, enhance: nn.Module, teacher: Tensor, student: Tensor, again: bool) -> tuple[Tensor, Tensor]:
+        """`_sums`; ``again``: computed a second time in the backward pass."""
+        if not again:
+            return self._sums(enhance, teacher, student)
+        given = enhance, teacher, student  # nothing in it is random
+        sums: tuple[Tensor, Tensor] = checkpoint(self._sums, *given, use_reentrant=False, preserve_rng_state=False)
+        return sums
 
     def _sums(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Term and gain, added up over samples."""
