@@ -34,7 +34,7 @@ from on_noise import DATASET, batch, initialized, plans
 from plain_anatomix import PlainAnatomix, random_weights
 
 from nnunet_dg.extractors.anatomix import Anatomix
-from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.host import unwrap
 
 
 def tinymig(*ablate: str, **settings: Any) -> dict[str, Any]:

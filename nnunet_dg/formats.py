@@ -253,7 +253,7 @@ class StressMetrics(TypedDict):
 
 
 class StressMeasurement(TypedDict):
-    """What was measured, see `nnunet_dg.nnunet.stress_record.Measurement`."""
+    """What was measured, see `nnunet_dg.robustness.stress_record.Measurement`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
     kind: Name

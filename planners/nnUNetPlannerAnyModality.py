@@ -17,7 +17,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 
-from nnunet_dg.nnunet.planning import Planning
+from nnunet_dg.planning.memory import Planning
 
 
 class nnUNetPlannerAnyModality(Planning, ExperimentPlanner):

@@ -7,7 +7,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 
-from nnunet_dg.nnunet.planning import DropGenPlanning
+from nnunet_dg.planning.memory import DropGenPlanning
 
 
 class nnUNetPlannerDropGen(DropGenPlanning, ExperimentPlanner):

@@ -9,7 +9,7 @@ INTRODUCTION = """# What each trainer can do
 
 Every cell is a test that ran and passed, or the message with which the trainer refuses. The tests run nnU-Net's own
 commands (`tests/contract/test_capabilities.py`), but for `nnUNetPredictor`, which is the API, and DDP, where two gloo
-processes on CPU stand for two GPUs (`tests/nnunet/test_ddp.py`). Compiling is tested with a backend that needs no
+processes on CPU stand for two GPUs (`tests/training/test_ddp.py`). Compiling is tested with a backend that needs no
 C++ compiler. Written by `pytest -m matrix --capabilities=docs/capabilities.md`; not by hand.
 """
 

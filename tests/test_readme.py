@@ -11,11 +11,11 @@ from helpers import REPOSITORY
 from nnunet_dg.cli import _parser
 from nnunet_dg.dropgen import DropGenSettings
 from nnunet_dg.dropgen.settings import CHOICES
-from nnunet_dg.nnunet.settings import METHODS, resolve
 from nnunet_dg.sgcg import SgCGSettings
 from nnunet_dg.tinymig import TinyMIGSettings
 from nnunet_dg.tinymig.consistency import DIVERGENCES
 from nnunet_dg.tinymig.settings import ABLATIONS, STATISTICS
+from nnunet_dg.training.plans import METHODS, resolve
 
 SETTINGS = {"dropgen": DropGenSettings, "sgcg": SgCGSettings, "tinymig": TinyMIGSettings}
 README = (REPOSITORY / "README.md").read_text()

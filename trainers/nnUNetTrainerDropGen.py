@@ -1,12 +1,11 @@
 """DropGen in nnU-Net: frozen stable features beside the image, and channel dropout over both (arXiv 2604.02564)."""
 
 from nnunet_dg.dropgen import DropGenSettings, build_dropgen_network
-from nnunet_dg.nnunet.load_extractor import load_extractor
-from nnunet_dg.nnunet.method_trainer import MethodTrainer
-from nnunet_dg.nnunet.planning import planned_for_other
-from nnunet_dg.nnunet.settings import resolve
-from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.host import unwrap
 from nnunet_dg.outside import Outside
+from nnunet_dg.training.load_extractor import load_extractor
+from nnunet_dg.training.method_trainer import MethodTrainer
+from nnunet_dg.training.plans import planned_for_other, resolve
 
 
 class nnUNetTrainerDropGen(MethodTrainer):

@@ -6,9 +6,9 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 
 from nnunet_dg.dropgen import DropGenSettings
-from nnunet_dg.nnunet.paper_augmentation import paper_augmentation
-from nnunet_dg.nnunet.schedules import CosinePerStep
 from nnunet_dg.outside import Outside
+from nnunet_dg.training.paper_augmentation import paper_augmentation
+from nnunet_dg.training.schedules import CosinePerStep
 
 
 class nnUNetTrainerDropGen_Paper(nnUNetTrainerDropGen):

@@ -5,12 +5,8 @@ from pathlib import Path
 import torch
 from nnunetv2.paths import nnUNet_raw
 
+from nnunet_dg.datasets.domains import read_domains
 from nnunet_dg.divergence import symmetric_kl
-from nnunet_dg.nnunet.auxiliary_trainer import AuxiliaryTrainer
-from nnunet_dg.nnunet.balanced_batches import CASES, balanced_data_loaders, cases_by_domain, is_balanced
-from nnunet_dg.nnunet.classes import Classes
-from nnunet_dg.nnunet.domains import read_domains
-from nnunet_dg.nnunet.taps import planned_network, tap_encoder, tap_penultimate
 from nnunet_dg.outside import Outside
 from nnunet_dg.sgcg import (
     ClassContrast,
@@ -21,6 +17,10 @@ from nnunet_dg.sgcg import (
     random_ratio,
     restoration_loss,
 )
+from nnunet_dg.training.auxiliary_trainer import AuxiliaryTrainer
+from nnunet_dg.training.balanced_batches import CASES, balanced_data_loaders, cases_by_domain, is_balanced
+from nnunet_dg.training.taps import planned_network, tap_encoder, tap_penultimate
+from nnunet_dg.training.voxel_classes import Classes
 
 FORM = "statistics from start_epoch on, restoration weighed per domain and upsampled last"
 

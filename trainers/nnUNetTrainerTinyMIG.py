@@ -3,9 +3,7 @@
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnunet_dg.nnunet.auxiliary_trainer import AuxiliaryTrainer
-from nnunet_dg.nnunet.taps import Modulation, planned_network, stage_grids, tap_encoder
-from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.host import unwrap
 from nnunet_dg.outside import Outside
 from nnunet_dg.tinymig import (
     OWN_STATISTICS,
@@ -18,6 +16,8 @@ from nnunet_dg.tinymig import (
     load_teacher,
     universal_statistics,
 )
+from nnunet_dg.training.auxiliary_trainer import AuxiliaryTrainer
+from nnunet_dg.training.taps import Modulation, planned_network, stage_grids, tap_encoder
 
 
 class nnUNetTrainerTinyMIG(AuxiliaryTrainer):

@@ -27,10 +27,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from tqdm import tqdm
 
-from nnunet_dg.nnunet.classes import Classes
-from nnunet_dg.nnunet.taps import planned_network
-from nnunet_dg.nnunet.unwrap import unwrap
+from nnunet_dg.host import unwrap
 from nnunet_dg.sgcg import choose_voxels
+from nnunet_dg.training.taps import planned_network
+from nnunet_dg.training.voxel_classes import Classes
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")  # Okabe and Ito
 

@@ -91,7 +91,7 @@ def _env(_: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.nnunet.doctor import report
+    from nnunet_dg.doctor.installation import report
 
     return 0 if report(arguments.d, arguments.p) else 1
 

@@ -54,8 +54,8 @@ def add_splits(commands: Commands) -> None:
 
 
 def _splits(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.evaluation import splits
-    from nnunet_dg.nnunet.split_dataset import split_dataset
+    from nnunet_dg.datasets import splits
+    from nnunet_dg.datasets.split_dataset import split_dataset
 
     a = arguments
     schemes = {
@@ -105,9 +105,9 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.evaluation.report import readable_means
+    from nnunet_dg.evaluation.evaluate import evaluate
     from nnunet_dg.names import printable_lines
-    from nnunet_dg.nnunet.evaluate import evaluate
+    from nnunet_dg.reporting.report import readable_means
 
     a = arguments
     table = evaluate(
@@ -152,7 +152,7 @@ def add_report(commands: Commands) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_dg.names import printable
-    from nnunet_dg.nnunet.results import Source, report
+    from nnunet_dg.reporting.results import Source, report
 
     a = arguments
     with in_options({name: f"--{name.replace('_', '-')}" for name in ("baseline", "domains", "trained_on")}):

@@ -32,8 +32,8 @@ def add_stress(commands: Commands) -> None:
 
 
 def _stress(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.nnunet.results import Source
-    from nnunet_dg.nnunet.stress import KINDS, overview, stress
+    from nnunet_dg.reporting.results import Source
+    from nnunet_dg.robustness.stress import KINDS, overview, stress
 
     a = arguments
     sources = [Source.parse(text) for text in a.models]
@@ -79,8 +79,8 @@ def add_stability(commands: Commands) -> None:
 
 
 def _stability_features(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.evaluation.stability import dimensions, stability
     from nnunet_dg.extractors import build_extractor
+    from nnunet_dg.robustness.feature_stability import dimensions, stability
 
     a = arguments
     images = _named(a.images)
@@ -98,7 +98,7 @@ def _stability_features(arguments: argparse.Namespace) -> int:
 
 def _named(texts: Sequence[str]) -> dict[str, Path]:
     """``NAME=PATH``, or a path, whose name is its file's."""
-    from nnunet_dg.nnunet.results import Source
+    from nnunet_dg.reporting.results import Source
 
     sources = [Source.parse(text) for text in texts]
     named = {source.name or source.path.name.split(".")[0]: source.path for source in sources}
@@ -108,7 +108,7 @@ def _named(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def _stability_reliance(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.nnunet.reliance import reliance
+    from nnunet_dg.robustness.reliance import reliance
 
     a = arguments
     table = reliance(a.model, a.o, **cases_of(a))

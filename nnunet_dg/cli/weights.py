@@ -30,7 +30,7 @@ def add_weights(commands: Commands) -> None:
 def _weights_list(_: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from nnunet_dg.nnunet.doctor import weights_table
+    from nnunet_dg.doctor.installation import weights_table
 
     Console().print(weights_table())
     return 0
@@ -93,7 +93,7 @@ def add_export(commands: Commands) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.nnunet.export import export
+    from nnunet_dg.export import export
 
     a = arguments
     print(f"Exported: {export(a.d, a.c, a.tr, a.o, a.p, tuple(a.f), a.chk)}")

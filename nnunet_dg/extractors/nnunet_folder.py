@@ -23,7 +23,7 @@ from nnunet_dg.extractors.plausible import implausible
 from nnunet_dg.files import read_json
 from nnunet_dg.formats import ModelPlans
 
-PLANS_READER = "nnunet_dg.nnunet.planned_architecture:planned_architecture"
+PLANS_READER = "nnunet_dg.planning.architecture:planned_architecture"
 """Resolved when a model folder is read: extractors do not import nnU-Net, and nnU-Net reads its plans best."""
 NOT_PLANNED = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 """What the constructors of networks raise for arguments that are not theirs."""

@@ -10,9 +10,9 @@ import torch
 from nnunet_host import DATASET, UNVALIDATED
 
 from nnunet_dg.cli import main
-from nnunet_dg.nnunet.stress import WEIGHT_NOISE, measure
-from nnunet_dg.nnunet.stress_record import Measurement
-from nnunet_dg.nnunet.trained_model import ModelError, TrainedModel
+from nnunet_dg.robustness.stress import WEIGHT_NOISE, measure
+from nnunet_dg.robustness.stress_record import Measurement
+from nnunet_dg.robustness.trained_model import ModelError, TrainedModel
 
 TRAINER = "Tiny_nnUNetTrainerDropGen_MIND"
 

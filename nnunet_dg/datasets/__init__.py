@@ -1,0 +1,1 @@
+"""Datasets in nnU-Net's format: domains, splits, labels, normalization."""

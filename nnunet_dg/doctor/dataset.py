@@ -1,0 +1,110 @@
+"""`nnunet-dg doctor -d ID`: what the plans of a dataset mean for other domains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from rich.markup import escape
+from rich.table import Table
+
+from nnunet_dg.datasets.domains import locate, read_domains, read_file
+from nnunet_dg.datasets.normalization import fitted_to_ct
+from nnunet_dg.datasets.split_dataset import cases_of, dataset_name
+from nnunet_dg.dropgen import DropGenSettings
+from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.files import read_json
+from nnunet_dg.formats import Dataset
+from nnunet_dg.names import printable
+from nnunet_dg.planning.shared_data import read_plans
+from nnunet_dg.sgcg import SgCGSettings
+from nnunet_dg.tinymig import TinyMIGSettings
+from nnunet_dg.training.plans import PLANNED_FOR, refuse_misplaced, resolve, sections_of
+
+SETTINGS = {"dropgen": DropGenSettings, "sgcg": SgCGSettings, "tinymig": TinyMIGSettings}
+
+
+def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
+    """What doctor says about a dataset and its plans.
+
+    Args:
+        dataset: Name or number.
+        plans_name: Name of the plans.
+
+    Returns:
+        A table of normalization, settings and domains, and notes in words.
+
+    Raises:
+        HostError: nnU-Net knows no such dataset, or its folders are not set.
+        DataError: The plans or ``dataset.json`` are missing, or cannot be read; or ``domains.json`` does not fit the
+            dataset's cases.
+        SettingsError: Settings in the plans are unknown, not accepted, or in a place from which they are not read.
+    """
+    name = dataset_name(dataset)
+    folder = Path(nnUNet_preprocessed) / name
+    path = folder / f"{plans_name}.json"
+    plans: Any = read_plans(path)
+    if plans is None:
+        raise DataError(f"{path} does not hold plans. Plan with nnUNetv2_plan_experiment, or name others with -p.")
+    sections = _checked_sections(plans, path)
+    content: Any = read_json(folder / "dataset.json", Dataset)
+    table = Table(title=escape(f"{name}, {plans_name}"), show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    notes = []
+    for configuration, manager in _configurations(plans, path).items():
+        names = (content.get("channel_names") or content.get("modality") or {}).values()
+        channels = zip(names, manager.normalization_schemes, strict=False)
+        normalization = ", ".join(f"{channel}: {scheme}" for channel, scheme in channels)
+        table.add_row(escape(configuration), escape(normalization))
+        notes += [fitted_to_ct(plans, manager, content)]
+    counted = sections.get(PLANNED_FOR, {})
+    extractors = [f"{dims}: {what.get('extractor')}" for dims, what in counted.items() if isinstance(what, dict)]
+    table.add_row("planned for", escape(", ".join(extractors)) or "the image only, without DropGen's features")
+    settings = ", ".join(sorted(set(sections) - {PLANNED_FOR}))
+    table.add_row("settings", escape(settings) or "none in the plans: each trainer's own")
+    table.add_row("domains", escape(_domains(name, folder, notes.append)))
+    return table, list(dict.fromkeys(filter(None, notes)))
+
+
+def _checked_sections(plans: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Settings by method, after checking that a training would accept them."""
+    try:
+        refuse_misplaced(plans)
+        sections = sections_of(plans)
+        for method in set(sections) - {PLANNED_FOR}:
+            resolve(plans, method, SETTINGS[method]())
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    return sections
+
+
+def _configurations(plans: dict[str, Any], path: Path) -> dict[str, Any]:
+    """nnU-Net's managers of the configurations, by name, with what they inherit."""
+    manager = PlansManager(plans)
+    try:
+        managers = {name: manager.get_configuration(name) for name in plans["configurations"]}
+        return {name: found for name, found in managers.items() if found.normalization_schemes}
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise DataError(f"{path}: nnU-Net cannot read its configurations: {error}. Plan the dataset again.") from error
+
+
+def _domains(name: str, preprocessed: Path, log: Callable[[str], None]) -> str:
+    """The names of the domains, after checking that every case has one."""
+    path = locate(Path(nnUNet_raw, name) if nnUNet_raw else None, preprocessed)
+    if not os.path.lexists(path):
+        return f"one: there is no {path}"
+    if not (preprocessed / "gt_segmentations").is_dir():
+        names = sorted(set(read_file(path).values()))
+        log(f"{path} is not compared with the cases yet: the dataset is not preprocessed.")
+    else:
+        said: list[str] = []
+        # the folder of the file is given as the preprocessed one: nothing needs to be copied to it then
+        names = list(read_domains(None, path.parent, cases_of(preprocessed, name, log), said.append).names)
+        for warning in said[:-1]:  # the last one names the domains, as the table does
+            log(warning)
+    return printable(f"{', '.join(names)}, from {path}")

@@ -1,0 +1,141 @@
+"""`nnunet-dg doctor`: does nnU-Net find what is registered, by its own functions, and is everything there to train?"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nnunet_dg.extractors import vit
+from nnunet_dg.extractors import weights as room
+from nnunet_dg.names import printable
+from nnunet_dg.plugin import GROUPS
+
+MISSING = "not installed"
+
+
+def report(dataset: str | None = None, plans: str = "nnUNetPlans") -> bool:
+    """Print what was found.
+
+    Args:
+        dataset: Name or number of a dataset to look at as well.
+        plans: Name of its plans.
+
+    Returns:
+        Whether nnU-Net finds every registered class, and nothing is wrong with the plans.
+
+    Raises:
+        UserError: The dataset or its plans are not there, or cannot be read.
+    """
+    console = Console()
+    console.print(versions_table())
+    if _version("nnunetv2") == MISSING:
+        console.print(weights_table())
+        console.print("nnU-Net is not installed, so nothing can be trained: pip install nnunetv2")
+        return False
+    classes, all_found = classes_table()
+    console.print(classes)
+    console.print(weights_table())
+    if _autoload_is_off():
+        console.print(
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches off PyTorch's autoload, through which nnU-Net finds registered "
+            'classes. Unset it, or for trainers (nnU-Net 2.8 or newer): eval "$(nnunet-dg env)"'
+        )
+    if dataset is None:
+        return all_found
+    from nnunet_dg.doctor.dataset import dataset_table
+
+    table, notes = dataset_table(dataset, plans)
+    console.print(table)
+    for note in notes:
+        console.print(escape(note))
+    return all_found
+
+
+def _autoload_is_off() -> bool:
+    return os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0"
+
+
+def versions_table() -> Table:
+    """Versions and device."""
+    table = Table(title="versions", show_header=False)
+    for name in ("nnunet-dg", "nnunetv2", "torch"):
+        table.add_row(name, _version(name))
+    table.add_row("python", platform.python_version())
+    table.add_row("device", _device())
+    return table
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return MISSING
+
+
+def classes_table() -> tuple[Table, bool]:
+    """One row per class that a package declares: found by nnU-Net, or why not; and whether all were."""
+    table = Table(title="what nnU-Net finds")
+    for column in ("class", "declared by", "found"):
+        table.add_column(column, overflow="fold")
+    all_found = True
+    packages = {group: package for package, group in reversed(GROUPS.items())}  # a group's first package
+    for group, package in reversed(packages.items()):
+        for name in sorted({entry_point.name for entry_point in entry_points(group=group)}):
+            declared = list(entry_points(group=group, name=name))
+            found, text = _find(package, name, declared)
+            all_found &= found
+            owners = ", ".join(sorted({e.dist.name if e.dist else "unknown" for e in declared}))
+            table.add_row(escape(name), escape(printable(owners)), escape(printable(text)))
+    return table, all_found
+
+
+def _find(package: str, name: str, declared: list[EntryPoint]) -> tuple[bool, str]:
+    """Whether nnU-Net finds the declared class, and where, or what is wrong with it."""
+    from nnunet_dg.host import look_up
+
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # what nnU-Net and their modules print
+            found = look_up(package, name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a package's import raises, sys.exit too, is what the user needs to see
+        if _autoload_is_off() and "nnUNet_extTrainer" not in os.environ:
+            return False, "NOT FOUND"  # nnU-Net's own advice follows, once for each; ours is below
+        return False, f"FAILED: {str(error) or type(error).__name__}"
+    if found is None:
+        return False, "NOT FOUND"
+    if not isinstance(found, type):
+        return False, f"FAILED: it is not a class, but of type {type(found).__name__}"
+    if _is_nnunets(found.__module__) and not any(_is_nnunets(e.module) for e in declared):
+        return False, f"IGNORED: {found.__module__} is nnU-Net's own class of this name. Rename the declared one."
+    return True, found.__module__
+
+
+def _is_nnunets(module: str) -> bool:
+    return module.split(".")[0] == "nnunetv2"
+
+
+def weights_table() -> Table:
+    """One row per published weights file, and per ViT that was fetched."""
+    table = Table("weights", title="weights of extractors and teachers")
+    table.add_column("state", overflow="fold")
+    table.add_column("where", overflow="fold")
+    for weights in room.PUBLISHED.values():
+        table.add_row(weights.name, escape(room.state(weights)), escape(str(room.cached_path(weights))))
+    for name, path in vit.on_this_machine():
+        table.add_row(name, "fetched", escape(str(path)))
+    return table
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return "Apple MPS" if torch.backends.mps.is_available() else "CPU only"

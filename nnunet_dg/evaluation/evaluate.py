@@ -1,0 +1,248 @@
+"""`nnunet-dg evaluate`: a folder of predictions against a folder of truths, read as nnU-Net reads them."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pooch
+import torch
+from tqdm import tqdm
+
+from nnunet_dg.datasets.labels import Labels
+from nnunet_dg.errors import DataError
+from nnunet_dg.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, case_metrics
+from nnunet_dg.evaluation.pairs import EvaluationError, pair
+from nnunet_dg.evaluation.segmentations import Segmentation, SegmentationReader, reader_of, spacing_of_images
+from nnunet_dg.files import cell, read_json, replacing, write_json
+from nnunet_dg.formats import Dataset
+
+__all__ = ["NAME", "Labels", "Task", "evaluate", "run_all"]
+
+NAME = "evaluation"  # of the files written next to the predictions
+SHOWN = 20  # cases that a message names
+
+
+@dataclass(frozen=True)
+class Task:
+    """One case: what a worker process needs to evaluate it."""
+
+    case: str
+    truth: Path
+    prediction: Path | None
+    reader: SegmentationReader
+    tolerance_mm: float
+    ignore_affine: bool
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """One row per label.
+
+        Raises:
+            DataError: A file is not a segmentation of the dataset, or prediction and truth do not fit each other.
+        """
+        truth = self._with_spacing(self.reader.read(self.truth))
+        prediction = None if self.prediction is None else self._read_prediction(truth)
+        spacing = self._spacing(truth, prediction)
+        predicted = np.zeros_like(truth.values) if prediction is None else prediction.values
+        labels = self.reader.labels
+        metrics = case_metrics(predicted, truth.values, spacing, labels.foreground, labels.ignore, self.tolerance_mm)
+        files = {"prediction_file": str(self.prediction or ""), "reference_file": str(self.truth)}
+        return [{"case": self.case, "label": label} | values | files for label, values in metrics.items()]
+
+    def _spacing(self, truth: Segmentation, prediction: Segmentation | None) -> tuple[float, ...]:
+        """The truth's spacing, or that of the images, which nnU-Net writes next to its predictions."""
+        for segmentation in (truth, prediction):
+            if segmentation is not None and segmentation.spacing is not None:
+                return segmentation.spacing
+        file = self.truth.with_suffix(".json")
+        raise DataError(
+            f"{self.truth} has no spacing, by which distances are measured. Write it, in mm, to {file}: "
+            f'{{"spacing": [3.0, 0.5, 0.5]}}, in the order of the axes of the image.'
+        )
+
+    def _with_spacing(self, truth: Segmentation) -> Segmentation:
+        if truth.spacing is not None:
+            return truth
+        return replace(truth, spacing=spacing_of_images(self.truth, self.case))
+
+    def _read_prediction(self, truth: Segmentation) -> Segmentation:
+        prediction = self.reader.read(Path(self.prediction or ""))
+        if prediction.values.shape != truth.values.shape:
+            raise DataError(
+                f"{prediction.path} does not fit {truth.path}: the prediction's shape is {prediction.values.shape}, "
+                f"the truth's {truth.values.shape}."
+            )
+        if not self.ignore_affine:
+            prediction.compare(truth)
+        return prediction
+
+
+def evaluate(
+    truths: Path,
+    predictions: Path,
+    *,
+    dataset_json: Path | None = None,
+    output: Path | None = None,
+    missing: str = "error",
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    processes: int = 2,
+    ignore_affine: bool = False,
+) -> pd.DataFrame:
+    """Dice, HD95, ASSD and normalized surface Dice of every case and label; see `mask_metrics` for what they are.
+
+    Writes ``evaluation.csv`` and ``evaluation.json``.
+
+    Args:
+        truths: A folder of segmentations, for example ``labelsTs``.
+        predictions: A folder of segmentations with the same names. If it has nnU-Net's ``summary.json``, as in the
+            validation of a fold, the cases that it names are expected, else all truths.
+        dataset_json: Labels, regions and file ending; None: the one that nnU-Net left next to the predictions, or in
+            the results folder that they are in.
+        output: A folder; None: ``predictions``.
+        missing: One of `pairs.MISSING`.
+        tolerance_mm: Tolerance of the normalized surface Dice.
+        processes: Number of cases evaluated at a time.
+        ignore_affine: Compare also if origin, direction or spacing differ; the truth's spacing counts.
+
+    Returns:
+        One row per case and label.
+
+    Raises:
+        DataError: Files are missing, too many, cannot be read, or do not fit each other or ``dataset.json``. All cases
+            are tried, and all that cannot be evaluated are named. Nothing is written then.
+    """
+    if not 0 <= tolerance_mm < math.inf:
+        raise EvaluationError(f"--tolerance is a number of mm, 0 or more; got {tolerance_mm:g}.")
+    path = _dataset_json(dataset_json, predictions)
+    dataset = read_json(path, Dataset, "nnU-Net leaves a copy in every results folder. Name it with -djfile.")
+    labels = Labels.of_dataset(dataset, path)
+    pairs = pair(_real(truths), _real(predictions), dataset["file_ending"], missing)
+    reader = SegmentationReader(reader_of(dataset, [truth for truth, _ in pairs.values()], path), labels, path)
+    tasks = [Task(case, *files, reader, tolerance_mm, ignore_affine) for case, files in pairs.items()]
+    output = output or predictions
+    _check_writable(output)
+    rows = [row for of_case in run_all(tasks, processes, "evaluating", f" by {path}") for row in of_case]
+    table = pd.DataFrame(rows).sort_values(["case", "label"], ignore_index=True)
+    settings = {"missing": missing, "tolerance_mm": tolerance_mm, "ignore_affine": ignore_affine}
+    try:
+        _write(table, output, _as_json(table, settings) | _hashes(predictions, pairs))
+    except OSError as error:
+        raise EvaluationError(f"The evaluation cannot be written to {output}: {error.strerror or error}.") from error
+    return table
+
+
+def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str, by: str = "") -> list[Any]:
+    """The results of the tasks, in any order, with a progress bar.
+
+    Several processes are fresh ones with one thread each; a single one is this process. ``by`` is part of the message
+    where several tasks fail.
+
+    Raises:
+        EvaluationError: Tasks raised a DataError, all of which are in the message, or a process was killed. Any other
+            error of a task is a bug, and raised as it is.
+    """
+    results: list[Any] = []
+    errors: list[str] = []
+    outcomes = _outcomes(tasks, processes)
+    with tqdm(desc=what, total=len(tasks), unit="case") as progress, closing(outcomes):
+        for outcome in outcomes:
+            try:
+                results.append(outcome())
+            except DataError as error:
+                errors.append(str(error))
+            except BrokenProcessPool as error:
+                raise EvaluationError(f"A process was killed, out of memory perhaps: try -np 1 ({error}).") from error
+            progress.update()
+    if len(errors) > 1:
+        more = [f"... and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
+        errors = [f"{len(errors)} of {len(tasks)} cases cannot be evaluated{by}:", *sorted(errors)[:SHOWN], *more]
+    if errors:
+        raise EvaluationError("\n".join(errors))
+    return results
+
+
+def _outcomes(tasks: Sequence[Callable[[], Any]], processes: int) -> Generator[Callable[[], Any], None, None]:
+    """Functions that return a task's result, or raise its error, as soon as it is there."""
+    if processes == 1 or len(tasks) == 1:
+        yield from tasks
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(tasks)), spawn, torch.set_num_threads, (1,)) as pool:
+        try:
+            for done in as_completed([pool.submit(task) for task in tasks]):
+                yield done.result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _dataset_json(given: Path | None, predictions: Path) -> Path:
+    if given:
+        return given
+    if not predictions.is_dir():
+        raise EvaluationError(f"There is no folder {predictions}.")
+    folders = [predictions.absolute(), predictions.absolute().parent.parent]  # of nnUNetv2_predict, and around fold_X
+    for folder in folders:
+        if os.path.lexists(folder / "dataset.json"):
+            return folder / "dataset.json"
+    raise EvaluationError(
+        f"There is no dataset.json in {folders[0]} or {folders[1]}. Name it with -djfile; it says labels and file "
+        f"ending."
+    )
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise where links form a loop
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"{output} cannot be a folder: {error.strerror or error}. Choose one with -o.") from error
+    if not os.access(output, os.W_OK):
+        raise EvaluationError(f"{output} cannot be written to. Choose another folder with -o.")
+
+
+def _write(table: pd.DataFrame, output: Path, content: dict[str, Any]) -> None:
+    """Write both files, and replace earlier ones only when both are whole."""
+    with replacing(output / f"{NAME}.csv") as partial:
+        table.map(cell).to_csv(partial, index=False, encoding="utf-8", lineterminator="\n")
+        write_json(output / f"{NAME}.json", content)
+
+
+def _hashes(predictions: Path, pairs: Mapping[str, tuple[Path, Path | None]]) -> dict[str, dict[str, str]]:
+    predicted = [path for _, path in pairs.values() if path is not None]
+    predicted += [path for path in [_real(predictions) / "summary.json"] if path.is_file()]
+    truths = [truth for truth, _ in pairs.values()]
+    return {
+        name: {str(path): pooch.file_hash(str(path)) for path in files}
+        for name, files in (("sha256", predicted), ("sha256_of_truths", truths))
+    }
+
+
+def _as_json(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
+    of_label = table.groupby("label")[list(METRICS)].mean()
+    versions = {package: version(package) for package in ("nnunet-dg", "nnunetv2", "monai")}
+    return {
+        "settings": settings,
+        "versions": versions,
+        "foreground_mean": _finite(of_label.mean().to_dict()),
+        "mean": {str(label): _finite(values) for label, values in of_label.to_dict("index").items()},
+        "cases": [_finite(row) for row in table.to_dict("records")],
+    }
+
+
+def _finite(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """NaN as null: JSON has none."""
+    return {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""Planning: memory of methods, and preprocessed data that plans share."""

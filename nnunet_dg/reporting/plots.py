@@ -1,0 +1,122 @@
+"""The report's pictures, drawn from its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunet_dg.reporting.scores import SETTINGS, paired
+from nnunet_dg.reporting.style import COLORS, MARKERS, NAMES, plain, style_of
+
+WIDEST = 40.0  # inches; matplotlib draws at most 65536 pixels
+
+
+def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
+    """One box per trainer in each domain, in-domain first, and one point per case, fold and run.
+
+    Args:
+        cases: Table returned by `per_case`.
+        metric: A column of it.
+
+    Returns:
+        The figure and its axes. Boxes are quartiles, whiskers reach 1.5 times as far, the line is the median.
+    """
+    trainers = list(dict.fromkeys(cases["trainer"]))
+    groups = sorted(set(zip(cases["setting"], cases["domain"], strict=True)))  # in-domain before unseen
+    width = min(WIDEST, max(5, 1 + 0.5 * len(groups) * (len(trainers) + 1)))
+    size = (width, min(WIDEST, 3.4 + 0.2 * len(trainers)))
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.subplots()
+    width, rng = 0.8 / len(trainers), np.random.default_rng(0)
+    for number, trainer in enumerate(trainers):
+        color, _, marker = style_of(number)
+        for place, (setting, domain) in enumerate(groups):
+            chosen = (cases["trainer"] == trainer) & (cases["setting"] == setting) & (cases["domain"] == domain)
+            values = cases[chosen][metric].to_numpy()
+            if not len(values):
+                continue
+            x = place + (number - (len(trainers) - 1) / 2) * width
+            median = {"color": "black", "linewidth": 1.5}
+            ax.boxplot(values, positions=[x], widths=0.8 * width, showfliers=False, manage_ticks=False,
+                       medianprops=median, boxprops={"color": color}, whiskerprops={"color": color},
+                       capprops={"color": color})  # fmt: skip
+            beside = x + rng.uniform(-0.2, 0.2, len(values)) * width
+            ax.scatter(beside, values, s=12, color=color, marker=marker, alpha=0.6)
+        ax.scatter([], [], color=color, marker=marker, label=plain(trainer))
+    named = [f"{plain(domain)}\n{setting}" if domain else setting for setting, domain in groups]
+    ax.set_xticks(range(len(groups)), named, rotation=90 if len(groups) > 20 else 0)
+    ax.set_ylabel(NAMES[metric])
+    figure.legend(loc="outside lower center")
+    return figure, ax
+
+
+def scatter(cases: pd.DataFrame, metric: str, baseline: str, trainer: str) -> tuple[Figure, Axes]:
+    """Each case of a fold with the baseline (x) and with the trainer (y), on axes of one length, with the diagonal."""
+    pairs = paired(cases, metric)[[baseline, trainer]].dropna()
+    settings = pairs.index.get_level_values("setting")
+    figure = Figure(figsize=(4, 4.4), layout="constrained")
+    ax = figure.subplots()
+    for number, setting in enumerate(SETTINGS):
+        chosen = pairs[settings == setting]
+        if len(chosen):
+            ax.scatter(
+                chosen[baseline], chosen[trainer], s=18, color=COLORS[number], marker=MARKERS[number], label=setting
+            )
+    both = pairs[[baseline, trainer]].to_numpy()
+    limits = (0, 1) if metric in ("dice", "nsd") else (0, 1.05 * max(1e-6, both.max(initial=0)))
+    ax.plot(limits, limits, color="black", linewidth=0.8, linestyle=":")
+    ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"{NAMES[metric]}, {plain(baseline)}")
+    ax.set_ylabel(plain(trainer))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure, ax
+
+
+def curves(
+    table: pd.DataFrame, x: str, y: str, lines: str, identity: float | None = None, title: str = ""
+) -> tuple[Figure, Axes]:
+    """One line per value of the column ``lines``, the mean of ``y`` over rows with equal ``x``; bars: standard error.
+
+    Args:
+        table: One row per measurement.
+        x: A column.
+        y: A column.
+        lines: A column.
+        identity: The ``x`` at which nothing is changed; drawn as a dashed vertical line.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    ax = figure.subplots()
+    draw_curves(ax, table, x, y, lines)
+    if identity is not None:
+        ax.axvline(identity, color="black", linewidth=0.8, linestyle="--")
+    ax.set(xlabel=x, ylabel=NAMES.get(y, y), title=plain(title))
+    ax.legend(fontsize="small")
+    return figure, ax
+
+
+def draw_curves(ax: Axes, table: pd.DataFrame, x: str, y: str, lines: str) -> None:
+    """Draw the lines of `curves` on given axes."""
+    for number, name in enumerate(dict.fromkeys(table[lines])):
+        summary = table[table[lines] == name].groupby(x)[y].agg(["mean", "sem"])
+        color, line, marker = style_of(number)
+        ax.errorbar(
+            summary.index, summary["mean"], summary["sem"].fillna(0), color=color, linestyle=line, marker=marker,
+            markersize=4, capsize=2, label=plain(str(name)),
+        )  # fmt: skip
+
+
+def grid(panels: Sequence[str], width: float = 3.2, height: float = 2.6) -> tuple[Figure, list[Axes]]:
+    """One figure with a panel per title, at most four in a row."""
+    columns = max(1, min(4, len(panels)))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    for ax, title in zip(axes, panels, strict=False):
+        ax.set_title(plain(title), fontsize="medium")
+    return figure, list(axes[: len(panels)])

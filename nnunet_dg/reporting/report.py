@@ -1,0 +1,268 @@
+"""A report from a table of scores: trainers side by side, in-domain and unseen, with tests and worst cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nnunet_dg.errors import DataError, SettingsError, UserError
+from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
+from nnunet_dg.files import write_csv
+from nnunet_dg.names import printable
+from nnunet_dg.reporting.overlay import CaseView, overlay
+from nnunet_dg.reporting.plots import box_plot, scatter
+from nnunet_dg.reporting.rendering import Part, write
+from nnunet_dg.reporting.scores import (
+    ALL,
+    IN_DOMAIN,
+    SETTINGS,
+    UNSEEN,
+    against_baseline,
+    average_rank,
+    by_domain,
+    by_label,
+    common,
+    paired,
+    per_case,
+)
+from nnunet_dg.reporting.style import NAMES
+
+PERCENT = ("dice", "nsd")
+WORST_CASES = 4
+CASE = ("trainer", "run", "fold", "case")
+View = Callable[[Mapping[str, Any]], CaseView | None]
+NOTE = (
+    "Mean ± standard error over cases (number of cases). A case is the mean of its labels; folds that have the same "
+    "case, and repeated trainings, are averaged case by case. Unseen: no training case was from that domain. All cases "
+    "that were read are included, except those where both masks are empty. Validations made with --val_best were "
+    "selected on the cases that they show."
+)
+
+
+def write_report(
+    scores: pd.DataFrame,
+    output: Path,
+    baseline: str | None = None,
+    metric: str = "dice",
+    view: View | None = None,
+    remarks: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Write ``report.html``, ``.md`` and ``.tex``, the tables as CSV, and the pictures as PNG.
+
+    Args:
+        scores: The table that `nnunet_dg.reporting.scores` describes.
+        output: A folder.
+        baseline: The trainer that others are tested against; None: nnUNetTrainer.
+        metric: The metric of ranks, tests and pictures. Tables of the others are written where there are any.
+        view: Makes the picture of a row of scores, for the worst cases; may return None, or raise a DataError.
+        remarks: Sentences on the scores that a reader must know, such as a fold that is missing.
+
+    Returns:
+        The first table, as people read it.
+
+    Raises:
+        SettingsError: There is no such metric or baseline, or the baseline must be named.
+        DataError: A trainer has no score in this metric, or the output is not a folder.
+    """
+    if metric not in METRICS:
+        raise SettingsError(f"`metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
+    cases = per_case(scores, metric)
+    trainers = list(dict.fromkeys(scores["trainer"]))
+    if without := [t for t in trainers if t not in set(cases["trainer"])]:
+        raise DataError(f"{without[0]} has no {NAMES[metric]}. nnunet-dg evaluate measures it.")
+    baseline = baseline or _usual_baseline(trainers)
+    tests = against_baseline(cases, metric, baseline)
+    parts = [
+        _overview(scores, cases, metric, remarks),
+        *_repeated(cases, metric),
+        _against(cases, metric, baseline, tests),
+        *(_other(scores, cases, other) for other in _measured(scores) if other != metric),
+        _by_label(scores, metric),
+        _worst(scores, cases, metric, view),
+    ]
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is not a folder. Choose another one for the report.")
+    output.mkdir(parents=True, exist_ok=True)
+    tables = {"scores": scores, "comparisons": tests, "domains": _all_metrics(scores), "labels": _all_labels(scores)}
+    for name, table in tables.items():
+        write_csv(output / f"{name}.csv", table)
+    write(f"{', '.join(trainers)}: in-domain and unseen", parts, output)
+    return parts[0].table
+
+
+def _overview(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, remarks: Sequence[str]) -> Part:
+    note = " ".join([NOTE, *_remarks(scores, cases, metric), *remarks])
+    figures = {"cases": box_plot(cases, metric)[0]}
+    return Part(f"{_unit(metric)}, in-domain and unseen", note, overview(cases, metric), figures)
+
+
+def _other(scores: pd.DataFrame, cases: pd.DataFrame, metric: str) -> Part:
+    return Part(_unit(metric), _note(metric, scores, cases), overview(per_case(scores, metric), metric), {})
+
+
+def _note(metric: str, scores: pd.DataFrame, cases: pd.DataFrame) -> str:
+    tolerances = scores["tolerance_mm"].dropna().unique() if "tolerance_mm" in scores else []
+    within = f"Surfaces within {tolerances[0]:g} mm. " if metric == "nsd" and len(tolerances) else ""
+    fewer = len(per_case(scores, metric)) < len(cases)
+    return f"{within}Mean ± standard error, as above{', but not all cases were evaluated with it' if fewer else ''}."
+
+
+def _usual_baseline(trainers: list[str]) -> str:
+    plain = [trainer for trainer in trainers if trainer.partition(" ")[0] == "nnUNetTrainer"] or trainers
+    if len(plain) > 1:
+        known = ", ".join(map(repr, trainers))
+        raise SettingsError(f"Choose the trainer that others are tested against: `baseline`, one of {known}.")
+    return plain[0]
+
+
+def _remarks(scores: pd.DataFrame, cases: pd.DataFrame, metric: str) -> list[str]:
+    """What a reader must know of these results."""
+    remarks = []
+    if IN_DOMAIN not in set(cases["setting"]):
+        remarks.append("No in-domain case was given: what it costs there is not in this report.")
+    if UNSEEN not in set(cases["setting"]):
+        remarks.append("No unseen case was given: whether it generalizes is not in this report.")
+    shared = paired(common(cases, metric), metric)
+    counts = {t: len(paired(of, metric)) for t, of in cases.groupby("trainer", sort=False)}
+    if set(counts.values()) != {len(shared)}:
+        given = ", ".join(f"{trainer} {count}" for trainer, count in counts.items())
+        remarks.append(
+            f"Not all trainers were given the same cases and folds ({given}): ranks are of the {len(shared)} that all "
+            f"have, tests and scatter plots of those that the two have."
+        )
+    return remarks
+
+
+def _against(cases: pd.DataFrame, metric: str, baseline: str, tests: pd.DataFrame) -> Part:
+    others = [trainer for trainer in dict.fromkeys(cases["trainer"]) if trainer != baseline]
+    better = "better" if HIGHER_IS_BETTER[metric] else "worse"
+    note = (
+        f"Wilcoxon's signed-rank test, paired by case and fold, two-sided; p corrected by Holm's method over all rows. "
+        f"Cases above the diagonal are {better} than with {baseline}."
+    )
+    figures = {f"against_{baseline}_{t}": scatter(cases, metric, baseline, t)[0] for t in others}
+    return Part(f"Against {baseline}", note, _readable(tests, metric), figures)
+
+
+def readable_means(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per label of a table of cases and labels, and below them the mean of these rows."""
+    means = table.groupby("label", sort=False)[list(METRICS)].mean()
+    mean = means.mean().rename("mean").to_frame().T.rename_axis("label")
+    rows = pd.concat([means, mean])  # a label may be called "mean"
+    for metric in METRICS:
+        rows[metric] = [_number(metric, value) for value in rows[metric]]
+    return rows.rename(columns={metric: _unit(metric) for metric in METRICS}).reset_index()
+
+
+def overview(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.DataFrame:
+    """One row per trainer: all in-domain cases, all unseen, each domain, and the average rank over unseen domains."""
+    summary = by_domain(cases, metric, runs_apart)
+    if runs_apart:
+        summary["trainer"] += ", run " + summary.pop("run").astype(str)
+    columns = {}
+    for setting in SETTINGS:
+        domains = sorted(set(summary[summary["setting"] == setting]["domain"]) - {ALL})
+        for domain in [ALL, *(domains if len(domains) > 1 else [])]:
+            chosen = summary[(summary["setting"] == setting) & (summary["domain"] == domain)]
+            numbers = zip(chosen["mean"], chosen["standard_error"], chosen["n"], strict=True)
+            values = dict(zip(chosen["trainer"], (_cell(metric, *row) for row in numbers), strict=True))
+            if values:
+                columns[setting if domain == ALL else f"{domain}, {setting}"] = values
+    table = pd.DataFrame(columns, index=list(dict.fromkeys(summary["trainer"]))).fillna("")
+    rank = average_rank(by_domain(common(cases, metric), metric), metric)
+    if len(rank) > 1 and not runs_apart:
+        table["average rank"] = rank.round(2).astype(str)
+    return table.fillna("").rename_axis("trainer").reset_index()
+
+
+def _unit(metric: str) -> str:
+    return f"{NAMES[metric]} (%)" if metric in PERCENT else NAMES[metric]
+
+
+def _cell(metric: str, mean: float, error: float, n: int) -> str:
+    return f"{_number(metric, mean)} ± {_number(metric, error)} ({n})"
+
+
+def _number(metric: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f}" if metric in PERCENT else f"{value:.2f}"
+
+
+def _readable(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
+    shown = tests.assign(mean_difference=[f"{_number(metric, v)}" for v in tests["mean_difference"]])
+    shown[["p", "p_holm"]] = shown[["p", "p_holm"]].map("{:.2g}".format)
+    return shown.rename(columns={"mean_difference": "mean difference", "p_holm": "p (Holm)"})
+
+
+def _repeated(cases: pd.DataFrame, metric: str) -> list[Part]:
+    if (cases["run"] == 1).all():
+        return []
+    note = "The same trainer, trained again: how much chance there is in one training."
+    return [Part("Repeated trainings", note, overview(cases, metric, runs_apart=True), {})]
+
+
+def _by_label(scores: pd.DataFrame, metric: str) -> Part:
+    """Labels in rows, trainers and settings in columns."""
+    summary = by_label(scores, metric)
+    columns: dict[str, dict[str, str]] = {}
+    for row in summary.to_dict("records"):
+        cell = _cell(metric, row["mean"], row["standard_error"], row["n"])
+        columns.setdefault(f"{row['trainer']}, {row['setting']}", {})[row["label"]] = cell
+    table = pd.DataFrame(columns, index=list(dict.fromkeys(summary["label"]))).fillna("-")
+    note = "Mean ± standard error over the cases that have the label in truth or prediction (number of cases)."
+    return Part(f"{_unit(metric)} by label", note, table.rename_axis("label").reset_index(), {})
+
+
+def _measured(scores: pd.DataFrame) -> list[str]:
+    return [metric for metric in METRICS if metric in scores and scores[metric].notna().any()]
+
+
+def _all_metrics(scores: pd.DataFrame) -> pd.DataFrame:
+    tables = [by_domain(per_case(scores, m), m, runs_apart=True).assign(metric=m) for m in _measured(scores)]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _all_labels(scores: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([by_label(scores, m).assign(metric=m) for m in _measured(scores)], ignore_index=True)
+
+
+def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | None) -> Part:
+    setting = UNSEEN if UNSEEN in set(cases["setting"]) else SETTINGS[0]
+    chosen = cases[cases["setting"] == setting].sort_values(metric, ascending=HIGHER_IS_BETTER[metric])
+    table = chosen.groupby("trainer", sort=False).head(WORST_CASES).sort_values("trainer", kind="stable")
+    figures: dict[str, Figure] = {}
+    notes = [f"The {WORST_CASES} of each trainer."]
+    for trainer, rows in table.groupby("trainer", sort=False):
+        figure, problems = _pictures(scores, rows, metric, view)
+        figures |= {} if figure is None else {f"worst_{trainer}": figure}
+        notes += [f"{trainer}: no picture of {text}." for text in problems]
+    readable = table[["trainer", "case", "domain", "fold", "run"]].copy()
+    readable[NAMES[metric]] = [_number(metric, value) for value in table[metric]]
+    return Part(f"Worst {setting} cases", " ".join(notes), readable, figures)
+
+
+def _pictures(
+    scores: pd.DataFrame, rows: pd.DataFrame, metric: str, view: View | None
+) -> tuple[Figure | None, list[str]]:
+    """The picture of these cases, if there is one, and the cases that are not in it, with the reason."""
+    views, problems, absent = {}, [], 0
+    for row in rows.to_dict("records"):
+        same = (scores[list(CASE)] == [row[name] for name in CASE]).all(axis=1)
+        try:
+            found = None if view is None else view(scores[same].iloc[0].to_dict())
+        except UserError as error:
+            problems.append(f"{row['case']} ({error})")
+            continue
+        absent += found is None
+        if found is not None:
+            lines = [", ".join(filter(None, (row["case"], row["domain"]))), f"fold {row['fold']}, run {row['run']}"]
+            views["\n".join([*map(printable, lines), _number(metric, row[metric])])] = found
+    if absent:
+        problems.append(f"{absent} cases, whose files are not where they were")
+    return overlay(views)[0] if views else None, problems

@@ -1,0 +1,363 @@
+"""Scores from what nnU-Net and `nnunet-dg evaluate` leave behind: validations of folds, evaluated test folders."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+
+from nnunet_dg import formats
+from nnunet_dg.datasets.domains import FILE as DOMAINS
+from nnunet_dg.datasets.domains import UNNAMED, locate, read_file
+from nnunet_dg.datasets.split_dataset import number_of
+from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.evaluation.records import EVALUATION, SUMMARY, ResultsError, read_record, summary_cases
+from nnunet_dg.files import read_json
+from nnunet_dg.names import did_you_mean, foreign_path, is_fold, printable
+from nnunet_dg.reporting.report import write_report
+from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN
+from nnunet_dg.reporting.view import view
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where results are: ``PATH`` or ``NAME=PATH``, as users give it."""
+
+    path: Path
+    name: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """The source that a user names.
+
+        Raises:
+            SettingsError: The name or the path is empty.
+        """
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            return cls(Path(text), None)
+        if not name.strip() or not path:
+            raise SettingsError(f"Results are PATH or NAME=PATH; got {text!r}.")
+        return cls(Path(path), name)
+
+
+def read_sources(
+    sources: Sequence[Source],
+    domains: Mapping[str, str] | None = None,
+    trained_on: Collection[str] = (),
+    say: Say | None = None,
+) -> pd.DataFrame:
+    """The table of scores (see `nnunet_dg.reporting.scores`) of several results.
+
+    A source is a results folder of nnU-Net, ``TRAINER__PLANS__CONFIGURATION``, of which every validated fold is read
+    (fold ``all`` was validated on what it was trained on, and is left out), or a folder that `nnunet-dg evaluate` has
+    written to. A validation is read from its ``evaluation.json``, where there is one, else from nnU-Net's
+    ``summary.json``, which has Dice only. Sources of one name are parts of one training's results where they have no
+    case of a fold in common, and repeated trainings where they have.
+
+    A fold that was not validated, or whose validation cannot be read, is left out; `say` is called with the reason and
+    the command that mends it.
+
+    Args:
+        sources: Results of any trainers, plans and folds.
+        domains: ``{case: domain}`` of the cases of evaluated folders. Those of results folders are read from the
+            dataset's own ``domains.json``; without one, they have no domain and are in-domain.
+        trained_on: Domains of the training data of the evaluated folders' models.
+        say: Called with what a reader of the scores must know; None: standard error.
+
+    Returns:
+        The table, with ``prediction_file`` and ``reference_file`` as well.
+
+    Raises:
+        ResultsError: A source has no scores, or does not say what it must.
+        DataError: A file that all scores of a source depend on cannot be read.
+    """
+    reader = _Reader(domains, trained_on, say or _to_standard_error)
+    tables: list[pd.DataFrame] = []
+    for name, source in zip(names_of(sources), sources, strict=True):
+        folds = any(path.is_dir() for path in source.path.glob("fold_*"))
+        table = reader.folds(source.path) if folds else reader.evaluated(source.path)
+        found = set(zip(table["fold"], table["case"], strict=True))
+        before = [t for t in tables if t["trainer"].iloc[0] == name]
+        overlapping = [t["run"].iloc[0] for t in before if found & set(zip(t["fold"], t["case"], strict=True))]
+        tables.append(table.assign(trainer=name, run=1 + max(overlapping, default=0)))
+    _refuse_different(reader.settings)
+    return pd.concat(tables, ignore_index=True)
+
+
+def names_of(sources: Sequence[Source]) -> list[str]:
+    """The name of each source, given or its trainer's.
+
+    Raises:
+        ResultsError: A folder is not there, or a trainer is there twice and was not named.
+    """
+    for source in sources:
+        if not source.path.is_dir():
+            raise ResultsError(f"There is no folder {source.path}.")
+    names = [source.name or default_name(source.path) for source in sources]
+    unnamed = [name for name, source in zip(names, sources, strict=True) if source.name is None]
+    if twice := sorted(name for name in unnamed if names.count(name) > 1):
+        raise ResultsError(
+            f"Several results are of {twice[0]}. Name them: NAME=PATH with different names, or with one name for "
+            f"repeated trainings of one trainer."
+        )
+    return names
+
+
+def report(
+    sources: Sequence[Source],
+    output: Path,
+    baseline: str | None = None,
+    metric: str = "dice",
+    domains: Path | None = None,
+    trained_on: Collection[str] = (),
+) -> pd.DataFrame:
+    """`write_report` of what `read_sources` reads, with pictures of the worst cases where the files are still there.
+
+    Args:
+        sources: See `read_sources`.
+        output: A folder.
+        baseline: See `write_report`.
+        metric: See `write_report`.
+        domains: A JSON file, see `read_sources`.
+        trained_on: See `read_sources`.
+
+    Returns:
+        The first table, as people read it.
+
+    Raises:
+        DataError: See `read_sources` and `write_report`.
+        SettingsError: See `write_report`.
+    """
+    remarks: list[str] = []
+
+    def say(text: str) -> None:
+        remarks.append(text)
+        _to_standard_error(text)
+
+    scores = read_sources(sources, None if domains is None else read_file(domains), trained_on, say)
+    return write_report(scores, output, baseline, metric, view, remarks)
+
+
+def default_name(path: Path) -> str:
+    """The trainer of a results folder, and its plans where they are not nnU-Net's."""
+    trainer, *others = path.resolve().name.split("__")
+    return " ".join([trainer, *(p for p in others[:1] if p != "nnUNetPlans")])
+
+
+def _to_standard_error(text: str) -> None:
+    print(f"nnunet-dg: {printable(text)}", file=sys.stderr)
+
+
+def _refuse_different(settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Numbers of evaluations with other tolerances, or other policies, do not belong in one table."""
+    for path, given in settings.items():
+        first, expected = next(iter(settings.items()))
+        if given != expected:
+            raise ResultsError(
+                f"{path} was evaluated with {given}, and {first} with {expected}. Evaluate both in one way."
+            )
+
+
+@dataclass
+class _Reader:
+    """Reads sources, and keeps the settings of their evaluations: ``{evaluation.json: settings}``."""
+
+    domains: Mapping[str, str] | None
+    trained_on: Collection[str]
+    say: Say
+    settings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def folds(self, results: Path) -> pd.DataFrame:
+        """The validated folds of a results folder."""
+        trained = _Trained.of(results, self.say)
+        tables, problems = [], []
+        if (results / "fold_all" / "validation").is_dir():
+            self.say(f"{results}: fold all is left out, because it was validated on the cases it was trained on.")
+        for fold in trained.folds():
+            try:
+                tables.append(self._fold(trained, fold))
+            except DataError as error:
+                problems.append(f"{results}: fold {fold} is left out. {error}")
+        if not tables:
+            raise ResultsError("\n".join(problems) or f"{results} has no fold besides fold all. Train a numbered one.")
+        for problem in problems:
+            self.say(problem)
+        return pd.concat(tables, ignore_index=True)
+
+    def evaluated(self, folder: Path) -> pd.DataFrame:
+        """An evaluated folder of predictions."""
+        if folder.resolve().parent.name.startswith("fold_"):
+            raise ResultsError(f"{folder} is one fold's validation. Give the results folder, {folder.parent.parent}.")
+        record = read_record(folder, folder / "dataset.json")
+        if self.domains is None or not self.trained_on:
+            raise ResultsError(
+                f"{folder}: say which case is from which domain (`domains`), and which of them the model was trained "
+                f"on (`trained_on`). Without them, in-domain and unseen cases cannot be told apart."
+            )
+        self._note_unknown(folder, self.domains)
+        table = _with_domains(record.table.assign(fold="test"), self.domains, "`domains`")
+        self.settings |= record.settings
+        return table.assign(setting=[IN_DOMAIN if d in self.trained_on else UNSEEN for d in table["domain"]])
+
+    def _note_unknown(self, folder: Path, domains: Mapping[str, str]) -> None:
+        known = sorted(set(domains.values()))
+        for name in sorted(set(self.trained_on) - set(known)):
+            same = [k for k in known if _letters(k) == _letters(name)]
+            if same and _letters(name):
+                raise ResultsError(f"`trained_on` names {name!r}; the domain is called {same[0]!r}.")
+            close = did_you_mean(name, known)
+            self.say(f"{folder}: no case is of the domain {name!r}, which the model was trained on.{close}")
+
+    def _fold(self, trained: _Trained, fold: str) -> pd.DataFrame:
+        """One fold's scores.
+
+        Raises:
+            DataError: It was not validated, or cannot be read; the message says how to mend it.
+        """
+        folder, mend = trained.validation(fold), trained.command(fold, "--val")
+        record = read_record(folder, trained.results / "dataset.json", mend)
+        evaluated, summarized = set(record.table["case"]), summary_cases(folder, trained.ending)
+        train, val = trained.split(fold, evaluated | summarized, complete=bool(summarized))
+        if missing := sorted(val - evaluated):
+            self.say(
+                f"{trained.results}: {len(missing)} of {len(val)} validation cases of fold {fold} were not evaluated, "
+                f"{missing[0]!r} first. {mend} validates all of them."
+            )
+        table = _with_settings(trained.with_truths(record.table), trained, train)
+        self.settings |= record.settings
+        return table.assign(fold=fold)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A results folder, and what the preprocessed dataset says of it."""
+
+    results: Path
+    dataset_name: str
+    ending: str
+    splits_file: Path
+    splits: formats.Splits
+    domains_file: Path
+    domains: Mapping[str, str] | None
+
+    @classmethod
+    def of(cls, results: Path, say: Say) -> _Trained:
+        """Read everything that all folds depend on."""
+        name = read_json(results / "plans.json", formats.Plans)["dataset_name"]
+        if not nnUNet_preprocessed or Path(name).name != name:
+            raise ResultsError(
+                f"What {results} was trained on is read from nnUNet_preprocessed, in the folder {name!r}. Set "
+                f"nnUNet_preprocessed as for the training."
+            )
+        preprocessed = Path(nnUNet_preprocessed, name)
+        splits = preprocessed / "splits_final.json"
+        if not splits.is_file():
+            raise ResultsError(
+                f"What {results} was trained on is read from nnUNet_preprocessed, and there is no {splits}. Set "
+                f"nnUNet_preprocessed as for the training."
+            )
+        ending = read_json(results / "dataset.json", formats.Dataset)["file_ending"]
+        domains_file = locate(Path(nnUNet_raw, name) if nnUNet_raw else None, preprocessed)
+        domains = read_file(domains_file) if domains_file.exists() or domains_file.is_symlink() else None
+        if domains is None:
+            say(f"{name} has no {DOMAINS}: all of its cases count as in-domain.")
+        content = read_json(splits, formats.Splits, "Put back the splits of that training.")
+        return cls(results, name, ending, splits, content, domains_file, domains)
+
+    def with_truths(self, table: pd.DataFrame) -> pd.DataFrame:
+        """With the truths of the preprocessed dataset where those that the table names are on another machine."""
+        truths = self.splits_file.parent / "gt_segmentations"
+        here = [truths / foreign_path(file).name for file in table["reference_file"]]
+        files = [
+            str(path) if not Path(file).is_file() and path.is_file() else file
+            for path, file in zip(here, table["reference_file"], strict=True)
+        ]
+        return table.assign(reference_file=files)
+
+    def folds(self) -> list[str]:
+        """The names of all folds but ``all``, with or without a validation, in order."""
+        folders = [path.name for path in self.results.iterdir() if is_fold(path.name) and path.is_dir()]
+        names = {name.removeprefix("fold_") for name in folders}
+        return sorted(names - {"all"}, key=lambda fold: (fold.zfill(9), fold))
+
+    def command(self, fold: str, option: str) -> str:
+        """nnU-Net's command for a fold of this training."""
+        parts = self.results.resolve().name.split("__")
+        trainer, plans, configuration = parts if len(parts) == 3 else ("TRAINER", "PLANS", "CONFIGURATION")
+        words = ["nnUNetv2_train", number_of(self.dataset_name), configuration, fold, "-tr", trainer, "-p", plans]
+        return shlex.join([*words, option])
+
+    def validation(self, fold: str) -> Path:
+        """The folder of a fold's validation.
+
+        Raises:
+            ResultsError: The fold was not trained, or not validated.
+        """
+        folder = self.results / f"fold_{fold}"
+        validation = folder / "validation"
+        if (validation / EVALUATION).is_file() or (validation / SUMMARY).is_file():
+            return validation
+        if (folder / "checkpoint_final.pth").is_file() or any(validation.glob(f"*{self.ending}")):
+            how = "its validation is incomplete" if validation.is_dir() else "it was trained and not validated"
+            raise ResultsError(f"It has no {SUMMARY}: {how}. {self.command(fold, '--val')} validates it.")
+        if any(folder.glob("checkpoint_*.pth")):
+            raise ResultsError(f"Its training has not ended. {self.command(fold, '--c')} resumes it.")
+        raise ResultsError(f"{folder} holds no checkpoint and no validation.")
+
+    def split(self, fold: str, cases: set[str], complete: bool) -> tuple[set[str], set[str]]:
+        """The training and the validation cases of a fold.
+
+        Args:
+            fold: Its name.
+            cases: The cases that were validated.
+            complete: Whether these are all; if not, the fold may have more.
+
+        Raises:
+            ResultsError: The splits are not those of the training, or they leak.
+        """
+        known = self.splits[int(fold)] if fold.isdecimal() and int(fold) < len(self.splits) else None
+        val = set(known["val"]) if known else set()
+        if known is None or not cases <= val or (complete and cases != val):
+            raise ResultsError(
+                f"Fold {fold} was not validated on the cases that {self.splits_file} names, so the domains that it was "
+                f"trained on are unknown. Put back the splits of that training."
+            )
+        train = set(known["train"])
+        if both := sorted(train & val):
+            raise ResultsError(
+                f"Fold {fold} of {self.splits_file} leaks: case {both[0]!r}"
+                f"{f' and {len(both) - 1} more are' if len(both) > 1 else ' is'} trained and validated on. Make new "
+                f"splits, and train again."
+            )
+        return train, val
+
+
+def _with_settings(table: pd.DataFrame, trained: _Trained, train: Collection[str]) -> pd.DataFrame:
+    """With domains, and with the setting of each case: in-domain if a training case is from its domain."""
+    if trained.domains is None:
+        return table.assign(domain=UNNAMED, setting=IN_DOMAIN)
+    if unknown := sorted(set(train) - set(trained.domains)):
+        raise ResultsError(f"{trained.domains_file} names no domain of the training case {unknown[0]!r}. Add it.")
+    table = _with_domains(table, trained.domains, str(trained.domains_file))
+    trained_on = {trained.domains[case] for case in train}
+    return table.assign(setting=[IN_DOMAIN if domain in trained_on else UNSEEN for domain in table["domain"]])
+
+
+def _with_domains(table: pd.DataFrame, domain_of: Mapping[str, str], source: str) -> pd.DataFrame:
+    if unknown := sorted(set(table["case"]) - set(domain_of)):
+        raise ResultsError(f"{source} names no domain of case {unknown[0]!r}.")
+    return table.assign(domain=table["case"].map(domain_of))
+
+
+def _letters(name: str) -> str:
+    """A name without what is easily misspelled: upper case, spaces, punctuation."""
+    return "".join(c for c in name.casefold() if c.isalnum())

@@ -1,0 +1,1 @@
+"""Robustness of trained models and of features: corruptions, noise in weights, reliance on channels."""

@@ -1,0 +1,277 @@
+"""`nnunet-dg stability features`: are an extractor's features the same where the contrast is another?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk  # noqa: N813
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nnunet_dg.errors import DataError
+from nnunet_dg.extractors import FrozenExtractor
+from nnunet_dg.files import replacing, write_csv
+from nnunet_dg.reporting.plots import curves
+from nnunet_dg.reporting.style import COLORS
+from nnunet_dg.robustness.corruptions import CORRUPTIONS
+from nnunet_dg.robustness.similarity import linear_cka, pca_rgb
+
+INTENSITY = "intensity"  # the image itself, beside every extractor
+GAMMAS = CORRUPTIONS["gamma"].strengths
+MAX_VOXELS = 50_000
+PATCH = 128  # voxels of each axis at most, where nothing else is said
+
+Array = NDArray[Any]
+
+
+class StabilityError(DataError, RuntimeError):
+    """Images that cannot be compared, and why."""
+
+
+def stability(
+    paths: Mapping[str, Path], extractors: Mapping[str, FrozenExtractor], patch: Sequence[int] | None, output: Path
+) -> pd.DataFrame:
+    """Linear CKA between the features of co-registered images, and between an image's features before and after gamma.
+
+    Of a patch around the centre, and there of foreground voxels (Otsu's threshold of the first image). Writes
+    ``contrasts.csv`` and ``gamma.csv`` with a picture each, and ``features.png``: each image beside its features, as
+    the first three principal components of all images together.
+
+    Args:
+        paths: images by name, any format that SimpleITK reads, on one grid.
+        extractors: by name.
+        patch: Voxels of each axis at most, in the order of SimpleITK's arrays (slices first); None: `PATCH` each. Of
+            volumes with one slice the slice is taken, and one number per axis of either is accepted.
+        output: a folder.
+
+    Returns:
+        ``representation``, ``first``, ``second``, ``cka``; the images' own intensity among the representations.
+
+    Raises:
+        StabilityError: There are fewer than two images, they are not on one grid, or one cannot be read.
+        OSError: The folder cannot be written to.
+    """
+    images, spacing, foreground = read(paths, patch)
+    output.mkdir(parents=True, exist_ok=True)
+    chosen = choose(foreground)
+    representations = {INTENSITY: None, **extractors}
+    with tqdm(representations.items(), "features", unit="extractor") as progress:
+        features = {n: {image: compute(x, images[image]) for image in images} for n, x in progress}
+    voxels = {name: {i: at(f, chosen) for i, f in of.items()} for name, of in features.items()}
+    contrasts = pd.DataFrame(
+        [(n, a, b, linear_cka(of[a], of[b])) for n, of in voxels.items() for a, b in combinations(images, 2)],
+        columns=["representation", "first", "second", "cka"],
+    )
+    _write(output / "contrasts", contrasts, bars(contrasts)[0])
+    gammas = under_gamma(images, representations, chosen)
+    _write(output / "gamma", gammas, gamma_curves(gammas)[0])
+    shown = {name: features[name] for name in extractors}
+    _write(output / "features", None, feature_slices(images, shown, voxels, spacing)[0])
+    return contrasts
+
+
+def _write(path: Path, table: pd.DataFrame | None, picture: Figure) -> None:
+    """A table as ``.csv`` and its picture as ``.png``."""
+    if table is not None:
+        write_csv(path.with_suffix(".csv"), table)
+    with replacing(path.with_suffix(".png")) as partial:
+        picture.savefig(partial, dpi=150, format="png")
+
+
+def under_gamma(
+    images: Mapping[str, Array], representations: Mapping[str, FrozenExtractor | None], chosen: Array
+) -> pd.DataFrame:
+    """``representation``, ``image``, ``gamma`` and ``cka`` with the same image's features at gamma 1."""
+    rows = []
+    with tqdm(representations.items(), "under gamma", unit="extractor") as progress:
+        for name, extractor in progress:
+            for image, original in images.items():
+                changed = {g: CORRUPTIONS["gamma"](original[None], g, 0)[0] for g in GAMMAS}
+                seen = {g: at(compute(extractor, c), chosen) for g, c in changed.items()}
+                rows += [(name, image, g, linear_cka(seen[1.0], features)) for g, features in seen.items()]
+    return pd.DataFrame(rows, columns=["representation", "image", "gamma", "cka"])
+
+
+def dimensions(path: Path) -> int:
+    """The number of axes of an image, 2 or 3; a volume with one slice has 2. Its voxels are not read.
+
+    Raises:
+        StabilityError: The file cannot be read, or has other axes.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise StabilityError(_unreadable(path, error)) from error
+    return _shape_of(path, reader.GetSize())
+
+
+def _shape_of(path: Path, size: Sequence[int]) -> int:
+    if len(size) not in (2, 3):
+        raise StabilityError(f"{path} has {len(size)} axes; images have 2 or 3.")
+    return 2 if len(size) == 3 and 1 in size else len(size)
+
+
+def read(
+    paths: Mapping[str, Path], patch: Sequence[int] | None = None
+) -> tuple[dict[str, Array], tuple[float, ...], Array]:
+    """The center of each image, ``(*spatial)``; the spacing of each axis; and where there is foreground."""
+    if len(paths) < 2:
+        raise StabilityError(f"Stability needs two co-registered images at least; got {len(paths)}.")
+    volumes = {name: _read(path) for name, path in paths.items()}
+    first, reference = next(iter(volumes.items()))
+    for name, volume in volumes.items():
+        _check_grid(name, volume, first, reference)
+    mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(reference, 0, 1))
+    center, thin = _center(mask.shape, patch)
+    spacing = [mm for axis, mm in enumerate(reversed(reference.GetSpacing())) if axis not in thin]
+    return (
+        {name: sitk.GetArrayFromImage(volume)[center].squeeze(thin) for name, volume in volumes.items()},
+        tuple(spacing),
+        mask[center].squeeze(thin).astype(bool),
+    )
+
+
+def _read(path: Path) -> sitk.Image:
+    """An image of one channel, float32.
+
+    Raises:
+        StabilityError: It cannot be read, has several channels, or values that are not finite.
+    """
+    try:
+        volume = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise StabilityError(_unreadable(path, error)) from error
+    _shape_of(path, volume.GetSize())
+    channels = volume.GetNumberOfComponentsPerPixel()
+    if channels > 1 or "complex" in volume.GetPixelIDTypeAsString():
+        raise StabilityError(f"{path} has {channels} channels or complex values; images have one channel of real ones.")
+    volume = sitk.Cast(volume, sitk.sitkFloat32)
+    if not np.isfinite(sitk.GetArrayViewFromImage(volume)).all():
+        raise StabilityError(f"{path} holds NaN or infinite values. Correct the image.")
+    return volume
+
+
+def _unreadable(path: Path, error: RuntimeError) -> str:
+    reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ")
+    return f"The image {path} cannot be read: {reason if path.exists() else 'there is no such file'}."
+
+
+def _check_grid(name: str, volume: sitk.Image, first: str, reference: sitk.Image) -> None:
+    """Sizes are equal; spacings to a thousandth, origins to a tenth of a voxel."""
+    voxel = np.array(reference.GetSpacing())
+    tolerances = {"Size": 0, "Spacing": 1e-3 * voxel, "Origin": 0.1 * voxel, "Direction": 1e-3}
+    for what, tolerance in tolerances.items():
+        mine, others = (getattr(image, f"Get{what}")() for image in (volume, reference))
+        if len(mine) != len(others) or (abs(np.subtract(mine, others)) > tolerance).any():
+            raise StabilityError(
+                f"{name} is not on the grid of {first}: {what.lower()} {mine} and {others}. Images must be "
+                f"co-registered and resampled to one grid."
+            )
+
+
+def _center(shape: Sequence[int], patch: Sequence[int] | None) -> tuple[tuple[slice, ...], tuple[int, ...]]:
+    """Slices of the patch around the center, and the axis of a volume that has one slice."""
+    thin = tuple(axis for axis, length in enumerate(shape) if length == 1)[:1] if len(shape) == 3 else ()
+    wanted = list(patch or [PATCH] * len(shape))
+    if len(wanted) == len(shape) - len(thin):
+        for axis in thin:
+            wanted.insert(axis, 1)
+    if len(wanted) != len(shape):
+        raise StabilityError(f"--patch needs one number per axis, {len(shape) - len(thin)}; got {len(wanted)}.")
+    taken = [min(length, voxels) for length, voxels in zip(shape, wanted, strict=True)]
+    if any(voxels < 2 for axis, voxels in enumerate(taken) if axis not in thin):
+        raise StabilityError(f"Every axis needs two voxels at least; got {tuple(taken)} of images of {tuple(shape)}.")
+    return tuple(slice((n - t) // 2, (n + t) // 2) for n, t in zip(shape, taken, strict=True)), thin
+
+
+def choose(foreground: Array) -> Array:
+    """Flat indices of foreground voxels, `MAX_VOXELS` at most, the same ones every time."""
+    indices = np.flatnonzero(foreground)
+    if len(indices) < 2:
+        raise StabilityError("There is no foreground in the patch. Choose a larger one, or an image that has some.")
+    return np.sort(np.random.default_rng(0).permutation(indices)[:MAX_VOXELS])
+
+
+def at(features: Array, chosen: Array) -> Array:
+    """``(A, *spatial)`` -> ``(N, A)``, at flat indices ``(N,)``."""
+    return features.reshape(len(features), -1).T[chosen]
+
+
+def compute(extractor: FrozenExtractor | None, image: Array) -> Array:
+    """Features ``(A, *spatial)``; without an extractor the image itself, ``(1, *spatial)``."""
+    if extractor is None:
+        return image[None]
+    with torch.inference_mode():
+        return extractor(torch.from_numpy(np.ascontiguousarray(image))[None, None].float())[0].numpy()
+
+
+def bars(contrasts: pd.DataFrame) -> tuple[Figure, Any]:
+    """One group of bars per pair of images, one bar per representation."""
+    pairs = list(dict.fromkeys(zip(contrasts["first"], contrasts["second"], strict=True)))
+    names = list(dict.fromkeys(contrasts["representation"]))
+    figure = Figure(figsize=(1.5 + 0.45 * len(pairs) * (len(names) + 1), 3.2), layout="constrained")
+    ax = figure.subplots()
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        heights = contrasts[contrasts["representation"] == name]["cka"]
+        places = np.arange(len(pairs)) + (number - (len(names) - 1) / 2) * width
+        hatch = ("", "//", "..", "xx")[number % 4]
+        ax.bar(places, heights, width, color=COLORS[number % len(COLORS)], edgecolor="black", hatch=hatch, label=name)
+    ax.set_xticks(range(len(pairs)), [f"{a}\n{b}" for a, b in pairs], parse_math=False)  # $ is no formula in a name
+    ax.set(ylabel="linear CKA", ylim=(0, 1))
+    figure.legend(loc="outside lower center", ncols=len(names))
+    return figure, ax
+
+
+def gamma_curves(gammas: pd.DataFrame) -> tuple[Figure, Any]:
+    """One line per representation, the mean over images, with standard errors."""
+    figure, ax = curves(gammas, "gamma", "cka", "representation", identity=1.0)
+    ax.set_xscale("log", base=2)
+    ax.set(ylabel="linear CKA with gamma 1", ylim=(0, 1.02))
+    return figure, ax
+
+
+def feature_slices(
+    images: Mapping[str, Array],
+    maps: Mapping[str, Mapping[str, Array]],
+    voxels: Mapping[str, Mapping[str, Array]],
+    spacing: Sequence[float],
+) -> tuple[Figure, Any]:
+    """One row per image: a middle slice, and beside it the features of each extractor as colors.
+
+    Args:
+        images: ``(*spatial)`` each.
+        maps: features of each extractor and image, ``(A, *spatial)``.
+        voxels: of each extractor and image, ``(N, A)``, that the colors are fitted on.
+        spacing: of each axis. Volumes are cut across the widest.
+    """
+    figure = Figure(figsize=(2.2 * (1 + len(maps)), 2.4 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), 1 + len(maps), squeeze=False)
+    cut = int(np.argmax(spacing)) if len(spacing) == 3 else None
+    rows, columns = (mm for axis, mm in enumerate(spacing) if axis != cut)
+    for row, (name, image) in zip(axes, images.items(), strict=True):
+        shown = _middle(image, cut)
+        low, high = np.percentile(shown, (1, 99))
+        row[0].imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=rows / columns)
+        row[0].set_ylabel(name, parse_math=False)
+    for column, (extractor, of) in enumerate(maps.items(), 1):
+        slices = [np.stack([_middle(channel, cut) for channel in of[name]]) for name in images]
+        for row, colors in zip(axes, pca_rgb(slices, list(voxels[extractor].values())), strict=True):
+            row[column].imshow(colors, aspect=rows / columns)
+        axes[0, column].set_title(extractor)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+    return figure, axes
+
+
+def _middle(volume: Array, cut: int | None) -> Array:
+    return volume if cut is None else np.take(volume, volume.shape[cut] // 2, cut)

@@ -1,0 +1,1 @@
+"""Trainers of methods: the port between a method and nnU-Net, settings in the plans, checkpoints."""

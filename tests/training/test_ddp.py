@@ -1,0 +1,169 @@
+"""Two processes with half a batch each give the gradients of one with the whole batch. On CPU, with gloo."""
+
+import shlex
+import sys
+from copy import deepcopy
+from dataclasses import asdict
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+from nnunet_host import one_case
+from nnunet_model import write_model
+from on_noise import plans
+from torch import multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
+from nnunet_dg.extractors import build_extractor, load_weights
+from nnunet_dg.host import unwrap
+
+TRAINERS = ("nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerDropGen_Paper")
+
+
+class FixedDropout(nn.Module):
+    """Drops the channels of sample i that a `ChannelDropout` would drop there, in whichever process i is."""
+
+    def __init__(self, samples):
+        super().__init__()
+        self.samples = samples
+
+    def forward(self, z):
+        torch.manual_seed(1)
+        scales = ChannelDropout(0.5).train()(torch.ones(2, z.shape[1], 1, 1, 1))
+        return z * scales[self.samples]
+
+
+def gradients(rank, folder, trainer, settings):
+    """One step in each of two processes with half the batch; then, in the first alone, one with the whole batch.
+
+    In double precision throughout: features of random weights, normalised, would blow single precision's rounding up.
+    """
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    manager = plans(16)
+    manager.plans["nnunet_dg"] = {"dropgen": settings}
+    configuration = manager.get_configuration("3d_fullres")
+    configuration.configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
+    torch.manual_seed(0)
+    trainer = next(e.load() for e in entry_points(group="nnunetv2.trainers") if e.name == trainer)
+    network = trainer.build_network_architecture(manager, configuration, 1, 3, True)
+    load_weights(network.extractor, network.settings.extractor, network.settings.weights)
+    images, weights = torch.rand(2, 1, 16, 16, 16), torch.rand(2, 3, 16, 16, 16)
+    network = network.double().train()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    halves = step(DistributedDataParallel(deepcopy(network)), images, weights, slice(rank, rank + 1))
+    torch.distributed.destroy_process_group()
+    if rank == 0:
+        torch.save(halves, folder / "2.pt")
+        torch.save(step(network, images, weights, slice(0, 2)), folder / "1.pt")
+
+
+def step(wrapped, images, weights, samples):
+    """Gradients by name, and what is frozen, after a step with some of the samples."""
+    network = unwrap(wrapped)
+    network.dropout = FixedDropout(samples)
+    sum(
+        (output * nn.functional.interpolate(weights[samples], output.shape[2:])).square().mean()
+        for output in wrapped(images[samples])
+    ).backward()
+    gradients = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    return gradients, {k: v.clone() for k, v in network.state_dict().items() if k.startswith("extractor.")}
+
+
+def assert_equal_gradients(folder, trainer, settings):
+    multiprocessing.spawn(gradients, (folder, trainer, settings), nprocs=2)
+    (one, frozen), (two, frozen_there) = (torch.load(folder / f"{n}.pt") for n in (1, 2))
+    assert one.keys() == two.keys()
+    assert not any(name.startswith("extractor.") for name in one)
+    assert any(gradient.abs().max() > 1e-3 for gradient in one.values())
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+    assert frozen.keys() == frozen_there.keys()
+    assert all(torch.equal(frozen[key], frozen_there[key]) for key in frozen)
+
+
+@pytest.mark.matrix
+@pytest.mark.capability("DDP")
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_two_processes_give_the_gradients_of_one(tmp_path, trainer, anatomix_weights, record_property):
+    record_property("trainer", trainer)
+    torch.save(anatomix_weights, tmp_path / "random.pth")
+    mind = trainer.endswith("MIND")
+    assert_equal_gradients(tmp_path, trainer, {} if mind else {"weights": str(tmp_path / "random.pth")})
+
+
+@pytest.mark.parametrize("norm", ["InstanceNorm", "BatchNorm"])
+def test_with_and_without_batch_norm_in_the_frozen_extractor(tmp_path, norm):
+    model = tmp_path / "model"
+    write_model(model, norm=norm)
+    settings = DropGenSettings(extractor="nnunet", weights=str(model)).completed()
+    assert_equal_gradients(tmp_path, "nnUNetTrainerDropGen", asdict(settings))
+
+
+def test_the_synchronised_batch_norm_of_nnunets_ddp_stays_frozen(tmp_path):
+    """nnU-Net converts the whole network, the extractor included, before it wraps it."""
+    write_model(tmp_path, norm="BatchNorm")
+    extractor = build_extractor("nnunet", weights=tmp_path)
+    x = torch.rand(2, 1, 8, 8, 8)
+    before = extractor(x)
+    parent = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(extractor)).train()
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in parent.modules())
+    torch.testing.assert_close(parent(x), before)
+    assert not any(module.training for module in extractor.modules())
+
+
+TRAINING = """
+import sys
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
+from torch import distributed
+
+wrap = host.DDP
+host.DDP = lambda network, device_ids: wrap(network)  # nnU-Net's own is for CUDA
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+trainer = get_trainer_from_args("701", "3d_fullres", 0, sys.argv[1], "tinyPlans")
+trainer.device = torch.device("cpu")
+torch.manual_seed(rank)  # networks begin alike all the same
+trainer.run_training()
+state = trainer.network.module.state_dict()
+auxiliary = trainer.optimizer.state_dict().get("nnunet_dg_auxiliary", {}).get("modules", {})
+torch.save((state, auxiliary), f"{sys.argv[2]}/{rank}.pt")
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+def assert_trains_in_two_processes(host, folder, trainer):
+    """nnU-Net's own loop from the first epoch to the last, one sample per process; then its command on what is left."""
+    script = folder / "training.py"
+    script.write_text(TRAINING)
+    torchrun = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"
+    host.run(f"{torchrun} {script} {trainer} {folder}", nnUNet_n_proc_DA="0")
+    (network, auxiliary), (other_network, other_auxiliary) = (torch.load(folder / f"{r}.pt") for r in range(2))
+    assert all(torch.equal(network[key], other_network[key]) for key in network)
+    for name, state in auxiliary.items():
+        for key, value in state.items():
+            assert torch.equal(value, other_auxiliary[name][key]), (name, key)
+    saved = torch.load(host.results(trainer) / "checkpoint_final.pth", weights_only=False)
+    assert all(torch.equal(network[key], saved["network_weights"][key]) for key in network)
+    assert saved["optimizer_state"].get("nnunet_dg_auxiliary", {}).get("modules", {}).keys() == auxiliary.keys()
+    assert bool(auxiliary) == trainer.endswith(("SgCG", "TinyMIG"))
+    host.predict(trainer, one_case(host, folder / "in"), folder / "out")
+    assert (folder / "out" / "case_0.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("trainer", ["Tiny_nnUNetTrainerDropGen_MIND", "Tiny_nnUNetTrainerSgCG"])
+def test_nnunets_training_in_two_processes(host, tmp_path, trainer):
+    assert_trains_in_two_processes(host, tmp_path, trainer)
+
+
+@pytest.mark.matrix
+@pytest.mark.capability("DDP")
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG", "nnUNetTrainerTinyMIG"])
+def test_two_processes_train_the_same_network_and_auxiliary_modules(host, tmp_path, trainer, record_property):
+    record_property("trainer", trainer)
+    assert_trains_in_two_processes(host, tmp_path, f"Tiny_{trainer}")

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from on_noise import plans
+from torch import nn
+
+from nnunet_dg.tinymig import OWN_STATISTICS, OwnStatistics, modulate
+from nnunet_dg.tinymig.modulation import statistics
+from nnunet_dg.training.taps import Modulation, planned_network, stage_grids, tap_encoder, tap_penultimate
+
+RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+
+
+def built(trainer=nnUNetTrainer, residual=False, deep_supervision=True):
+    manager = plans(16)
+    configuration = manager.get_configuration("3d_fullres")
+    if residual:
+        architecture = configuration.configuration["architecture"]
+        architecture["network_class_name"] = RESIDUAL
+        architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
+    torch.manual_seed(0)
+    return trainer.build_network_architecture(manager, configuration, 1, 3, deep_supervision).train()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("deep_supervision", [False, True])
+@pytest.mark.parametrize(
+    ("trainer", "residual"), [(nnUNetTrainer, False), (nnUNetTrainer, True), (nnUNetTrainerDropGen_MIND, False)]
+)
+def test_reads_what_makes_the_logits_and_the_bottleneck(trainer, residual, deep_supervision, compiled):
+    network = built(trainer, residual, deep_supervision)
+    keys = list(network.state_dict())
+    run = torch.compile(network, backend="aot_eager") if compiled else network
+    penultimate, bottleneck = tap_penultimate(run), tap_encoder(run, -1)
+    for _ in range(2):
+        output = run(torch.rand(2, 1, 16, 16, 16))
+        features, deepest = penultimate.take(), bottleneck.take()
+        logits = planned_network(run).decoder.seg_layers[-1](features)
+        torch.testing.assert_close(logits, output[0] if deep_supervision else output)
+        encoder = planned_network(run).encoder
+        assert deepest.shape[1] == encoder.output_channels[-1]
+        assert deepest.requires_grad
+    assert list(network.state_dict()) == keys
+    features.sum().backward()
+    assert planned_network(run).encoder.stages[0].parameters().__next__().grad is not None
+
+
+def test_holds_nothing_at_inference_and_gives_features_once():
+    network = built()
+    penultimate = tap_penultimate(network)
+    network.eval()(torch.rand(1, 1, 16, 16, 16))
+    with pytest.raises(RuntimeError, match="not run in training mode"):
+        penultimate.take()
+    network.train()(torch.rand(1, 1, 16, 16, 16))
+    penultimate.take()
+    with pytest.raises(RuntimeError, match="not run in training mode"):
+        penultimate.take()
+
+
+def test_other_networks_are_refused_by_name():
+    with pytest.raises(NotImplementedError, match=r"PlainConvUNet and ResidualEncoderUNet.*is a Sequential"):
+        planned_network(nn.Sequential())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("own", [None, OwnStatistics(lambda x, earlier: (x.mean((2, 3, 4)) + 1, x.std((2, 3, 4)) * 2))])
+def test_a_modulation_changes_what_later_layers_see_between_begin_and_end(compiled, own):
+    network = built()
+    keys = list(network.state_dict())
+    run = torch.compile(network, backend="aot_eager") if compiled else network
+    tap = tap_encoder(run, 0)
+    modulation = Modulation(network.encoder.stages[0], own)
+    after = tap_encoder(run, 0)
+    x = torch.rand(2, 1, 16, 16, 16)
+    compilations = []
+    for step in range(3):
+        plain = run(x)[0]
+        feature = tap.take()
+        torch.testing.assert_close(after.take(), feature)
+        given = own.draw(feature, None) if own else (torch.full((2, 32), float(step)), torch.full((2, 32), step + 2.0))
+        modulation.begin(None if own else given)
+        styled = run(x)[0]
+        modulation.end()
+        torch.testing.assert_close(after.take(), modulate(feature, *given), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(styled, plain)
+        torch.testing.assert_close(run(x)[0], plain)
+        compilations.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert compilations[1] == compilations[2]  # other statistics are no reason to compile again
+    assert list(network.state_dict()) == keys
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_single_samples_partner_is_one_of_the_eight_before_it(compiled):
+    network = built()
+    run = torch.compile(network, backend="aot_eager") if compiled else network
+    tap = tap_encoder(run, 0)
+    modulation = Modulation(network.encoder.stages[0], OWN_STATISTICS["crossnorm"])
+    after = tap_encoder(run, 0)
+    earlier, graphs = [], []
+    for step in range(12):
+        modulation.begin()
+        run((1 + step) * torch.rand(1, 1, 16, 16, 16) ** (1 + step))
+        modulation.end()
+        own, styled = tap.take(), after.take()
+        if step == 0:
+            torch.testing.assert_close(styled, own, atol=1e-4, rtol=1e-4)
+        else:
+            mean, std = statistics(styled)
+            assert any(
+                torch.allclose(mean, m, atol=1e-4) and torch.allclose(std, s, atol=1e-3) for m, s in earlier[-8:]
+            )
+        earlier.append(statistics(own.detach()))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[1] == graphs[-1]  # other partners are no reason to compile again
+
+
+def test_a_modulation_that_was_told_nothing_says_so():
+    network = built()
+    Modulation(network.encoder.stages[0]).begin()
+    with pytest.raises(RuntimeError, match="No statistics"):
+        network(torch.rand(1, 1, 16, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("patch", "strides", "expected"),
+    [
+        ((16, 16, 16), [[1, 1, 1], [2, 2, 2]], [(16, 16, 16), (8, 8, 8)]),
+        ((5, 12), [1, 2, 2], [(5, 12), (3, 6), (2, 3)]),
+        ((20, 320, 256), [(1, 1, 1), (1, 2, 2), (2, 2, 2)], [(20, 320, 256), (20, 160, 128), (10, 80, 64)]),
+    ],
+)
+def test_the_grids_of_the_stages_follow_from_patch_and_strides(patch, strides, expected):
+    assert stage_grids(patch, strides) == expected

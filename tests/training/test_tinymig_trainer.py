@@ -1,0 +1,250 @@
+"""nnUNetTrainerTinyMIG in this process, on noise: each term is what it is called, and what is left out is not there."""
+
+import pytest
+import torch
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
+from on_noise import batch, initialized, plans
+
+from nnunet_dg.tinymig import cross_distribution_consistency
+from nnunet_dg.tinymig.modulation import statistics
+from nnunet_dg.tinymig.teachers import fingerprint
+from nnunet_dg.training.taps import tap_encoder
+
+TERMS = {"segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency"}
+BOTH = {"teaching", "alignment"}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+    def make(load=True, trainer=nnUNetTrainerTinyMIG, samples=2, masked=False, **settings):
+        given = plans(16, samples).plans
+        given["configurations"]["3d_fullres"]["use_mask_for_norm"] = [masked]
+        given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
+        given["nnunet_dg"] = {"tinymig": {"teacher": "random:anatomix"} | settings}
+        torch.manual_seed(0)
+        made = initialized(trainer, given, torch.device("cpu"))
+        if load:
+            made.load_teacher()
+        return made
+
+    return make
+
+
+def test_every_term_is_what_it_is_called(make, monkeypatch):
+    trainer = make()
+    step = batch(trainer)
+    data, target = step["data"], step["target"]
+    given = [(torch.randn(2, width), torch.rand(2, width) + 0.5) for width in (4, 8)]
+    asked, first_styled = [], []
+
+    def universal_statistics(reference):
+        asked.append(reference)
+        return given[len(asked) - 1]
+
+    monkeypatch.setattr("nnunet_dg.trainers.nnUNetTrainerTinyMIG.universal_statistics", universal_statistics)
+    stages = trainer.network.encoder.stages
+    for stage in stages:
+        stage.register_forward_hook(lambda _, __, output: first_styled.append(output))
+    terms = trainer.loss_terms(data, target, step["keys"])
+    plain_pass, styled_pass = first_styled[:3], first_styled[3:]
+    first_styled.clear()
+
+    reprogrammed, logits = trainer.auxiliary["teaching"](data)
+    for reference, mine in zip(asked, reprogrammed, strict=False):
+        torch.testing.assert_close(reference, mine)
+    for feature, (mean, std) in zip(styled_pass[:2], given, strict=True):  # stages 0 and 1 have what they were given
+        own_mean, own_std = statistics(feature)
+        torch.testing.assert_close(own_mean, mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own_std, std, atol=1e-4, rtol=1e-3)
+
+    taps = [tap_encoder(trainer.network, stage) for stage in range(3)]
+    output = trainer.network(data)
+    features = [tap.take() for tap in taps]
+    for feature, seen in zip(features, plain_pass, strict=True):
+        torch.testing.assert_close(feature, seen)
+    for modulation, pair in zip(trainer.modulations, given, strict=True):
+        modulation.begin(pair)
+    styled = trainer.network(data)
+    for modulation in trainer.modulations:
+        modulation.end()
+    torch.testing.assert_close(trainer.network(data), output)
+    expected = {
+        "segmentation": trainer.loss(output, target),
+        "segmentation_teacher": trainer.loss.loss(logits, target[0]),
+        "segmentation_styled": trainer.loss(styled, target),
+        "alignment": trainer.auxiliary["alignment"](reprogrammed, features),
+        "consistency": cross_distribution_consistency(output[0], styled[0]),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_loss_is_the_weighted_sum(make):
+    trainer = make(loss_weights=[0.1, 0.2, 0.3, 0.4, 0.6])
+    result = trainer.train_step(batch(trainer))
+    names = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency")
+    expected = sum(w * result[name] for w, name in zip((0.1, 0.2, 0.3, 0.4, 0.6), names, strict=True))
+    assert result["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "terms", "modules"),
+    [
+        ({}, TERMS, BOTH),
+        ({"ablate": ["ufdm"]}, TERMS - {"segmentation_styled", "consistency"}, BOTH),
+        ({"ablate": ["cdc"]}, TERMS - {"consistency"}, BOTH),
+        ({"ablate": ["lra"]}, TERMS - {"alignment"}, {"teaching"}),
+        ({"ablate": ["co_training"]}, TERMS - {"segmentation_teacher"}, BOTH),
+        ({"ablate": ["lra", "co_training"]}, TERMS - {"alignment", "segmentation_teacher"}, {"teaching"}),
+        ({"ablate": ["ufdm", "lra", "co_training"]}, {"segmentation"}, set()),
+        ({"ablate": ["amplitude", "phase", "channel_refiner"]}, TERMS, BOTH),
+        ({"statistics": "mixstyle"}, TERMS, BOTH),
+        ({"statistics": "crossnorm"}, TERMS, BOTH),
+        ({"statistics": "crossnorm_channels"}, TERMS, BOTH),
+        ({"alignment_scale": "paper"}, TERMS, BOTH),
+        ({"statistics": "dsu"}, TERMS, BOTH),
+        ({"divergence": "mse"}, TERMS, BOTH),
+        ({"divergence": "js"}, TERMS, BOTH),
+    ],
+)
+def test_what_is_left_out_is_not_there_and_all_that_is_there_learns(make, settings, terms, modules):
+    trainer = make(**settings)
+    result = trainer.train_step(batch(trainer))
+    assert set(result) == {"loss", *terms}
+    assert set(trainer.auxiliary) == modules
+    assert all(torch.isfinite(torch.tensor(float(value))) for value in result.values())
+    asked = [p for p in trainer.auxiliary.parameters() if p.requires_grad]
+    assert not [n for n, p in trainer.auxiliary.named_parameters() if p.requires_grad and p.grad is None]
+    assert bool(asked) == bool(terms & {"alignment", "segmentation_teacher"})
+    if "alignment" in modules:
+        names = {name.split(".")[2] for name, _ in trainer.auxiliary["alignment"].named_parameters()}
+        assert names == (
+            {"amplitude_filter", "phase_filter", "refiner"} if len(settings.get("ablate", ())) < 3 else set()
+        )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_outside_a_mask_and_in_padding_the_teacher_sees_the_minimum(make, masked):
+    trainer, shown = make(masked=masked), []
+    teacher = trainer.auxiliary["teaching"].teacher
+    run = teacher.run
+    teacher.run = lambda x: (shown.append(x), run(x))[1]
+    step = batch(trainer)
+    step["data"][:, :, :4] = 0  # the mean of a normalized image
+    trainer.train_step(step)
+    border, inside = shown[0][:, :, :7], shown[0][:, :, 10:]
+    assert border.max() == 0  # without a mask: padding, which is zero in all channels
+    assert inside.amin() < 0.3 < 0.7 < inside.amax()
+
+
+def test_without_a_mask_zeros_of_an_image_that_is_not_centered_stay_what_they_are(make):
+    trainer = make()
+    trainer.outside = type(trainer.outside).nowhere(1)
+    seen = []
+    trainer.auxiliary["teaching"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step = batch(trainer)
+    step["data"][:, :, :4] = 0
+    trainer.train_step(step)
+    assert torch.equal(seen[0], step["data"])
+
+
+@pytest.mark.parametrize(("statistics", "words"), [("dsu", "need two samples per device"), ("mixstyle", "earlier")])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_log_says_once_where_styles_need_more_samples(make, capsys, statistics, words, samples):
+    trainer = make(samples=samples, statistics=statistics, ablate=["lra", "co_training"])
+    capsys.readouterr()
+    trainer.note_idle_statistics()
+    assert (words in capsys.readouterr().out) == (samples == 1)
+
+
+@pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
+def test_with_one_sample_a_step_earlier_ones_give_the_style(make, statistics):
+    trainer = make(samples=1, statistics=statistics, ablate=["lra", "co_training"])
+    values = [float(trainer.train_step(batch(trainer))["consistency"]) for _ in range(4)]
+    assert values[0] == pytest.approx(0, abs=1e-5)
+    assert (max(values[1:]) > 1e-5) == (statistics != "dsu")
+
+
+def test_the_log_has_the_gain_of_the_enhancement_in_every_epoch(make, capsys):
+    trainer = make()
+    trainer.train_step(batch(trainer))
+    gain = trainer.auxiliary["alignment"].take_gain()
+    assert 0.05 < gain < 1  # filters begin at sigmoid(1), weights of channels at about a half
+    outputs = [trainer.train_step(batch(trainer))]
+    capsys.readouterr()
+    trainer.on_train_epoch_end(outputs)
+    assert "std(enhanced) / std(given)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
+def test_other_statistics_are_the_students_own(make, monkeypatch, statistics):
+    trainer = make(statistics=statistics)
+    ask = "nnunet_dg.trainers.nnUNetTrainerTinyMIG.universal_statistics"
+    monkeypatch.setattr(ask, lambda reference: pytest.fail("the teacher was asked"))
+    step = batch(trainer)
+    terms = trainer.loss_terms(step["data"], step["target"], step["keys"])
+    assert terms["consistency"] > 0
+
+
+def test_the_teacher_stays_what_it_was_and_everything_else_learns(make):
+    trainer = make()
+    teacher = trainer.auxiliary["teaching"].teacher
+    before = fingerprint(teacher.frozen)
+    start = {k: v.clone() for k, v in trainer.auxiliary.state_dict().items()}
+    optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not optimised & {id(p) for p in teacher.frozen.parameters()}
+    trainer.on_train_epoch_start = None
+    for _ in range(3):
+        trainer.network.train()
+        trainer.auxiliary.train()
+        trainer.train_step(batch(trainer))
+    assert fingerprint(teacher.frozen) == before
+    assert not any(module.training for module in teacher.frozen.modules())
+    after = trainer.auxiliary.state_dict()
+    still = [k for k in after if torch.equal(after[k], start[k])]
+    assert not [k for k in still if not k.endswith(("fingerprint", "revision", "bias"))]
+    for part in ("teacher.adapters", "reprogramming", "decoder"):
+        assert any(k.startswith(f"teaching.{part}") and k not in still for k in after)
+
+
+def test_channels_of_a_cascades_previous_stage_are_not_shown_to_the_teacher(make):
+    trainer = make()
+    seen = []
+    trainer.auxiliary["teaching"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step = batch(trainer)
+    trainer.network.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))  # takes any number of channels
+    trainer.loss_terms(torch.cat([step["data"], torch.ones_like(step["data"])], 1), step["target"], step["keys"])
+    assert torch.equal(seen[0], step["data"])
+
+
+def test_a_training_cannot_begin_without_the_teachers_weights(make):
+    trainer = make(load=False)
+    with pytest.raises(RuntimeError, match="The teacher has no weights yet"):
+        trainer.train_step(batch(trainer))
+
+
+def test_a_training_goes_on_with_the_same_settings_and_teacher(make):
+    state = make().optimizer.state_dict()
+    again = make(load=False)
+    again.optimizer.load_state_dict(state)
+    again.load_teacher()
+    state["nnunet_dg_auxiliary"]["modules"]["teaching"]["teacher.fingerprint"] += 1
+    other = make(load=False)
+    other.optimizer.load_state_dict(state)
+    with pytest.raises(ValueError, match="trained with other weights of teacher 'anatomix'"):
+        other.load_teacher()
+
+
+def test_the_papers_optimiser_is_adamw_with_a_polynomial_decay(make):
+    trainer = make(trainer=nnUNetTrainerTinyMIG_Paper)
+    groups = trainer.optimizer.param_groups
+    assert len(groups) == 2
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    assert all((group["betas"], group["weight_decay"]) == ((0.9, 0.999), 0.01) for group in groups)
+    for epoch in (0, 500, 999):
+        trainer.lr_scheduler.step(epoch)
+        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * (1 - epoch / 1000) ** 0.9] * 2)
