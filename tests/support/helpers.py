@@ -7,7 +7,7 @@ import pytest
 import torch
 from plain_anatomix import random_weights
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("NNUNET_DG_TEST_DATA", REPOSITORY.parent / "shared"))
 
 
