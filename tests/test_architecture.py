@@ -8,7 +8,7 @@ from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
 METHODS = {"dropgen", "sgcg", "tinymig"}
-BASE = {"errors", "files", "formats", "names", "outside"}  # what every room but the plugin may import
+BASE = {"errors", "extras", "files", "formats", "names", "outside"}  # what every room but the plugin may import
 LOWER = {"datasets", "host", "extractors", *METHODS}
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),
@@ -18,6 +18,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "tinymig": ({"tinymig", "extractors", "divergence"}, False),
     "divergence": (set(), False),
     "errors": (set(), False),
+    "extras": (set(), False),
     "files": (set(), False),
     "formats": (set(), False),
     "names": (set(), False),

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import plans
 from torch import nn
 
 from nnunet_dg.tinymig import OWN_STATISTICS, OwnStatistics, modulate
 from nnunet_dg.tinymig.modulation import statistics
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
 from nnunet_dg.training.taps import Modulation, planned_network, stage_grids, tap_encoder, tap_penultimate
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"

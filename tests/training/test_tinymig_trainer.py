@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
 from on_noise import batch, initialized, plans
 
 from nnunet_dg.tinymig import cross_distribution_consistency
 from nnunet_dg.tinymig.modulation import statistics
 from nnunet_dg.tinymig.teachers import fingerprint
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
 from nnunet_dg.training.taps import tap_encoder
 
 TERMS = {"segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency"}
