@@ -7,9 +7,9 @@ import zipfile
 from importlib.metadata import packages_distributions, requires
 
 import pytest
+from fresh_process import python
 from helpers import REPOSITORY
 from test_architecture import FILES, imported
-from test_plugin import LOOKUP, python
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def test_installed_from_the_wheel_nnunet_finds_the_trainers(wheel, tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--no-index", "--target", tmp_path, wheel]
     subprocess.run(pip, check=True)
     printed = python(
-        f"import torch, nnunet_dg\n{LOOKUP}\nt = trainer('nnUNetTrainerDropGen_Paper')\nprint(t, nnunet_dg.__file__)",
+        "import torch, nnunet_dg\nfrom lookup import trainer\n"
+        "print(trainer('nnUNetTrainerDropGen_Paper'), nnunet_dg.__file__)",
         tmp_path,
     )
     assert "nnunet_dg.trainers.nnUNetTrainerDropGen_Paper" in printed

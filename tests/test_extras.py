@@ -10,7 +10,8 @@ from importlib.metadata import requires
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import REPOSITORY
+from helpers import SUPPORT
+from nnunet_host import SITE
 from tiny_model import write_cases, write_trained
 
 from nnunet_dg.cli import main
@@ -39,9 +40,8 @@ def cases(tmp_path_factory):
 
 
 def test_every_module_can_be_imported_without_the_extras():
-    support = REPOSITORY / "tests" / "support"
-    environment = os.environ | {"PYTHONPATH": str(support / "without_extras"), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, support / "import_all.py"]
+    environment = os.environ | {"PYTHONPATH": str(SITE), "WITHOUT_EXTRAS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, SUPPORT / "import_all.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nnUNetTrainerDropGen_Paper" in done.stdout

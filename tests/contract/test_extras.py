@@ -4,10 +4,8 @@ import json
 import shutil
 
 import pytest
-from helpers import REPOSITORY
 from nnunet_host import DATASET, UNVALIDATED, one_case
 
-HIDE = REPOSITORY / "tests" / "support" / "without_extras"
 TRAINER = "Tiny_nnUNetTrainerDropGen"
 
 
@@ -19,9 +17,8 @@ def bare(host, tmp_path_factory):
     preprocessed.mkdir(parents=True)
     for path in (host.folder / "nnUNet_preprocessed" / DATASET).iterdir():
         (preprocessed / path.name).symlink_to(path)
-    packages = f"{HIDE}:{host.environment['PYTHONPATH']}"
     return {
-        "PYTHONPATH": packages,
+        "WITHOUT_EXTRAS": "1",
         "nnUNet_results": str(folder / "results"),
         "nnUNet_preprocessed": str(folder / "preprocessed"),
         **UNVALIDATED,
