@@ -6,7 +6,6 @@ import torch
 from nnunetv2.paths import nnUNet_raw
 
 from nnunet_dg.datasets.domains import read_domains
-from nnunet_dg.divergence import symmetric_kl
 from nnunet_dg.outside import Outside
 from nnunet_dg.sgcg import (
     ClassContrast,
@@ -17,6 +16,7 @@ from nnunet_dg.sgcg import (
     random_ratio,
     restoration_loss,
 )
+from nnunet_dg.tensors import symmetric_kl
 from nnunet_dg.training.auxiliary_trainer import AuxiliaryTrainer
 from nnunet_dg.training.balanced_batches import CASES, balanced_data_loaders, cases_by_domain, is_balanced
 from nnunet_dg.training.taps import planned_network, tap_encoder, tap_penultimate

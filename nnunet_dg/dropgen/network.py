@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from nnunet_dg.dropgen.dropout import ChannelDropout, StructuredDropout
 from nnunet_dg.dropgen.settings import DropGenSettings
 from nnunet_dg.extractors import FrozenExtractor, create_extractor
-from nnunet_dg.extractors.base import check_size, minmax
+from nnunet_dg.extractors.base import check_size
 from nnunet_dg.outside import Outside
+from nnunet_dg.tensors import minmax
 
 
 class DropGenNetwork(nn.Module):

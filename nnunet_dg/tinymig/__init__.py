@@ -1,9 +1,10 @@
 """TinyMIG (ICML 2025): a foundation model teaches the planned network its statistics and content."""
 
+from nnunet_dg.tensors import modulate
 from nnunet_dg.tinymig.alignment import localized_representation_alignment
 from nnunet_dg.tinymig.consistency import cross_distribution_consistency
 from nnunet_dg.tinymig.content import FrequencyContentEnhancement
-from nnunet_dg.tinymig.modulation import OWN_STATISTICS, OwnStatistics, modulate, universal_statistics
+from nnunet_dg.tinymig.modulation import OWN_STATISTICS, OwnStatistics, universal_statistics
 from nnunet_dg.tinymig.reprogramming import FeatureReprogramming
 from nnunet_dg.tinymig.settings import TinyMIGSettings
 from nnunet_dg.tinymig.teachers import DimensionError, build_teacher, load_teacher

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from nnunet_dg.dropgen import DropGenNetwork
 from nnunet_dg.errors import HostError
 from nnunet_dg.host import unwrap
+from nnunet_dg.tensors import Statistics, statistics
 from nnunet_dg.tinymig import OwnStatistics, modulate
-from nnunet_dg.tinymig.modulation import Statistics, statistics
 
 MOST_EARLIER = 8  # samples whose statistics a modulation remembers, where a step has one sample
 

@@ -8,9 +8,9 @@ from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from on_noise import CASES, batch, initialized, plans
 
-from nnunet_dg.divergence import symmetric_kl
 from nnunet_dg.errors import DataError
 from nnunet_dg.sgcg import ClassContrast, random_amplitude_mixup, restoration_loss
+from nnunet_dg.tensors import symmetric_kl
 from nnunet_dg.training.taps import tap_encoder, tap_penultimate
 
 MODULES = {"contrast", "restoration"}

@@ -6,7 +6,7 @@ from on_noise import plans
 from torch import nn
 
 from nnunet_dg.tinymig import OWN_STATISTICS, OwnStatistics, modulate
-from nnunet_dg.tinymig.modulation import statistics
+from nnunet_dg.tensors import statistics
 from nnunet_dg.training.taps import Modulation, planned_network, stage_grids, tap_encoder, tap_penultimate
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"

@@ -6,7 +6,7 @@ from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNet
 from on_noise import batch, initialized, plans
 
 from nnunet_dg.tinymig import cross_distribution_consistency
-from nnunet_dg.tinymig.modulation import statistics
+from nnunet_dg.tensors import statistics
 from nnunet_dg.tinymig.teachers import fingerprint
 from nnunet_dg.training.taps import tap_encoder
 
