@@ -8,7 +8,7 @@ from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
 METHODS = {"dropgen", "sgcg", "tinymig"}
-BASE = {"errors", "files", "formats", "names", "outside", "tensors"}  # what every room but the plugin may import
+BASE = {"errors", "fields", "files", "formats", "hooks", "method", "names", "outside", "step", "tensors"}  # what every room but the plugin may import
 LOWER = {"datasets", "host", "extractors", *METHODS}
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),
@@ -22,6 +22,10 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "names": (set(), False),
     "outside": (set(), False),
     "tensors": (set(), False),
+    "fields": (set(), False),
+    "hooks": (set(), False),
+    "step": (set(), False),
+    "method": (set(), False),
     "host": ({"host"}, True),
     "datasets": ({"datasets", "host"}, True),
     "training": ({"training", *LOWER}, True),
