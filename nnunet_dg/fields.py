@@ -82,7 +82,9 @@ def number(
 
 def probability(default: float, high: float = 1.0) -> Any:
     """A probability, at most ``high``."""
-    return number(default, 0, high)
+    return setting(
+        default, f"a probability in [0, {high:g}]", lambda value: is_number(value, False) and 0 <= value <= high
+    )
 
 
 def flag(default: bool) -> Any:
@@ -93,8 +95,9 @@ def flag(default: bool) -> Any:
 def choice(default: Any, *others: Any) -> Any:
     """One of several names; None among them is null."""
     accepted = (default, *others)
-    names = ", ".join("null" if value is None else str(value) for value in accepted)
-    return setting(default, f"one of {names}", lambda value: any(value is a or value == a for a in accepted))
+    names = ", ".join(str(value) for value in accepted if value is not None)
+    null = ", or null" if None in accepted else ""
+    return setting(default, f"one of {names}{null}", lambda value: any(value is a or value == a for a in accepted))
 
 
 def text(default: str | None, accepted: str, accepts: Callable[[str], bool] = lambda value: value != "") -> Any:
@@ -117,14 +120,16 @@ def found(where: str) -> Any:
     return setting(None, f"left unset: {where}", lambda value: value is None or isinstance(value, dict))
 
 
-def numbers(default: tuple[float, ...], names: Sequence[str]) -> Any:
-    """Positive numbers, one for each name."""
+def numbers(default: tuple[float, ...], names: Sequence[str], instead_of_zero: str) -> Any:
+    """Positive numbers, one for each name; what to do instead of setting one to zero is part of the message."""
 
     def accepts(value: Any) -> bool:
         given = value if isinstance(value, (list, tuple)) else ()
         return len(given) == len(names) and all(is_number(v, False) and 0 < v <= LARGEST_WEIGHT for v in given)
 
-    accepted = f"{len(names)} positive numbers, of {', '.join(names)}, each at most {LARGEST_WEIGHT:g}"
+    accepted = (
+        f"{len(names)} positive numbers, of {', '.join(names)}, each at most {LARGEST_WEIGHT:g} ({instead_of_zero})"
+    )
     return setting(default, accepted, accepts, lambda value: tuple(float(v) for v in value))
 
 

@@ -8,7 +8,18 @@ from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
 METHODS = {"dropgen", "sgcg", "tinymig"}
-BASE = {"errors", "fields", "files", "formats", "hooks", "method", "names", "outside", "step", "tensors"}  # what every room but the plugin may import
+BASE = {
+    "errors",
+    "fields",
+    "files",
+    "formats",
+    "hooks",
+    "method",
+    "names",
+    "outside",
+    "step",
+    "tensors",
+}  # what every room but the plugin may import
 LOWER = {"datasets", "host", "extractors", *METHODS}
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),

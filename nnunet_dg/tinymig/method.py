@@ -70,7 +70,7 @@ class TinyMIG(Method):
     teacher_scaling: str | None = choice(None, *TEACHER_SCALINGS)
     architecture: dict[str, Any] | None = found("it is read from the model folder")  # noqa: RUF009
     adapter_width: int | None = number(None, 1, MOST_WIDTH, whole=True, null=True)
-    loss_weights: tuple[float, ...] = numbers((1.0, 1.0, 0.5, 0.5, 0.5), TERMS)
+    loss_weights: tuple[float, ...] = numbers((1.0, 1.0, 0.5, 0.5, 0.5), TERMS, "to leave one out, ablate its part")
     statistics: str = choice(*STATISTICS)
     divergence: str = choice(*DIVERGENCES)
     alignment_scale: str = choice(*SCALES)

@@ -69,7 +69,7 @@ def update(trainer: MethodsTrainer, loss: Tensor) -> None:
     if scaler is not None:
         scaler.unscale_(trainer.optimizer)
     for module in (trainer.network, trainer.auxiliary):
-        nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(list(module.parameters()), MAX_GRADIENT_NORM)
     if scaler is None:
         trainer.optimizer.step()
     else:
