@@ -1,0 +1,1 @@
+"""Trainers of published baselines, each with its paper's settings."""
