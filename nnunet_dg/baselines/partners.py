@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import torch
+from torch import Tensor
 
 from nnunet_dg.tensors import Statistics
 
@@ -38,3 +39,25 @@ def partner_statistics(own: Statistics, earlier: Statistics | None) -> Statistic
         return earlier
     order = torch.randperm(len(mean), device=mean.device)
     return mean[order], std[order]
+
+
+def partner_order(samples: int, domains: Tensor | None = None) -> Tensor:
+    """Another sample for each sample, at random: of another domain where there is one, else any other one.
+
+    A single sample is its own partner. The references permute the batch, which with two samples leaves both where they
+    are every second time.
+
+    Args:
+        samples: B.
+        domains: Domain of each sample, ``(B,)``, integers, on the CPU; None: all are of one domain.
+
+    Returns:
+        ``(B,)``, int64, on the CPU.
+    """
+    order = []
+    for i in range(samples):
+        others = [j for j in range(samples) if j != i]
+        foreign = [j for j in others if domains is not None and domains[j] != domains[i]]
+        candidates = foreign or others or [i]
+        order.append(candidates[int(torch.randint(len(candidates), ()))])
+    return torch.tensor(order)
