@@ -1,1 +1,10 @@
 """Trainers of published baselines, each with its paper's settings."""
+
+from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.training.trainer import MethodsTrainer
+
+
+class nnUNetTrainerMixStyle(MethodsTrainer):
+    """MixStyle in the first two encoder stages, p = 0.5, alpha = 0.1."""
+
+    methods = (MixStyle(),)

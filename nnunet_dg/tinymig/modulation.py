@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnunet_dg.baselines.crossnorm import crossnorm_channels_statistics, crossnorm_statistics
 from nnunet_dg.baselines.dsu import dsu_statistics
-from nnunet_dg.baselines.partners import partner_statistics
+from nnunet_dg.baselines.mixstyle import mixstyle_statistics
 from nnunet_dg.tensors import Statistics, statistics
 
 
@@ -35,25 +35,6 @@ def universal_statistics(reference: Tensor, concentration: float = 0.1) -> Stati
     q = torch.distributions.Beta(concentration, concentration).sample(mean.shape).to(mean.device)
     chance = torch.bernoulli(q).bool()
     return torch.where(chance, torch.rand_like(mean), mean), torch.where(chance, torch.rand_like(std), std)
-
-
-@torch.no_grad()
-def mixstyle_statistics(feature: Tensor, earlier: Statistics | None = None, concentration: float = 0.1) -> Statistics:
-    """MixStyle (Zhou et al., ICLR 2021, arXiv 2104.02008, eq. 4-6): a sample's own statistics mixed with another's.
-
-    ``share * own + (1 - share) * partner``, ``share ~ Beta(concentration, concentration)`` per sample. No gradient. The
-    reference draws a coin for each layer and batch; here the styled pass is always styled.
-
-    Args:
-        feature: ``(B, A, *spatial)``.
-        earlier: Statistics of an earlier sample, ``(1, A)`` each, the partner where the batch has a single sample.
-        concentration: Of the Beta distribution.
-    """
-    own = statistics(feature)
-    partner = partner_statistics(own, earlier)
-    share = torch.distributions.Beta(concentration, concentration).sample((len(feature), 1)).to(feature.device)
-    mean, std = (share * mine + (1 - share) * other for mine, other in zip(own, partner, strict=True))
-    return mean, std
 
 
 @dataclass(frozen=True)

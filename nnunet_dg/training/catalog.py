@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
@@ -11,4 +12,5 @@ METHODS: dict[str, type[Method]] = {
     "dropgen": DropGen,
     "sgcg": SgCG,
     "tinymig": TinyMIG,
+    "mixstyle": MixStyle,
 }
