@@ -141,13 +141,13 @@ def test_half_precision_gives_finite_gradients(make, method):
 @every_method
 def test_the_same_seed_gives_the_same_step_and_another_seed_another_one_where_chance_decides(make, method):
     results = []
-    for seed in (1, 1, 2):
+    for seed in (1, 1, 2, 3, 4, 5):  # a method that acts with probability 0.5 may rest in one step
         trainer = make(method)
         step(trainer, batch(trainer), seed)
         results.append(weights(trainer))
-    first, again, other = results
+    first, again, *others = results
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first for other in others)
 
 
 @every_method
