@@ -1,5 +1,6 @@
 """Trainers of published baselines, each with its paper's settings."""
 
+from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.training.trainer import MethodsTrainer
 
@@ -8,3 +9,9 @@ class nnUNetTrainerMixStyle(MethodsTrainer):
     """MixStyle in the first two encoder stages, p = 0.5, alpha = 0.1."""
 
     methods = (MixStyle(),)
+
+
+class nnUNetTrainerGIN(MethodsTrainer):
+    """GIN on every training image, four random layers with two channels between them."""
+
+    methods = (GIN(),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
@@ -12,5 +13,6 @@ METHODS: dict[str, type[Method]] = {
     "dropgen": DropGen,
     "sgcg": SgCG,
     "tinymig": TinyMIG,
+    "gin": GIN,
     "mixstyle": MixStyle,
 }
