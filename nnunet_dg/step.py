@@ -168,6 +168,14 @@ class Student(ABC):
         """Whether the training started from given weights."""
 
     @abstractmethod
+    def agreed(self, value: Tensor) -> Tensor:
+        """A random number that all devices have in common, where it decides how many passes a step has."""
+
+    @abstractmethod
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss as the backward pass scales it, for gradients that are taken separately, in float16."""
+
+    @abstractmethod
     def log(self, *text: Any) -> None:
         """Write a line to the training log."""
 
