@@ -2,6 +2,7 @@
 
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.training.trainer import MethodsTrainer
 
 
@@ -15,3 +16,9 @@ class nnUNetTrainerGIN(MethodsTrainer):
     """GIN on every training image, four random layers with two channels between them."""
 
     methods = (GIN(),)
+
+
+class nnUNetTrainerRSC(MethodsTrainer):
+    """RSC on every second batch, a fifth of the bottleneck's elements muted."""
+
+    methods = (RSC(),)
