@@ -35,6 +35,7 @@ from nnunet_dg.host import unwrap
 from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
+from nnunet_dg.training.trainer import MethodsTrainer
 
 
 def tinymig(*ablate: str, **settings: Any) -> dict[str, Any]:
@@ -75,8 +76,8 @@ class Step:
         network = unwrap(self.trainer.network)
         if isinstance(getattr(network, "extractor", None), Anatomix):
             network.extractor.load_published(random_weights())
-        if isinstance(self.trainer, nnUNetTrainerTinyMIG):
-            self.trainer.load_teacher()
+        if isinstance(self.trainer, MethodsTrainer):
+            self.trainer.prepare_training()
         self.trainer.current_epoch = self.trainer.num_epochs - 1  # every term counts
         self.batch = batch(self.trainer)
         self.device = device

@@ -25,3 +25,7 @@ class ExtraError(UserError, ImportError):
 
 class HostError(UserError, RuntimeError):
     """nnU-Net is missing, not set up, or refuses what it was asked for."""
+
+
+class DimensionError(SettingsError, NotImplementedError):
+    """Something exists for another number of spatial axes than the configuration has."""

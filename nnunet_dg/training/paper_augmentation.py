@@ -24,9 +24,9 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
 from torch import Tensor
 
-from nnunet_dg.extractors.base import minmax
 from nnunet_dg.extras import require
 from nnunet_dg.outside import Outside
+from nnunet_dg.tensors import minmax
 
 if TYPE_CHECKING:
     from monai.transforms import RandomizableTransform

@@ -5,10 +5,10 @@ import torch
 from on_noise import plans
 from plain_anatomix import random_weights
 
+from nnunet_dg.dropgen.network import load_extractor
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors import weights as room
 from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
-from nnunet_dg.training.load_extractor import load_extractor
 
 
 @pytest.fixture
