@@ -22,11 +22,11 @@ def shared(*parts: str) -> Path:
 
 
 def set_nnunets_folders(monkeypatch, folder: Path) -> None:
-    """nnU-Net's three folders below ``folder``, in every module that has read them from the environment."""
+    """nnU-Net's three folders below ``folder``: nnU-Net 2.8 asks the environment each time, 2.7 once, at import."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(folder / name))
         for module in [m for key, m in sys.modules.items() if key.startswith(("nnunetv2.", "nnunet_dg."))]:
-            if name in vars(module):
+            if isinstance(vars(module).get(name, folder), str | None):
                 monkeypatch.setattr(module, name, str(folder / name))
 
 
