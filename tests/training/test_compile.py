@@ -1,12 +1,12 @@
 """`torch.compile` with its real backend, for one method of every slot: the same step as without it."""
 
 import copy
-import os
 
 import pytest
 import torch
 from on_noise import batch, initialized, plans
 
+from nnunet_dg.host import unwrap
 from nnunet_dg.method import SLOTS
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.trainer import MethodsTrainer
@@ -39,6 +39,8 @@ def make(tmp_path, monkeypatch):
             "features_per_stage": [4, 8, 16],
             "kernel_sizes": [[3, 3]] * 3,
             "strides": [[1, 1], [2, 2], [2, 2]],
+            "n_conv_per_stage": [1, 1, 1],
+            "n_conv_per_stage_decoder": [1, 1],
             "conv_op": "torch.nn.modules.conv.Conv2d",
             "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
         }
@@ -52,28 +54,29 @@ def make(tmp_path, monkeypatch):
     torch._dynamo.reset()
 
 
+def steps(trainer):
+    """Two steps; the loss terms of the second one, and the weights after it."""
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        given = batch(trainer)
+        trainer.network.train()
+        trainer.auxiliary.train()
+        losses = trainer.train_step(given)
+    return losses, {key: value.clone() for key, value in unwrap(trainer.network).state_dict().items()}
+
+
 def test_there_is_a_method_for_every_slot_of_the_catalog():
     assert set(OF_SLOT) == {method.slot for method in METHODS.values()} <= set(SLOTS)
 
 
 @pytest.mark.parametrize("slot", OF_SLOT)
-def test_a_compiled_step_is_the_plain_one(make, slot, monkeypatch):
-    """Two steps, the second of which would show state that a compiled graph has frozen."""
-    monkeypatch.setattr("torch._inductor.config.fallback_random", True)  # random numbers as without compiling
-    monkeypatch.setattr("torch._inductor.config.compile_threads", min(2, os.cpu_count() or 1))
-    results = []
-    for compiled in (False, True):
-        trainer = make(OF_SLOT[slot], compiled)
-        assert hasattr(trainer.network, "_orig_mod") == compiled
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            given = batch(trainer)
-            trainer.network.train()
-            trainer.auxiliary.train()
-            losses = trainer.train_step(given)
-        network = getattr(trainer.network, "_orig_mod", trainer.network)
-        results.append((losses, {key: value.clone() for key, value in network.state_dict().items()}))
-    (plain, weights), (losses, compiled_weights) = results
+def test_a_compiled_step_is_the_plain_one(make, slot):
+    """The second step would show state that a compiled graph has frozen."""
+    plain, weights = steps(make(OF_SLOT[slot], compiled=False))
+    with torch._inductor.config.patch(fallback_random=True):  # random numbers as without compiling
+        trainer = make(OF_SLOT[slot], compiled=True)
+        losses, compiled_weights = steps(trainer)
+    assert hasattr(trainer.network, "_orig_mod")
     assert losses.keys() == plain.keys()
     for name, value in plain.items():
         assert float(losses[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
