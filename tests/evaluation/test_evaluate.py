@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import tifffile
+from failing import fail
 
 from nnunet_dg.cli import main
 from nnunet_dg.evaluation import evaluate as library
@@ -124,7 +125,7 @@ def test_a_prediction_without_a_truth_is_an_error(folders, capsys):
 
 def test_another_shape_is_named_with_both_files(folders, capsys):
     write(folders[1] / "b.nii.gz", np.zeros((6, 8, 7)))
-    assert evaluate(folders, processes=2) == 1  # the message comes out of a worker
+    assert evaluate(folders) == 1
     message = capsys.readouterr().err
     assert f"{folders[1] / 'b.nii.gz'} does not fit {folders[0] / 'b.nii.gz'}" in message
     assert "(6, 8, 7)" in message
@@ -398,10 +399,6 @@ def test_tiffs_are_measured_by_a_spacing_that_is_known(tiffs, options, capfd):
     assert evaluate(tiffs, *options) == (0 if options else 1)
     if options:
         assert pd.read_csv(tiffs[1] / "evaluation.csv").loc[0, "hd95_mm"] == pytest.approx(5)
-
-
-def fail():
-    raise RuntimeError("a bug")
 
 
 def test_a_bug_keeps_its_traceback():
