@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunet_host import DATASET, write_case
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 PLANNERS = {
     "nnUNetPlannerDropGen": ("nnUNetDropGenPlans", "PlainConvUNet"),
@@ -54,33 +55,19 @@ def test_other_spacing_memory_and_name_work_as_in_nnunet(host, planner, spacing)
 
 
 def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
-    code = (
-        "from nnunet_dg.dropgen import DropGenSettings\n"
-        "from nnunet_dg.planners.nnUNetPlannerDropGen import nnUNetPlannerDropGen\n"
-        "class Mine(nnUNetPlannerDropGen):\n"
-        "    plans_name, dropgen = 'minePlans', DropGenSettings(extractor='mind', p=0.25)\n"
-        "Mine(701).plan_experiment()"
-    )
     path = host.folder / "nnUNet_preprocessed" / DATASET / "minePlans.json"
-    host.python(code)
+    host.script("plan_with_own_settings.py")
     plans = json.loads(path.read_text())
     assert plans["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.25}
     assert plans["nnunet_dg"]["planned_for"]["3d"]["extractor"] == "mind"
     plans["nnunet_dg"]["dropgen"] = {"p": 0.1}  # by hand
     path.write_text(json.dumps(plans))
-    host.python(code)
+    host.script("plan_with_own_settings.py")
     assert json.loads(path.read_text())["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.1}
 
 
 def test_memory_target_preprocessor_and_shortest_patch_axis(host):
-    code = (
-        "from nnunet_dg.planners.nnUNetPlannerDropGen import nnUNetPlannerDropGenResEncL as Planner\n"
-        "print('TARGETS', Planner(701).UNet_vram_target_GB, Planner(701, 3).UNet_vram_target_GB)\n"
-        "print('PREPROCESSOR', Planner(701, preprocessor_name='Mine').preprocessor_name)\n"
-        "thin = ((5.0, 1.0, 1.0), (1, 64, 64), 'x', 1e9, {})\n"
-        "print('PATCH', Planner(701).get_plans_for_configuration(*thin)['patch_size'])"
-    )
-    printed = host.python(code)
+    printed = host.script("planner_options.py")
     assert "TARGETS 24 3" in printed
     assert "PREPROCESSOR Mine" in printed
     assert "PATCH [2, 64, 64]" in printed  # nnU-Net's own planner takes one voxel, of which extractors see nothing
@@ -123,17 +110,13 @@ def large(host):
     return dataset
 
 
-def feature_maps(host, configuration, channels):
+def feature_maps(configuration, channels):
     """nnU-Net's own count of feature map elements, for one sample."""
-    code = (
-        "import json, sys\n"
-        "from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner\n"
-        f"c = json.loads({json.dumps(configuration)!r})\n"
-        "a = c['architecture']\n"
-        f"print('COUNT', ExperimentPlanner.static_estimate_VRAM_usage(c['patch_size'], {channels}, 3,"
-        " a['network_class_name'], a['arch_kwargs'], a['_kw_requires_import']))"
-    )
-    return float(host.python(code).split("COUNT ")[1])
+    architecture = configuration["architecture"]
+    return ExperimentPlanner.static_estimate_VRAM_usage(
+        configuration["patch_size"], channels, 3, architecture["network_class_name"], architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+    )  # fmt: skip
 
 
 def test_the_features_are_counted_in_the_memory_estimate(host, large):
@@ -142,9 +125,9 @@ def test_the_features_are_counted_in_the_memory_estimate(host, large):
     ours = plan(host, "nnUNetPlannerDropGen", dataset=large)["configurations"]["3d_fullres"]
     target = 560_000_000  # what nnU-Net's planner allows for 8 GB at batch size 2
     voxels = np.prod(ours["patch_size"])
-    counted = feature_maps(host, ours, 4 + 4 * 16) + (4 + 4 * 16) * voxels / 2
+    counted = feature_maps(ours, 4 + 4 * 16) + (4 + 4 * 16) * voxels / 2
     assert counted <= target
-    assert feature_maps(host, plain, 4) + (4 + 4 * 16) * np.prod(plain["patch_size"]) / 2 > target
+    assert feature_maps(plain, 4) + (4 + 4 * 16) * np.prod(plain["patch_size"]) / 2 > target
     assert voxels < np.prod(plain["patch_size"])
     assert ours["batch_size"] == plain["batch_size"] == 2
 
@@ -197,17 +180,8 @@ def test_plans_on_ct_that_fit_any_modality_do_not_saturate_mr(host, tmp_path):
     assert "nnunet_dg" not in plain
     image = np.random.default_rng(0).gamma(3, 300, (20, 24, 20)).astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(image), tmp_path / "mr_0000.nii.gz")
-    code = (
-        "import numpy as np\n"
-        "from nnunetv2.utilities.plans_handling.plans_handler import PlansManager\n"
-        "for name in ('nnUNetPlans', 'nnUNetDropGenAnyModalityPlans'):\n"
-        f"    plans = PlansManager({str(folder)!r} + f'/{{name}}.json')\n"
-        "    configuration = plans.get_configuration('3d_fullres')\n"
-        "    preprocessor = configuration.preprocessor_class(verbose=False)\n"
-        f"    given = [{str(tmp_path / 'mr_0000.nii.gz')!r}], None, plans, configuration\n"
-        f"    data, _, _ = preprocessor.run_case(*given, {str(folder / 'dataset.json')!r})\n"
-        "    print(name, 'SATURATED', (data >= data.max() - 1e-4).mean())"
-    )
-    saturated = [float(line.split()[-1]) for line in host.python(code).splitlines() if "SATURATED" in line]
+    names = ("nnUNetPlans", "nnUNetDropGenAnyModalityPlans")
+    printed = host.script("saturated_voxels.py", folder, tmp_path / "mr_0000.nii.gz", *names)
+    saturated = [float(line.split()[-1]) for line in printed.splitlines() if "SATURATED" in line]
     assert saturated[0] > 0.5  # nnU-Net's own
     assert saturated[1] < 0.001
