@@ -6,11 +6,21 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
+from nnunet_dg.citations import ANATOMIX, MIND, NNUNET, RAM_DSIR
 from nnunet_dg.cli import _parser
+from nnunet_dg.method import Method, Paper, describe_settings
+from nnunet_dg.planning.memory import DropGenPlanning
+from nnunet_dg.training.catalog import METHODS
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
@@ -85,7 +95,96 @@ def _anchor(name: str) -> str:
     return name.replace(" ", "-")
 
 
-PAGES = {"commands.md": commands}
+def settings() -> str:
+    """Every setting of every method."""
+    lines = [
+        "# Settings", "", NOTE, "",
+        'Settings go to the top level of the plans file, in the section of their method: `"nnunet_dg": {"dropgen": {"p": '
+        "0.25}}`. See [Change settings](../how-to/settings.md).",
+    ]  # fmt: skip
+    for key, method in METHODS.items():
+        lines += ["", f"## `{key}`", "", f"{_reference(method.paper)} Class `{method.__module__}.{method.__name__}`.", ""]
+        lines += ["| setting | accepted | default | meaning |", "| --- | --- | --- | --- |"]
+        for s in describe_settings(method):
+            cells = [f"`{s.name}`", _text(s.accepted), f"`{json.dumps(s.default)}`", _markdown(s.description)]
+            lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def trainers() -> str:
+    """Every trainer and planner of this package."""
+    lines = [
+        "# Trainers and planners", "", NOTE, "",
+        "A trainer's name goes to `nnUNetv2_train ... -tr`, also when predicting. Which one to choose is said in the "
+        "table of the README; what works with each is in [Capabilities](capabilities.md), what each costs in "
+        "[Costs](../explanation/costs.md).", "",
+        "| trainer | description | methods, with the settings that differ from the defaults | predicts with plain "
+        "nnU-Net, after export |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, trainer in _declared("nnunetv2.trainers"):
+        used = ", ".join(_call(method) for method in trainer.methods)
+        plain = "no" if any(method.changes_network for method in trainer.methods) else "yes"
+        lines.append(f"| `{name}` | {_cell(_first_paragraph(trainer))} | {_cell(used)} | {plain} |")
+    lines += [
+        "", "## Planners", "",
+        "A planner's name goes to `nnUNetv2_plan_experiment ... -pl`, and the plans' to `-p` of every later command. See "
+        "[Plan for memory and for CT and MR](../how-to/planners.md).", "",
+        "| planner | plans | description | counts DropGen's features | fits CT and MR |",
+        "| --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, planner in _declared("nnunetv2.planners"):
+        counts = "yes" if issubclass(planner, DropGenPlanning) else "no"
+        fits = "yes" if planner.any_modality else "no"
+        lines.append(f"| `{name}` | `{planner.plans_name}` | {_cell(_first_paragraph(planner))} | {counts} | {fits} |")
+    return "\n".join(lines) + "\n"
+
+
+def citations() -> str:
+    """BibTeX of nnU-Net, of every method, and of what methods build on."""
+    lines = [
+        "# Citations", "", NOTE, "",
+        "Please cite nnU-Net and the methods that you use. `nnunet-dg cite TRAINER` prints the entries of a trainer.",
+        "", "## nnU-Net", *_entry("nnunet", NNUNET), "", "## Methods",
+    ]  # fmt: skip
+    for key, method in METHODS.items():
+        lines += _entry(key, method.paper)
+    lines += ["", "## Extractors, and what methods build on"]
+    for key, paper in {"anatomix": ANATOMIX, "mind": MIND, "ram_dsir": RAM_DSIR}.items():
+        lines += _entry(key, paper)
+    return "\n".join(lines) + "\n"
+
+
+def _entry(key: str, paper: Paper) -> list[str]:
+    return ["", "```bibtex", paper.bibtex(key), "```"]
+
+
+def _reference(paper: Paper) -> str:
+    return f"{_text(paper.authors)}: [*{_text(paper.title)}*]({paper.url}), {_text(paper.venue)}, {paper.year}."
+
+
+def _declared(group: str) -> list[tuple[str, Any]]:
+    """This package's classes of an entry-point group, by name."""
+    ours = [e for e in entry_points(group=group) if e.value.startswith("nnunet_dg.")]
+    return [(e.name, e.load()) for e in sorted(ours, key=lambda e: e.name)]
+
+
+def _call(method: Method) -> str:
+    """The method as a link to its settings, with those that are not the defaults."""
+    changed = {f.name: getattr(method, f.name) for f in fields(method) if getattr(method, f.name) != f.default}
+    values = "; " + ", ".join(f"`{name}` `{json.dumps(value)}`" for name, value in changed.items()) if changed else ""
+    return f"[{type(method).__name__}](settings.md#{method.key}){values}"
+
+
+def _first_paragraph(documented: type) -> str:
+    return _markdown(" ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split()))
+
+
+def _markdown(docstring: str) -> str:
+    """A docstring's reStructuredText as Markdown; brackets are no links."""
+    return re.sub(r"``(.+?)``", r"`\1`", docstring).replace("<", "\\<")
+
+
+PAGES = {"settings.md": settings, "trainers.md": trainers, "commands.md": commands, "citations.md": citations}
 
 
 def main() -> int:
