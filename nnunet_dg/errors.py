@@ -21,3 +21,7 @@ class DataError(UserError, ValueError):
 
 class HostError(UserError, RuntimeError):
     """nnU-Net is missing, not set up, or refuses what it was asked for."""
+
+
+class DimensionError(SettingsError, NotImplementedError):
+    """Something exists for another number of spatial axes than the configuration has."""

@@ -11,35 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-EPS = 1e-5
-
-Statistics = tuple[Tensor, Tensor]  # mean and deviation, (B, A) each
-
-
-def statistics(feature: Tensor) -> Statistics:
-    """Mean and ``sqrt(variance + 1e-5)`` over the spatial axes: ``(B, A, *spatial) -> (B, A), (B, A)``, float32."""
-    axes = tuple(range(2, feature.ndim))
-    variance, mean = torch.var_mean(feature.float(), axes, correction=0)
-    return mean, (variance + EPS).sqrt()
-
-
-def modulate(feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False) -> Tensor:
-    """Eq. 3: the feature with other statistics, per sample and channel; its own give the feature back.
-
-    Computed in float32, returned in the feature's dtype. The gradient flows into the feature, and into the given
-    statistics if they require it.
-
-    Args:
-        feature: ``(B, A, *spatial)``.
-        mean: ``(B, A)``.
-        std: ``(B, A)``, as `statistics` computes it.
-        detached: The feature's own statistics are constants to the gradient, as in MixStyle; False: it flows through
-            them as well.
-    """
-    own_mean, own_std = statistics(feature.detach() if detached else feature)
-    shape = (*feature.shape[:2], *[1] * (feature.ndim - 2))
-    own_mean, own_std, mean, std = (s.reshape(shape) for s in (own_mean, own_std, mean, std))
-    return (std * (feature.float() - own_mean) / own_std + mean).to(feature.dtype)
+from nnunet_dg.tensors import EPS, Statistics, statistics
 
 
 @torch.no_grad()
