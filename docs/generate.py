@@ -35,7 +35,7 @@ def commands() -> str:
         "| command | purpose |", "| --- | --- |",
     ]  # fmt: skip
     leaves = list(_leaves(parser, ""))
-    for name, command, purpose in leaves:
+    for name, _, purpose in leaves:
         lines.append(f"| [`{name}`](#{_anchor(name)}) | {_cell(purpose)} |")
     for name, command, purpose in leaves:
         lines += ["", f"## `{name}`", "", _text(command.description or _sentence(purpose))]
@@ -99,11 +99,12 @@ def settings() -> str:
     """Every setting of every method."""
     lines = [
         "# Settings", "", NOTE, "",
-        'Settings go to the top level of the plans file, in the section of their method: `"nnunet_dg": {"dropgen": {"p": '
-        "0.25}}`. See [Change settings](../how-to/settings.md).",
+        "Settings go to the top level of the plans file, in the section of their method: "
+        '`"nnunet_dg": {"dropgen": {"p": 0.25}}`. See [Change settings](../how-to/settings.md).',
     ]  # fmt: skip
     for key, method in METHODS.items():
-        lines += ["", f"## `{key}`", "", f"{_reference(method.paper)} Class `{method.__module__}.{method.__name__}`.", ""]
+        where = f"Class `{method.__module__}.{method.__name__}`."
+        lines += ["", f"## `{key}`", "", f"{_reference(method.paper)} {where}", ""]
         lines += ["| setting | accepted | default | meaning |", "| --- | --- | --- | --- |"]
         for s in describe_settings(method):
             cells = [f"`{s.name}`", _text(s.accepted), f"`{json.dumps(s.default)}`", _markdown(s.description)]
@@ -127,8 +128,8 @@ def trainers() -> str:
         lines.append(f"| `{name}` | {_cell(_first_paragraph(trainer))} | {_cell(used)} | {plain} |")
     lines += [
         "", "## Planners", "",
-        "A planner's name goes to `nnUNetv2_plan_experiment ... -pl`, and the plans' to `-p` of every later command. See "
-        "[Plan for memory and for CT and MR](../how-to/planners.md).", "",
+        "A planner's name goes to `nnUNetv2_plan_experiment ... -pl`, and the plans' to `-p` of every later command. "
+        "See [Plan for memory and for CT and MR](../how-to/planners.md).", "",
         "| planner | plans | description | counts DropGen's features | fits CT and MR |",
         "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -180,8 +181,9 @@ def _first_paragraph(documented: type) -> str:
 
 
 def _markdown(docstring: str) -> str:
-    """A docstring's reStructuredText as Markdown; brackets are no links."""
-    return re.sub(r"``(.+?)``", r"`\1`", docstring).replace("<", "\\<")
+    """A docstring's reStructuredText as Markdown, with JSON's null in place of None; it starts a sentence."""
+    text = re.sub(r"``(.+?)``", r"`\1`", docstring).replace("<", "\\<")
+    return re.sub(r"\bNone\b", "null", text[:1].upper() + text[1:])
 
 
 PAGES = {"settings.md": settings, "trainers.md": trainers, "commands.md": commands, "citations.md": citations}

@@ -11,7 +11,12 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).parent
 TABLE = DOCS / "results" / "2026-11-21-corruption.md"
 PICTURE = DOCS / "corruption_small.png"
-KINDS = {"inversion": "part inverted", "bias field": "coefficient", "noise": "deviation / range", "blur": "sigma, voxels"}
+KINDS = {  # with what their strength is
+    "inversion": "part inverted",
+    "bias field": "coefficient",
+    "noise": "deviation / range",
+    "blur": "sigma, voxels",
+}
 STYLES = (("nnUNetTrainer", "#0072B2", "o-"), ("nnUNetTrainerDropGen_MIND", "#E69F00", "s--"))
 
 

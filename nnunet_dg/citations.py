@@ -47,7 +47,8 @@ def papers_of(methods: Sequence[Method]) -> dict[str, Paper]:
     papers = {"nnunet": NNUNET}
     for method in methods:
         papers[method.key] = method.paper
-        for name in (getattr(method, "extractor", None), getattr(method, "teacher", "")):
+        extractor = getattr(method, "extractor", None) if getattr(method, "sees_features", True) else None
+        for name in (extractor, getattr(method, "teacher", None)):
             if name in EXTRACTORS:
                 key, paper = EXTRACTORS[name]
                 papers[key] = paper

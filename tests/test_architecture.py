@@ -41,6 +41,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "datasets": ({"datasets", "host"}, True),
     "training": ({"training", *LOWER}, True),
     "planning": ({"planning", "training", *LOWER}, True),
+    "citations": (set(), False),
     "checkpoints": ({"host", "extractors"}, True),
     "export": ({"checkpoints", "training", "plugin", *LOWER}, True),
     "evaluation": ({"evaluation", "datasets", "host"}, True),
@@ -51,9 +52,22 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
     "cli": (
-        {"cli", "demo", "datasets", "doctor", "evaluation", "export", "extractors", "reporting", "robustness"},
+        {
+            "cli",
+            "citations",
+            "demo",
+            "datasets",
+            "doctor",
+            "evaluation",
+            "export",
+            "extractors",
+            "host",
+            "reporting",
+            "robustness",
+            "training",
+        },
         False,
-    ),
+    ),  # fmt: skip
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }

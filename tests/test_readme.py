@@ -56,5 +56,6 @@ def test_links_lead_to_files(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_files_of_the_repository_that_are_named_exist(page):
-    for name in re.findall(r"`((?:examples|benchmarks|tests|nnunet_dg|docs)/[\w./-]*)", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:examples|benchmarks|tests|nnunet_dg|docs)/[\w./-]*)", text):
         assert (REPOSITORY / name).exists(), name

@@ -18,9 +18,8 @@ def add_methods(commands: Commands) -> None:
 
 
 def _methods(_: argparse.Namespace) -> int:
-    from rich.console import Console
+    from nnunet_dg.names import printable_lines
+    from nnunet_dg.training.overview import overview
 
-    from nnunet_dg.training.overview import methods_table
-
-    Console().print(methods_table())
+    print(printable_lines(overview()))
     return 0

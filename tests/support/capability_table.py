@@ -8,9 +8,9 @@ import pytest
 
 INTRODUCTION = """# Capabilities
 
-What of nnU-Net works with each trainer. ✓ is a test that ran and passed, named in the last column; a number is a refusal, whose
-message is listed below. The tests run nnU-Net's own commands (`tests/contract/test_capabilities.py`), except for
-`nnUNetPredictor`, which is the API, and DDP, where two gloo processes on CPU stand for two GPUs
+What of nnU-Net works with each trainer. ✓ is a test that ran and passed, named in the last column; a number is a
+refusal, whose message is listed below. The tests run nnU-Net's own commands (`tests/contract/test_capabilities.py`),
+except for `nnUNetPredictor`, which is the API, and DDP, where two gloo processes on CPU stand for two GPUs
 (`tests/training/test_ddp.py`). Compiling is tested with a backend that needs no C++ compiler.
 
 Written by `pytest -m matrix --capabilities=docs/reference/capabilities.md`, not by hand.
@@ -87,8 +87,13 @@ class CapabilityTable:
                 refusal = self.cells[trainer][capability].refusal
                 lines.append(f"{number}. `{trainer}`, {capability}: `refused: “{refusal}”`")
         if self.same_as:
-            lines += ["", "## Variants", "", "Each variant has the capabilities of its family, by the test in the last column."]
-            lines += ["", "| variant | has the capabilities of | test |", "| --- | --- | --- |"]
+            lines += ["", "## Variants", ""]
+            lines += [
+                "Each variant has the capabilities of its family, by the test in the last column.",
+                "",
+                "| variant | has the capabilities of | test |",
+                "| --- | --- | --- |",
+            ]
             for trainer, (family, test) in sorted(self.same_as.items()):
                 lines.append(f"| `{trainer}` | `{family}` | `{test}` |")
         return "\n".join(lines) + "\n"
