@@ -21,6 +21,7 @@ BASE = {
     "tensors",
 }  # what every room but the plugin may import
 LOWER = {"datasets", "host", "extractors", *METHODS}
+SCORES = {"evaluation", "reporting", "robustness"}
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),
     "extractors": ({"extractors"}, False),
@@ -51,23 +52,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "demo": ({"demo"}, False),
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
-    "cli": (
-        {
-            "cli",
-            "citations",
-            "demo",
-            "datasets",
-            "doctor",
-            "evaluation",
-            "export",
-            "extractors",
-            "host",
-            "reporting",
-            "robustness",
-            "training",
-        },
-        False,
-    ),  # fmt: skip
+    "cli": ({"cli", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER}, False),
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }
