@@ -92,6 +92,7 @@ class Student(ABC):
 
     def __init__(self) -> None:
         self.taps: list[Tap] = []
+        self._before_pass: list[Callable[[Tensor], None]] = []
 
     @property
     def grids(self) -> list[tuple[int, ...]]:
@@ -116,8 +117,18 @@ class Student(ABC):
         """
         return Change(self.module(stage), function, always)
 
+    def before_each_pass(self, draw: Callable[[Tensor], None]) -> None:
+        """Call a function with the data of every forward pass in training, ``(B, C + R, *spatial)``, before it.
+
+        The place to draw the random numbers that a change of features needs: drawn inside the network, they would break
+        the graph of `torch.compile`.
+        """
+        self._before_pass.append(draw)
+
     def run(self, data: Tensor) -> Pass:
         """A forward pass of ``(B, C + R, *spatial)``, with what the taps read."""
+        for draw in self._before_pass:
+            draw(data)
         output = self.network(data)
         return Pass(output, {tap: tap.take() for tap in self.taps})
 
@@ -155,6 +166,14 @@ class Student(ABC):
     @abstractmethod
     def pretrained(self) -> bool:
         """Whether the training started from given weights."""
+
+    @abstractmethod
+    def agreed(self, value: Tensor) -> Tensor:
+        """A random number that all devices have in common, where it decides how many passes a step has."""
+
+    @abstractmethod
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss as the backward pass scales it, for gradients that are taken separately, in float16."""
 
     @abstractmethod
     def log(self, *text: Any) -> None:

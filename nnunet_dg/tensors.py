@@ -59,11 +59,13 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(*values.shape[:2], *[1] * (x.ndim - 2))
 
 
-def statistics(feature: Tensor) -> Statistics:
-    """Mean and ``sqrt(variance + 1e-5)`` over the spatial axes, in at least float32.
+def statistics(feature: Tensor, eps: float = EPS, correction: int = 0) -> Statistics:
+    """Mean and ``sqrt(variance + eps)`` over the spatial axes, in at least float32.
 
     Args:
         feature: ``(B, A, *spatial)``.
+        eps: Added to the variance.
+        correction: 0: the biased variance; 1: the unbiased one.
 
     Returns:
         Mean and deviation, each ``(B, A)``.
@@ -73,11 +75,13 @@ def statistics(feature: Tensor) -> Statistics:
     (2.0, 1.0)
     """
     axes = tuple(range(2, feature.ndim))
-    variance, mean = torch.var_mean(wide(feature), axes, correction=0)
-    return mean, (variance + EPS).sqrt()
+    variance, mean = torch.var_mean(wide(feature), axes, correction=correction)
+    return mean, (variance + eps).sqrt()
 
 
-def modulate(feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False) -> Tensor:
+def modulate(
+    feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False, own: Statistics | None = None
+) -> Tensor:
     """The feature with other statistics per sample and channel; with its own statistics it is unchanged.
 
     Adaptive instance normalization: X. Huang, S. Belongie, Arbitrary Style Transfer in Real-time with Adaptive Instance
@@ -91,11 +95,12 @@ def modulate(feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False)
         std: ``(B, A)``, as `statistics` computes it.
         detached: True: the feature's own statistics are constants to the gradient, as in MixStyle. False: the gradient
             flows through them as well.
+        own: The feature's own statistics, where they are not those of `statistics` with its defaults.
 
     >>> modulate(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[10.0]]), torch.tensor([[2.0]])).round()
     tensor([[[ 8., 12.]]])
     """
-    own_mean, own_std = statistics(feature.detach() if detached else feature)
+    own_mean, own_std = own or statistics(feature.detach() if detached else feature)
     own_mean, own_std, mean, std = (per_channel(s, feature) for s in (own_mean, own_std, mean, std))
     return (std * (wide(feature) - own_mean) / own_std + mean).to(feature.dtype)
 

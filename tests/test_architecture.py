@@ -7,7 +7,7 @@ import pytest
 from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
-METHODS = {"dropgen", "sgcg", "tinymig"}
+METHODS = {"baselines", "dropgen", "sgcg", "tinymig"}
 BASE = {
     "errors",
     "fields",
@@ -27,7 +27,8 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "extractors": ({"extractors"}, False),
     "dropgen": ({"dropgen", "extractors"}, False),
     "sgcg": ({"sgcg", "extractors"}, False),
-    "tinymig": ({"tinymig", "extractors"}, False),
+    "baselines": ({"baselines"}, False),
+    "tinymig": ({"tinymig", "extractors", "baselines"}, False),
     "errors": (set(), False),
     "files": (set(), False),
     "formats": (set(), False),

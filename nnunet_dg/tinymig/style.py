@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-
-import torch
 from torch import Tensor
 
+from nnunet_dg.baselines.partners import EarlierSamples
 from nnunet_dg.tensors import Statistics, modulate, statistics
 from nnunet_dg.tinymig.modulation import OwnStatistics
-
-MOST_EARLIER = 8  # samples whose statistics are remembered, where a step has one sample
 
 
 class Style:
@@ -24,21 +20,19 @@ class Style:
         self.own = own
         self._given: Statistics | None = None
         self._single: Statistics | None = None
-        self._earlier: deque[Statistics] = deque(maxlen=MOST_EARLIER)
+        self._earlier = EarlierSamples()
 
     def begin(self, given: Statistics | None = None) -> None:
         """Statistics of the next pass: mean and deviation, each ``(B, A)``; None where the features' own are changed.
 
         A single sample takes those of an earlier one.
         """
-        if self.own is not None and self._earlier:
-            given = self._earlier[int(torch.randint(len(self._earlier), ()))]
-        self._given = given
+        self._given = given if self.own is None else self._earlier.draw()
 
     def end(self) -> None:
         """Forget the given statistics, and remember those of a single sample for later ones."""
         if self._single is not None:
-            self._earlier.append(self._single)
+            self._earlier.remember(self._single)
         self._given, self._single = None, None
 
     def __call__(self, feature: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
@@ -11,4 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "dropgen": DropGen,
     "sgcg": SgCG,
     "tinymig": TinyMIG,
+    "gin": GIN,
+    "mixstyle": MixStyle,
+    "rsc": RSC,
 }

@@ -124,5 +124,15 @@ class HostStudent(Student):
     def classes(self, target: Scales) -> Tensor:
         return self.classes_of_labels.of_target(target)
 
+    def agreed(self, value: Tensor) -> Tensor:
+        if self.trainer.is_ddp:
+            value = value.to(self.trainer.device)
+            distributed.broadcast(value, 0)
+        return value
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        scaler = self.trainer.grad_scaler
+        return loss if scaler is None else scaler.scale(loss)
+
     def log(self, *text: Any) -> None:
         self.trainer.print_to_log_file(*text)
