@@ -1,4 +1,4 @@
-"""Writes the pages under docs/reference/ that follow from the code: python docs/generate.py.
+"""Writes the pages that follow from the code: python docs/generate.py.
 
 ``reference/capabilities.md`` is not among them: it is written by the tests that run every trainer, see CONTRIBUTING.md.
 """
@@ -22,7 +22,8 @@ from nnunet_dg.method import Method, Paper, describe_settings
 from nnunet_dg.planning.memory import DropGenPlanning
 from nnunet_dg.training.catalog import METHODS
 
-REFERENCE = Path(__file__).parent / "reference"
+DOCS = Path(__file__).parent
+BASELINES = "nnunet_dg.trainers.baselines"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
 
 
@@ -122,10 +123,14 @@ def trainers() -> str:
         "| trainer | description | methods, with the settings that differ from the defaults | predicts with plain "
         "nnU-Net, after export |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
-    for name, trainer in _declared("nnunetv2.trainers"):
-        used = ", ".join(_call(method) for method in trainer.methods)
-        plain = "no" if any(method.changes_network for method in trainer.methods) else "yes"
-        lines.append(f"| `{name}` | {_cell(_first_paragraph(trainer))} | {_cell(used)} | {plain} |")
+    declared = _declared("nnunetv2.trainers")
+    lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ != BASELINES]
+    lines += [
+        "", "## Published baselines", "",
+        "Trainers to compare with, each with the settings of its paper. See [Baselines](../methods/baselines.md).", "",
+        "| trainer | description | method | predicts with plain nnU-Net, after export |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ == BASELINES]
     lines += [
         "", "## Planners", "",
         "A planner's name goes to `nnUNetv2_plan_experiment ... -pl`, and the plans' to `-p` of every later command. "
@@ -153,6 +158,29 @@ def citations() -> str:
     for key, paper in {"anatomix": ANATOMIX, "mind": MIND, "ram_dsir": RAM_DSIR}.items():
         lines += _entry(key, paper)
     return "\n".join(lines) + "\n"
+
+
+def baselines() -> str:
+    """A section for each baseline of the catalog: its paper, its settings, and its functions from their docstrings."""
+    lines = [
+        "# Baselines", "", NOTE, "",
+        "Published methods to compare with. Their trainers are in "
+        "[Trainers](../reference/trainers.md#published-baselines).",
+    ]  # fmt: skip
+    for key, method in METHODS.items():
+        if not method.__module__.startswith("nnunet_dg.baselines."):
+            continue
+        lines += ["", f"## {method.__name__}", "", _reference(method.paper), ""]
+        lines += [f"Acts on: {method.slot}. Settings: [`{key}`](../reference/settings.md#{key}).", ""]
+        lines += [f"::: {method.__module__}", "    options:", "      show_root_heading: false"]
+        lines += ["      filters: ['!^_', '!Training$']"]
+    return "\n".join(lines) + "\n"
+
+
+def _trainer(name: str, trainer: Any) -> str:
+    used = ", ".join(_call(method) for method in trainer.methods)
+    plain = "no" if any(method.changes_network for method in trainer.methods) else "yes"
+    return f"| `{name}` | {_cell(_first_paragraph(trainer))} | {_cell(used)} | {plain} |"
 
 
 def _entry(key: str, paper: Paper) -> list[str]:
@@ -183,10 +211,17 @@ def _first_paragraph(documented: type) -> str:
 def _markdown(docstring: str) -> str:
     """A docstring's reStructuredText as Markdown, with JSON's null in place of None; it starts a sentence."""
     text = re.sub(r"``(.+?)``", r"`\1`", docstring).replace("<", "\\<")
-    return re.sub(r"\bNone\b", "null", text[:1].upper() + text[1:])
+    first = text[:1] if text.startswith("nnU-Net") else text[:1].upper()
+    return re.sub(r"\bNone\b", "null", first + text[1:])
 
 
-PAGES = {"settings.md": settings, "trainers.md": trainers, "commands.md": commands, "citations.md": citations}
+PAGES = {
+    "reference/settings.md": settings,
+    "reference/trainers.md": trainers,
+    "reference/commands.md": commands,
+    "reference/citations.md": citations,
+    "methods/baselines.md": baselines,
+}
 
 
 def main() -> int:
@@ -194,11 +229,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     check = parser.parse_args().check
-    differing = [name for name, page in PAGES.items() if _differs(REFERENCE / name, page())]
+    differing = [name for name, page in PAGES.items() if _differs(DOCS / name, page())]
     for name in differing:
         if not check:
-            (REFERENCE / name).write_text(PAGES[name](), encoding="utf-8")
-        print(f"{'Differs' if check else 'Written'}: {REFERENCE / name}")
+            (DOCS / name).write_text(PAGES[name](), encoding="utf-8")
+        print(f"{'Differs' if check else 'Written'}: {DOCS / name}")
     return int(check and bool(differing))
 
 
