@@ -73,3 +73,14 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     loaded = config.load_config(str(REPOSITORY / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
     build.build(loaded)
     assert (tmp_path / "methods" / "sgcg" / "index.html").is_file()
+
+
+def test_the_example_of_a_trainer_is_declared_and_has_its_setting():
+    page = (DOCS / "how-to" / "own-trainer.md").read_text(encoding="utf-8")
+    module, declaration = (re.search(rf"```{kind}\n(.*?)```", page, re.S)[1] for kind in ("python", "toml"))
+    defined: dict = {"__name__": "own_trainer"}
+    exec(module, defined)
+    name, place = re.search(r'^(nnUNetTrainer\w+) = "own_trainer:(\w+)"$', declaration, re.M).groups()
+    assert name == place
+    assert [method.p for method in defined[name].methods] == [0.4]
+    assert f"-tr {name}" in page
