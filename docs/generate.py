@@ -173,7 +173,7 @@ def baselines() -> str:
         lines += ["", f"## {method.__name__}", "", _reference(method.paper), ""]
         lines += [f"Acts on: {method.slot}. Settings: [`{key}`](../reference/settings.md#{key}).", ""]
         lines += [f"::: {method.__module__}", "    options:", "      show_root_heading: false"]
-        lines += ["      filters: ['!^_', '!Training$']"]
+        lines += ["      filters: ['!^_', '!Training$', '!^training_module$']"]
     return "\n".join(lines) + "\n"
 
 
