@@ -17,7 +17,7 @@ def trainers_by_method() -> dict[type[Method], list[str]]:
     for entry_point in sorted(entry_points(group="nnunetv2.trainers"), key=lambda e: e.name):
         try:
             trainer = entry_point.load()
-        except Exception:  # noqa: S112, the module of another package may raise anything
+        except (Exception, SystemExit):  # noqa: S112, the module of another package may raise anything
             continue
         for method in getattr(trainer, "methods", ()):
             if isinstance(method, Method):
