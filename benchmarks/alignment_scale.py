@@ -9,54 +9,11 @@ The last column is the norm of the term's gradient with respect to the student's
 """
 
 import argparse
-from dataclasses import dataclass
 
 import aside  # noqa: F401, before nnU-Net
 
 # isort: split
-import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
-
-from nnunet_dg.tinymig import ContentAlignment
-
-WIDTHS, GRIDS = (8, 16), ((16, 16, 16), (8, 8, 8))
-
-
-@dataclass
-class Record:
-    """What is seen at one step."""
-
-    term: float
-    gain: float
-    gradient: float
-
-
-def unrelated_features(seed: int) -> list[Tensor]:
-    """As nnU-Net's stages give them: smooth noise, instance norm, leaky ReLU."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = [torch.randn(2, w, *g, generator=generator) for w, g in zip(WIDTHS, GRIDS, strict=True)]
-    return [F.leaky_relu(F.instance_norm(F.avg_pool3d(n, 3, 1, 1)), 0.01) for n in noise]
-
-
-def trained(scale: str, steps: int) -> tuple[ContentAlignment, list[Record]]:
-    """The enhancement after some steps on fixed features, and what was seen before each step and at the end."""
-    torch.manual_seed(0)
-    alignment = ContentAlignment(WIDTHS, GRIDS, scale=scale)
-    optimizer = torch.optim.SGD(alignment.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
-    teacher = unrelated_features(1)
-    student = [feature.requires_grad_() for feature in unrelated_features(2)]
-    records = []
-    for _ in range(steps + 1):
-        optimizer.zero_grad()
-        for feature in student:
-            feature.grad = None
-        term = alignment(teacher, student)
-        (0.5 * term).backward()
-        gradient = sum(float(feature.grad.square().sum()) for feature in student) ** 0.5
-        records.append(Record(float(term.detach()), alignment.take_gain(), gradient))
-        optimizer.step()
-    return alignment, records
+from fixed_alignment import trained
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ import aside  # noqa: F401, before nnU-Net
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from live_memory import peak_live_memory
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from step_cost import Step, peak_memory_in_a_fresh_process
+
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
 
 TRAINERS = {trainer.__name__: trainer for trainer in (nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND)}
 

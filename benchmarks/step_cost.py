@@ -26,15 +26,15 @@ import aside  # noqa: F401, before nnU-Net
 
 # isort: split
 import torch
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
-from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import DATASET, batch, initialized, plans
 from plain_anatomix import PlainAnatomix, random_weights
 
 from nnunet_dg.extractors.anatomix import Anatomix
 from nnunet_dg.host import unwrap
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
+from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
 from nnunet_dg.training.trainer import MethodsTrainer
 
 

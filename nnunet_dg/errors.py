@@ -19,6 +19,10 @@ class DataError(UserError, ValueError):
     """A file or a folder of the user's is missing, cannot be read, or does not hold what it should."""
 
 
+class ExtraError(UserError, ImportError):
+    """An optional dependency is not installed."""
+
+
 class HostError(UserError, RuntimeError):
     """nnU-Net is missing, not set up, or refuses what it was asked for."""
 

@@ -4,12 +4,6 @@ nnU-Net clips and scales CT by the training images' statistics, and an MR image 
 plans needs this package installed.
 """
 
-from nnunet_dg.planners.nnUNetPlannerDropGen import (
-    nnUNetPlannerDropGen,
-    nnUNetPlannerDropGenResEncL,
-    nnUNetPlannerDropGenResEncM,
-    nnUNetPlannerDropGenResEncXL,
-)
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncL,
@@ -17,6 +11,12 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncXL,
 )
 
+from nnunet_dg.planners.nnUNetPlannerDropGen import (
+    nnUNetPlannerDropGen,
+    nnUNetPlannerDropGenResEncL,
+    nnUNetPlannerDropGenResEncM,
+    nnUNetPlannerDropGenResEncXL,
+)
 from nnunet_dg.planning.memory import Planning
 
 

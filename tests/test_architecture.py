@@ -10,6 +10,7 @@ LIBRARY = REPOSITORY / "nnunet_dg"
 METHODS = {"baselines", "dropgen", "sgcg", "tinymig"}
 BASE = {
     "errors",
+    "extras",
     "fields",
     "files",
     "formats",
@@ -30,6 +31,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "baselines": ({"baselines"}, False),
     "tinymig": ({"tinymig", "extractors", "baselines"}, False),
     "errors": (set(), False),
+    "extras": (set(), False),
     "files": (set(), False),
     "formats": (set(), False),
     "names": (set(), False),

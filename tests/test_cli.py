@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SUPPORT
 from nnunet_host import NOWHERE
 
 from nnunet_dg.cli import main
@@ -42,19 +43,32 @@ def test_doctor_says_what_is_wrong_without_autoload():
     assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches off" in printed
 
 
-def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
-    home = {"NNUNET_DG_HOME": str(tmp_path / "home")}
-    torch.save(anatomix_weights, tmp_path / "mine.pth")
-    assert "not on this machine" in cli("weights", "list", **home)
-    refused = cli("weights", "install", "anatomix", str(tmp_path / "mine.pth"), status=1, **home)
+@pytest.fixture
+def weights(tmp_path, monkeypatch, capsys):
+    """What `nnunet-dg weights` prints, in this process, with an empty folder of weights."""
+    monkeypatch.setenv("NNUNET_DG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments, status=0):
+        assert main(["weights", *map(str, arguments)]) == status
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    return run
+
+
+def test_weights_are_listed_installed_and_refused(weights, tmp_path, anatomix_weights):
+    mine = tmp_path / "mine.pth"
+    torch.save(anatomix_weights, mine)
+    assert "not on this machine" in weights("list")
+    refused = weights("install", "anatomix", mine, status=1)
     assert "not the published file" in refused
     assert "Traceback" not in refused
-    installed = cli("weights", "install", "anatomix", str(tmp_path / "mine.pth"), "--unpublished", **home)
-    assert str(tmp_path / "home" / "anatomix.pth") in installed
-    assert "installed as unpublished" in cli("weights", **home)
-    unknown = cli("weights", "install", "dino", str(tmp_path / "mine.pth"), status=1, **home)
+    assert str(tmp_path / "home" / "anatomix.pth") in weights("install", "anatomix", mine, "--unpublished")
+    assert "installed as unpublished" in weights()
+    unknown = weights("install", "dino", mine, status=1)
     assert "Weights are fetched for anatomix and ViTs of timm; got 'dino'" in unknown
-    vit = cli("weights", "install", "samvit_base_patch16.sa1b", str(tmp_path / "mine.pth"), status=1, **home)
+    vit = weights("install", "samvit_base_patch16.sa1b", mine, status=1)
     assert 'set weights in plans["nnunet_dg"]["tinymig"] to it' in vit
 
 
@@ -147,25 +161,11 @@ def test_an_interrupted_command_ends_its_line(ended_by):
     assert ended_by(KeyboardInterrupt()) == (130, "\n")
 
 
-IN_ANOTHER_PROCESS = """
-import sys, time
-from pathlib import Path
-import nnunet_dg.cli
-from nnunet_dg.files import replacing
-def command(_):
-    {command}
-    return 0
-nnunet_dg.cli._doctor = command
-sys.exit(nnunet_dg.cli.main(["doctor"]))
-"""
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", None), signal.SIGINT])
 def test_a_signal_leaves_nothing_behind(tmp_path, number):
-    code = f"with replacing(Path({str(tmp_path / 'file')!r})): print('there', flush=True); time.sleep(60)"
-    code = IN_ANOTHER_PROCESS.format(command=code)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [sys.executable, SUPPORT / "slow_command.py", "writes", tmp_path / "file"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"there\n"
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(number)
@@ -177,8 +177,8 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
 def test_a_reader_that_leaves_early_is_no_error():
-    code = IN_ANOTHER_PROCESS.format(command="[print('line') for _ in range(100_000)]")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [sys.executable, SUPPORT / "slow_command.py", "prints"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""

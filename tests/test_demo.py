@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from helpers import SUPPORT
 
 from nnunet_dg.cli import main
 from nnunet_dg.demo import guard, phantom, run
@@ -89,19 +90,6 @@ def test_a_failing_command_is_named_with_its_log(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "logs" / "plan.log") in message
 
 
-WORKER = """
-import subprocess, sys, time
-print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]).pid, flush=True)
-time.sleep(300)
-"""
-PARENT = """
-import subprocess, sys
-guard, command = sys.argv[1:]
-whole = [sys.executable, guard, sys.executable, "-c", command]
-subprocess.Popen(whole, stdin=subprocess.PIPE, start_new_session=True).wait()
-"""
-
-
 def is_running(process):
     try:
         status = Path(f"/proc/{process}/stat").read_text()
@@ -114,7 +102,8 @@ def is_running(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_commands_end_with_the_demo_however_it_ends(number):
     """With the processes that they have started."""
-    with subprocess.Popen([sys.executable, "-c", PARENT, guard.__file__, WORKER], stdout=subprocess.PIPE) as parent:
+    command = [sys.executable, SUPPORT / "guarded_parent.py", guard.__file__]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         worker = int(parent.stdout.readline())
         assert is_running(worker)
         parent.send_signal(number)

@@ -1,12 +1,15 @@
 """The wheel, as pip installs it."""
 
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions, requires
 
 import pytest
+from fresh_process import python
 from helpers import REPOSITORY
-from test_plugin import LOOKUP, python
+from test_architecture import FILES, imported
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,23 @@ def test_installed_from_the_wheel_nnunet_finds_the_trainers(wheel, tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--no-index", "--target", tmp_path, wheel]
     subprocess.run(pip, check=True)
     printed = python(
-        f"import torch, nnunet_dg\n{LOOKUP}\nt = trainer('nnUNetTrainerDropGen_Paper')\nprint(t, nnunet_dg.__file__)",
+        "import torch, nnunet_dg\nfrom lookup import trainer\n"
+        "print(trainer('nnUNetTrainerDropGen_Paper'), nnunet_dg.__file__)",
         tmp_path,
     )
     assert "nnunet_dg.trainers.nnUNetTrainerDropGen_Paper" in printed
     assert str(tmp_path) in printed
+
+
+def normalized(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_distributions_whose_packages_are_imported_are_those_that_are_declared():
+    """So that none is there only because another package happens to depend on it."""
+    installed = packages_distributions()
+    packages = {module.split(".")[0] for path in FILES for module in imported(path)} - {*sys.stdlib_module_names}
+    used = {normalized(installed[package][0]) for package in packages - {"nnunet_dg"}}
+    extras = r'extra == ["\'](report|teachers)["\']'
+    requirements = [r for r in requires("nnunet-dg") if "extra ==" not in r or re.search(extras, r)]
+    assert used == {normalized(re.split(r"[ <>=!;\[]", requirement)[0]) for requirement in requirements}

@@ -7,35 +7,17 @@ import re
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+from fresh_process import python
+from helpers import SUPPORT
 from nnunet_host import declare
 
 from nnunet_dg import plugin
 
 HAS_EXT_TRAINER = importlib.util.find_spec("nnunetv2.utilities.find_objects") is not None  # nnU-Net 2.8
-LOOKUP = """
-import os, nnunetv2
-def look_up(name, *package):
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-    folder = os.path.join(nnunetv2.__path__[0], *package)
-    return recursive_find_python_class(folder, name, ".".join(["nnunetv2", *package]))
-def trainer(name):
-    return look_up(name, "training", "nnUNetTrainer")
-"""
-
-
-def python(code, path=None, **environment):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "TORCH_DEVICE", "PYTHONPATH"))}
-    environment |= {"PYTHONPATH": str(path)} if path else {}
-    command = [sys.executable, "-W", "ignore::FutureWarning", "-c", code]
-    elsewhere = tempfile.gettempdir()  # the current folder comes first on sys.path
-    done = subprocess.run(command, env=kept | environment, cwd=elsewhere, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -48,7 +30,9 @@ def python(code, path=None, **environment):
     ],
 )
 def test_found_whichever_is_imported_first(first):
-    printed = python(f"{first}\nimport torch\n{LOOKUP}\nprint(trainer('nnUNetTrainerDropGen_MIND').__module__)")
+    printed = python(
+        f"{first}\nimport torch\nfrom lookup import *\nprint(trainer('nnUNetTrainerDropGen_MIND').__module__)"
+    )
     assert "nnunet_dg.trainers.nnUNetTrainerDropGen" in printed
 
 
@@ -62,13 +46,9 @@ def test_callers_that_bound_the_lookup_before_torch_use_ours():
     assert "nnunet_dg.trainers.nnUNetTrainerDropGen.nnUNetTrainerDropGen" in printed
 
 
-def test_found_in_a_spawned_worker(tmp_path):
-    (tmp_path / "worker.py").write_text(
-        LOOKUP + "def work(name):\n    import torch\n    return trainer(name).__name__\n"
-        "if __name__ == '__main__':\n    import multiprocessing as m\n"
-        "    print(m.get_context('spawn').Pool(1).apply(work, ('nnUNetTrainerDropGen',)))\n"
-    )
-    done = subprocess.run([sys.executable, tmp_path / "worker.py"], capture_output=True, text=True, check=True)
+def test_found_in_a_spawned_worker():
+    command = [sys.executable, SUPPORT / "lookup_in_a_worker.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "nnUNetTrainerDropGen" in done.stdout
 
 
@@ -82,7 +62,7 @@ def test_found_in_a_spawned_worker(tmp_path):
 )
 def test_any_package_can_declare_its_classes(group, package, tmp_path):
     declare(tmp_path, "foreign", "class TheirClass: pass\n", f"[{group}]\nTheirClass = foreign:TheirClass\n")
-    printed = python(f"import torch\n{LOOKUP}\nprint(look_up('TheirClass', {package}))", tmp_path)
+    printed = python(f"import torch\nfrom lookup import *\nprint(look_up('TheirClass', {package}))", tmp_path)
     assert "<class 'foreign.TheirClass'>" in printed
 
 
@@ -90,7 +70,7 @@ def test_declared_classes_are_found_before_the_tree_walk(tmp_path):
     """A broken module in nnU-Net's tree, met by the walk before anything is found, cannot hide them."""
     declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
     code = (
-        f"import torch\n{LOOKUP}\nimport importlib\n"
+        "import torch\nfrom lookup import *\nimport importlib\n"
         "def broken(*args, **kwargs): raise ImportError('a broken module in the tree')\n"
         "importlib_import, importlib.import_module = importlib.import_module, broken\n"
         "import nnunetv2.utilities.find_class_by_name as f\n"
@@ -106,7 +86,8 @@ def test_declared_classes_are_found_before_the_tree_walk(tmp_path):
 
 
 def test_other_names_are_looked_up_as_before():
-    code = f"import torch\n{LOOKUP}\nprint(trainer('nnUNetTrainer_5epochs'), trainer('nnUNetTrainerNoSuchThing'))"
+    names = ("nnUNetTrainer_5epochs", "nnUNetTrainerNoSuchThing")
+    code = f"import torch\nfrom lookup import *\nprint(*map(trainer, {names}))"
     with_plugin = python(code)
     assert with_plugin == python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert "nnUNetTrainer_5epochs" in with_plugin
@@ -114,13 +95,16 @@ def test_other_names_are_looked_up_as_before():
 
 
 def test_our_names_mean_nothing_elsewhere_in_the_tree():
-    printed = python(f"import torch\n{LOOKUP}\nprint(look_up('nnUNetTrainerDropGen', 'imageio'))")
+    printed = python("import torch\nfrom lookup import *\nprint(look_up('nnUNetTrainerDropGen', 'imageio'))")
     assert printed.strip().endswith("None")
 
 
 def test_a_declaration_that_cannot_be_loaded_names_its_package(tmp_path):
     declare(tmp_path, "foreign", "import no_such_module\n", "[nnunetv2.trainers]\nBroken = foreign:Broken\n")
-    printed = python(f"import torch\n{LOOKUP}\ntry: trainer('Broken')\nexcept ImportError as e: print(e)", tmp_path)
+    printed = python(
+        "import torch\nfrom lookup import *\ntry: trainer('Broken')\nexcept ImportError as e: print(e)",
+        tmp_path,
+    )
     assert "'Broken' is declared by foreign as foreign:Broken, which cannot be loaded: No module named" in printed
 
 
@@ -135,7 +119,10 @@ def test_a_declaration_that_cannot_be_loaded_names_its_package(tmp_path):
 )
 def test_a_declaration_that_is_no_class_or_ends_the_process_names_its_package(module, message, tmp_path):
     declare(tmp_path, "foreign", f"{module}\n", "[nnunetv2.trainers]\nBroken = foreign:X\n")
-    printed = python(f"import torch\n{LOOKUP}\ntry: trainer('Broken')\nexcept ImportError as e: print(e)", tmp_path)
+    printed = python(
+        "import torch\nfrom lookup import *\ntry: trainer('Broken')\nexcept ImportError as e: print(e)",
+        tmp_path,
+    )
     assert re.search(f"'Broken' is declared by foreign as foreign:X, which {message}", printed), printed
 
 
@@ -146,7 +133,7 @@ def test_names_of_nnunets_own_are_never_taken_over(tmp_path):
     declare(tmp_path, "hostile", "raise SystemExit('imported')\n", points)
     declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
     code = (
-        f"import torch\n{LOOKUP}\n"
+        "import torch\nfrom lookup import *\n"
         "for _ in range(2): print(trainer('nnUNetTrainer'))\n"
         "print(look_up('ResEncUNetPlanner', 'experiment_planning'), look_up('DefaultPreprocessor', 'preprocessing'))\n"
         "print(trainer('TheirClass'))"
@@ -167,7 +154,7 @@ def test_what_nnunet_looks_up_below_a_package_is_declared_in_the_packages_group(
     module = "class TheirScheme: pass\ndef their_resampling(): pass\n"
     declare(tmp_path, "foreign", module, points)
     printed = python(
-        f"import torch\n{LOOKUP}\nprint(look_up('their_resampling', 'preprocessing', 'resampling'))\n"
+        "import torch\nfrom lookup import *\nprint(look_up('their_resampling', 'preprocessing', 'resampling'))\n"
         "print(look_up('ZScoreNormalization', 'preprocessing', 'normalization'))",
         tmp_path,
     )
@@ -178,7 +165,10 @@ def test_what_nnunet_looks_up_below_a_package_is_declared_in_the_packages_group(
 def test_two_packages_that_claim_one_name_are_both_named(tmp_path):
     for name in ("one", "two"):
         declare(tmp_path, name, "class Mine: pass\n", f"[nnunetv2.trainers]\nMine = {name}:Mine\n")
-    printed = python(f"import torch\n{LOOKUP}\ntry: trainer('Mine')\nexcept ImportError as e: print(e)", tmp_path)
+    printed = python(
+        "import torch\nfrom lookup import *\ntry: trainer('Mine')\nexcept ImportError as e: print(e)",
+        tmp_path,
+    )
     assert "declared more than once" in printed
     assert "one (one:Mine)" in printed
     assert "two (two:Mine)" in printed
@@ -206,34 +196,14 @@ def test_never_raises_into_import_torch():
     assert "nnunet-dg could not register its trainers" in printed
 
 
-FRONT = """
-import sys, importlib.machinery
-class Shared(importlib.machinery.SourceFileLoader):
-    "One finder and loader for every module of nnU-Net, in front of all others, as pytest's."
-    executed = []
-    def __init__(self): pass
-    def find_spec(self, name, path=None, target=None):
-        if not name.startswith("nnunetv2.utilities.") or "tests" in name: return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is not None: spec.loader = self
-        return spec
-    def get_filename(self, name=None): raise ImportError(name)
-    def create_module(self, spec): return None
-    def exec_module(self, module):
-        self.executed.append(module.__name__)
-        source = open(module.__spec__.origin, "rb").read()
-        exec(compile(source, module.__spec__.origin, "exec"), module.__dict__)
-shared = Shared()
-"""
-
-
 @pytest.mark.parametrize(
     "order", ["sys.meta_path.insert(0, shared); import torch", "import torch; sys.meta_path.insert(0, shared)"]
 )
 def test_a_loader_that_modules_share_is_left_as_it_is(order):
     """In front of our finder or behind it, with warnings as errors: our trainers are found, and nothing is said."""
     printed = python(
-        f"{FRONT}\n{order}\nimport warnings; warnings.simplefilter('error', UserWarning)\n{LOOKUP}\n"
+        f"import sys; from shared_loader import Shared, shared\n{order}\n"
+        "import warnings; warnings.simplefilter('error', UserWarning)\nfrom lookup import *\n"
         "import nnunetv2.utilities.find_class_by_name as f, nnunetv2.utilities.json_export as other\n"
         "assert f.__loader__ is f.__spec__.loader is other.__loader__ is shared\n"
         "assert shared.exec_module.__func__ is Shared.exec_module and other.__name__ in shared.executed\n"
@@ -255,7 +225,7 @@ def test_nothing_raises_where_warnings_are_errors():
 def test_a_lookup_costs_less_than_an_eye_sees(tmp_path):
     declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
     printed = python(
-        f"import torch, time\n{LOOKUP}\ntrainer('nnUNetTrainerDropGen')\nstart = time.process_time()\n"
+        "import torch, time\nfrom lookup import *\ntrainer('nnUNetTrainerDropGen')\nstart = time.process_time()\n"
         "trainer('TheirClass'); print(time.process_time() - start)",
         tmp_path,
     )
@@ -265,7 +235,7 @@ def test_a_lookup_costs_less_than_an_eye_sees(tmp_path):
 def test_asking_where_the_lookup_lives_does_not_disarm_the_door():
     printed = python(
         "import torch, importlib.util\nimportlib.util.find_spec('nnunetv2.utilities.find_class_by_name')\n"
-        f"{LOOKUP}\nprint(trainer('nnUNetTrainerDropGen').__module__)"
+        "from lookup import *\nprint(trainer('nnUNetTrainerDropGen').__module__)"
     )
     assert "nnunet_dg.trainers" in printed
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from nnunet_dg.demo.phantom import LABELS, write_dataset
 from nnunet_dg.errors import HostError
+from nnunet_dg.extras import require
 from nnunet_dg.files import locked, read_json, replacing, write_json
 from nnunet_dg.formats import DemoPlans
 from nnunet_dg.names import printable
@@ -56,9 +57,11 @@ def run_demo(folder: Path, device: str = "cpu") -> Scores:
 
     Raises:
         DemoError: One of the commands failed; its log is named.
+        ExtraError: The extra "report" is not installed.
         DataError: Another demo runs in the folder, or a file in it is damaged.
         OSError: The folder cannot be written to.
     """
+    require("report", "The demo")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "nnunet-dg demo"):
         return _run_demo(folder, device)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ import torch
 from tqdm import tqdm
 
 from nnunet_dg.datasets.labels import Labels
-from nnunet_dg.errors import DataError
+from nnunet_dg.errors import DataError, ExtraError
 from nnunet_dg.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, case_metrics
 from nnunet_dg.evaluation.pairs import EvaluationError, pair
 from nnunet_dg.evaluation.segmentations import Segmentation, SegmentationReader, reader_of, spacing_of_images
+from nnunet_dg.extras import require
 from nnunet_dg.files import cell, read_json, replacing, write_json
 from nnunet_dg.formats import Dataset
 
@@ -44,6 +47,7 @@ class Task:
     reader: SegmentationReader
     tolerance_mm: float
     ignore_affine: bool
+    surfaces: bool = True
 
     def __call__(self) -> list[dict[str, Any]]:
         """One row per label.
@@ -56,7 +60,9 @@ class Task:
         spacing = self._spacing(truth, prediction)
         predicted = np.zeros_like(truth.values) if prediction is None else prediction.values
         labels = self.reader.labels
-        metrics = case_metrics(predicted, truth.values, spacing, labels.foreground, labels.ignore, self.tolerance_mm)
+        metrics = case_metrics(
+            predicted, truth.values, spacing, labels.foreground, labels.ignore, self.tolerance_mm, self.surfaces
+        )
         files = {"prediction_file": str(self.prediction or ""), "reference_file": str(self.truth)}
         return [{"case": self.case, "label": label} | values | files for label, values in metrics.items()]
 
@@ -101,7 +107,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Dice, HD95, ASSD and normalized surface Dice of every case and label; see `mask_metrics` for what they are.
 
-    Writes ``evaluation.csv`` and ``evaluation.json``.
+    Writes ``evaluation.csv`` and ``evaluation.json``. Without the extra "report", only Dice is measured, and a line on
+    standard error says so.
 
     Args:
         truths: A folder of segmentations, for example ``labelsTs``.
@@ -129,7 +136,8 @@ def evaluate(
     labels = Labels.of_dataset(dataset, path)
     pairs = pair(_real(truths), _real(predictions), dataset["file_ending"], missing)
     reader = SegmentationReader(reader_of(dataset, [truth for truth, _ in pairs.values()], path), labels, path)
-    tasks = [Task(case, *files, reader, tolerance_mm, ignore_affine) for case, files in pairs.items()]
+    surfaces = _can_measure_surfaces()
+    tasks = [Task(case, *files, reader, tolerance_mm, ignore_affine, surfaces) for case, files in pairs.items()]
     output = output or predictions
     _check_writable(output)
     rows = [row for of_case in run_all(tasks, processes, "evaluating", f" by {path}") for row in of_case]
@@ -140,6 +148,16 @@ def evaluate(
     except OSError as error:
         raise EvaluationError(f"The evaluation cannot be written to {output}: {error.strerror or error}.") from error
     return table
+
+
+def _can_measure_surfaces() -> bool:
+    """Whether the extra "report" is installed; if not, say what is left out."""
+    try:
+        require("report", "Measuring surfaces")
+    except ExtraError as error:
+        print(f"Only Dice is measured. {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str, by: str = "") -> list[Any]:
@@ -233,7 +251,11 @@ def _hashes(predictions: Path, pairs: Mapping[str, tuple[Path, Path | None]]) ->
 
 def _as_json(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
     of_label = table.groupby("label")[list(METRICS)].mean()
-    versions = {package: version(package) for package in ("nnunet-dg", "nnunetv2", "monai")}
+    versions = {
+        package: version(package)
+        for package in ("nnunet-dg", "nnunetv2", "monai")
+        if find_spec(package.replace("-", "_"))
+    }
     return {
         "settings": settings,
         "versions": versions,

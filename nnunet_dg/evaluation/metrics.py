@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics.utils import get_edge_surface_distance
 from numpy.typing import NDArray
+
+from nnunet_dg.extras import require
 
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
 HIGHER_IS_BETTER = {"dice": True, "hd95_mm": False, "assd_mm": False, "nsd": True}
 DEFAULT_TOLERANCE_MM = 1.0
+NOT_MEASURED = dict.fromkeys(("hd95_mm", "assd_mm", "nsd"), math.nan)
 
 Array = NDArray[Any]
 
@@ -31,6 +33,7 @@ def case_metrics(
     labels: Mapping[str, Sequence[int]],
     ignore: int | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    surfaces: bool = True,
 ) -> dict[str, dict[str, float]]:
     """`mask_metrics` of every label or region of one case.
 
@@ -41,9 +44,11 @@ def case_metrics(
         labels: ``{name: integers}``, more than one integer for a region.
         ignore: where ``truth`` has this label nothing is counted: both are background there.
         tolerance_mm: of the normalized surface Dice.
+        surfaces: See `mask_metrics`.
 
     Raises:
         ValueError: the shapes differ.
+        ExtraError: See `mask_metrics`.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"the prediction's shape is {prediction.shape}, the truth's {truth.shape}")
@@ -52,7 +57,7 @@ def case_metrics(
         name: (np.isin(prediction, integers) & counted, np.isin(truth, integers) & counted)
         for name, integers in labels.items()
     }
-    return {name: mask_metrics(*masks, spacing_mm, tolerance_mm) for name, masks in of.items()}
+    return {name: mask_metrics(*masks, spacing_mm, tolerance_mm, surfaces) for name, masks in of.items()}
 
 
 def mask_metrics(
@@ -60,6 +65,7 @@ def mask_metrics(
     truth: NDArray[np.bool_],
     spacing_mm: Sequence[float],
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    surfaces: bool = True,
 ) -> dict[str, float]:
     """Metrics of one pair of masks, in 2-D or 3-D.
 
@@ -68,6 +74,8 @@ def mask_metrics(
         truth: likewise.
         spacing_mm: of each axis.
         tolerance_mm: distances up to this one count as agreement in `nsd`.
+        surfaces: Whether surfaces are measured, which needs MONAI. If not, ``hd95_mm``, ``assd_mm`` and ``nsd`` are
+            NaN.
 
     Returns:
         ``dice`` in [0, 1]; ``hd95_mm``: the 95th percentile of the distances from each surface to the other, the larger
@@ -76,21 +84,31 @@ def mask_metrics(
 
         Both masks empty: there is nothing to find, all four are NaN, as nnU-Net's Dice is. One of them empty: ``dice``
         and ``nsd`` are 0, and the distances are the image's diagonal, which no distance exceeds.
+
+    Raises:
+        ExtraError: Surfaces are to be measured, and the extra "report" is not installed.
     """
+    if surfaces:
+        require("report", "Measuring surfaces")
     prediction, truth, spacing_mm = _in_plane(prediction, truth, spacing_mm)
     sizes = {"truth_voxels": float(truth.sum()), "predicted_voxels": float(prediction.sum())}
     if not any(sizes.values()):
         return dict.fromkeys(METRICS, math.nan) | sizes
     if not all(sizes.values()):
         diagonal = math.hypot(*(n * mm for n, mm in zip(truth.shape, spacing_mm, strict=True)))
-        return {"dice": 0.0, "hd95_mm": diagonal, "assd_mm": diagonal, "nsd": 0.0} | sizes
+        worst = {"hd95_mm": diagonal, "assd_mm": diagonal, "nsd": 0.0}
+        return {"dice": 0.0} | (worst if surfaces else NOT_MEASURED) | sizes
     dice = 2 * float((prediction & truth).sum()) / sum(sizes.values())
+    if not surfaces:
+        return {"dice": dice} | NOT_MEASURED | sizes
     return {"dice": dice} | _surface_metrics(prediction, truth, spacing_mm, tolerance_mm) | sizes
 
 
 def _surface_metrics(
     prediction: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Sequence[float], tolerance_mm: float
 ) -> dict[str, float]:
+    from monai.metrics.utils import get_edge_surface_distance
+
     predicted, true = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.5 and 1.6 call what they deprecate

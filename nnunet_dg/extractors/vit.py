@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.extractors.plausible import implausible
 from nnunet_dg.extractors.weights import WeightsError, git_blob_id, home
+from nnunet_dg.extras import require
 from nnunet_dg.files import read_text, write_text
 
 FILE = "model.safetensors"
@@ -31,8 +32,13 @@ PLACES = ("state_dict", "model_state_dict", "model", "teacher")  # where trainin
 PREFIXES = ("module.", "_orig_mod.", "backbone.")  # what DDP, compilation and DINO put before the names
 
 
+def _require() -> None:
+    require("teachers", "A ViT of timm")
+
+
 def check_name(name: str) -> None:
-    """Raises a SettingsError if timm has no such model."""
+    """Raises a SettingsError if timm has no such model, and an ExtraError if timm is not installed."""
+    _require()
     import timm
 
     if not timm.is_model(name):
@@ -49,6 +55,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
     Raises:
         SettingsError: timm has no such model, or it is not a ViT, or takes a single image size only.
     """
+    _require()
     import timm
 
     check_name(name)
@@ -128,6 +135,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
 
     Read here, because timm's reader falls back to one that runs code.
     """
+    _require()
     import safetensors.torch
 
     try:
@@ -195,6 +203,7 @@ def locate(name: str) -> Path:
     Raises:
         WeightsError: nothing is published under that name, it cannot be fetched, or the file is not what the hub had.
     """
+    _require()
     import huggingface_hub
     import timm
 
@@ -229,6 +238,7 @@ def on_this_machine() -> list[tuple[str, Path]]:
 
 
 def _repository(name: str) -> str | None:
+    _require()
     import timm
 
     try:

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
+from nnunet_dg.extras import require
 from nnunet_dg.files import replacing, write_text
 from nnunet_dg.names import file_names, printable
 
-PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #111; }
@@ -36,7 +35,7 @@ img { max-width: 100%; display: block; margin: 1em 0; } p.note { color: #444; }
 {{ part.table | safe }}
 {% for image in part.images %}<img alt="{{ part.title }}" src="data:image/png;base64,{{ image }}">
 {% endfor %}{% endfor %}</html>
-""")
+"""
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -113,7 +112,11 @@ def _html(title: str, parts: list[Part]) -> str:
         }
         for part in parts
     ]
-    return PAGE.render(title=printable(title), parts=sections)
+    require("report", "The report")
+    import jinja2
+
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    return page.render(title=printable(title), parts=sections)
 
 
 def _printable(table: pd.DataFrame) -> pd.DataFrame:
@@ -121,6 +124,9 @@ def _printable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table(table: pd.DataFrame, form: str) -> str:
+    require("report", "The report")
+    from tabulate import tabulate
+
     return tabulate(table.astype(str), headers="keys", tablefmt=form, showindex=False, disable_numparse=True)
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from nnunet_dg.errors import DataError, SettingsError, UserError
 from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
+from nnunet_dg.extras import require
 from nnunet_dg.files import write_csv
 from nnunet_dg.names import printable
 from nnunet_dg.reporting.overlay import CaseView, overlay
@@ -68,7 +69,9 @@ def write_report(
     Raises:
         SettingsError: There is no such metric or baseline, or the baseline must be named.
         DataError: A trainer has no score in this metric, or the output is not a folder.
+        ExtraError: The extra "report" is not installed.
     """
+    require("report", "The report")
     if metric not in METRICS:
         raise SettingsError(f"`metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
     cases = per_case(scores, metric)

@@ -18,6 +18,7 @@ from nnunet_dg.datasets.domains import UNNAMED, locate, read_file
 from nnunet_dg.datasets.split_dataset import number_of
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.evaluation.records import EVALUATION, SUMMARY, ResultsError, read_record, summary_cases
+from nnunet_dg.extras import require
 from nnunet_dg.files import read_json
 from nnunet_dg.names import did_you_mean, foreign_path, is_fold, printable
 from nnunet_dg.reporting.report import write_report
@@ -136,7 +137,9 @@ def report(
     Raises:
         DataError: See `read_sources` and `write_report`.
         SettingsError: See `write_report`.
+        ExtraError: The extra "report" is not installed.
     """
+    require("report", "The report")
     remarks: list[str] = []
 
     def say(text: str) -> None:

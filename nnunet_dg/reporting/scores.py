@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
-from statsmodels.stats.multitest import multipletests
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.evaluation.metrics import HIGHER_IS_BETTER
+from nnunet_dg.extras import require
 from nnunet_dg.names import did_you_mean
 
 IN_DOMAIN, UNSEEN = "in-domain", "unseen"
@@ -119,7 +119,11 @@ def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.Data
 
     Raises:
         SettingsError: There is no such trainer.
+        ExtraError: The extra "report" is not installed.
     """
+    require("report", "Holm's correction")
+    from statsmodels.stats.multitest import multipletests
+
     trainers = list(dict.fromkeys(cases["trainer"]))
     if baseline not in trainers:
         known = ", ".join(map(repr, trainers))

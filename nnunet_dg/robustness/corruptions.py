@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import AdjustContrast, GibbsNoise, RandBiasField
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F  # noqa: N812
+
+from nnunet_dg.extras import require
 
 Array = NDArray[Any]
 
@@ -65,10 +66,16 @@ def _range(image: Array, low: float = 0, high: float = 100) -> tuple[Array, Arra
 
 
 def _gamma(image: Array, exponent: float, seed: int, voxel: list[float]) -> Array:
+    require("report", "Gamma correction")
+    from monai.transforms import AdjustContrast
+
     return np.stack([np.asarray(AdjustContrast(exponent)(channel[None]))[0] for channel in image])
 
 
 def _bias_field(image: Array, magnitude: float, seed: int, voxel: list[float]) -> Array:
+    require("report", "A bias field")
+    from monai.transforms import RandBiasField
+
     low, _ = _range(image)
     field = RandBiasField(degree=3, coeff_range=(-magnitude, magnitude), prob=1)
     field.set_random_state(seed)
@@ -98,6 +105,9 @@ def _inversion(image: Array, fraction: float, seed: int, voxel: list[float]) -> 
 
 
 def _gibbs(image: Array, alpha: float, seed: int, voxel: list[float]) -> Array:
+    require("report", "Gibbs ringing")
+    from monai.transforms import GibbsNoise
+
     return np.asarray(GibbsNoise(alpha)(image))
 
 

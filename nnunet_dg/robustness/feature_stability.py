@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nnunet_dg.errors import DataError
 from nnunet_dg.extractors import FrozenExtractor
+from nnunet_dg.extras import require
 from nnunet_dg.files import replacing, write_csv
 from nnunet_dg.reporting.plots import curves
 from nnunet_dg.reporting.style import COLORS
@@ -57,7 +58,9 @@ def stability(
     Raises:
         StabilityError: There are fewer than two images, they are not on one grid, or one cannot be read.
         OSError: The folder cannot be written to.
+        ExtraError: The extra "report" is not installed.
     """
+    require("report", "Feature stability under gamma")
     images, spacing, foreground = read(paths, patch)
     output.mkdir(parents=True, exist_ok=True)
     chosen = choose(foreground)

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_dg.dropgen import DropGenNetwork
+from nnunet_dg.extras import require
 from nnunet_dg.files import write_csv
 from nnunet_dg.robustness.trained_model import Case, ModelError, TrainedModel
 
@@ -49,8 +50,10 @@ def reliance(
         One row per zeroed part, case and label.
 
     Raises:
+        ExtraError: The extra "report" is not installed.
         ModelError: the model is none of DropGen's, or does not see both image and features.
     """
+    require("report", "Measuring surfaces")
     model = TrainedModel(folder, folds, checkpoint, device, mirroring)
     network = model.network
     if not isinstance(network, DropGenNetwork) or not network.settings.sees_image or network.extractor is None:

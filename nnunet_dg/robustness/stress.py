@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.extras import require
 from nnunet_dg.files import locked, replacing, write_csv
 from nnunet_dg.reporting.plots import draw_curves, grid
 from nnunet_dg.reporting.results import Source, names_of
@@ -70,7 +71,9 @@ def stress(
         RecordError: The folder has measurements of something else.
         SettingsError: A kind is unknown or given twice, or a fold.
         DataError: Another process measures in this folder.
+        ExtraError: The extra "report" is not installed.
     """
+    require("report", "A stress test")
     _check_kinds(kinds)
     models = {name: TrainedModel(path, folds, checkpoint, device, mirroring) for name, path in _named(sources).items()}
     cases = {name: model.cases(images, truths)[:max_cases] for name, model in models.items()}

@@ -8,7 +8,7 @@ images min-maxed to [0, 1], in which padding and what is outside a mask are blac
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import OneOfTransform, RandomTransform
-from monai.transforms import RandBiasField, RandGaussianSharpen, RandGibbsNoise, RandomizableTransform
-from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from nnunet_dg.extras import require
 from nnunet_dg.outside import Outside
 from nnunet_dg.tensors import minmax
+
+if TYPE_CHECKING:
+    from monai.transforms import RandomizableTransform
 
 P = 0.33
 
@@ -47,7 +49,13 @@ def paper_augmentation(
         in_plane_only: nnU-Net's dummy 2-D augmentation for anisotropic patches: the affine leaves the first axis alone.
         outside: what exact zeros mean in the image channels; None: ordinary intensities. The network makes the same
             voxels black when it predicts.
+
+    Raises:
+        ExtraError: The extra "report", which installs MONAI, is not installed.
     """
+    require("report", "The augmentation of the DropGen paper")
+    from monai.transforms import RandBiasField, RandGaussianSharpen, RandGibbsNoise
+
     spatial: list[BasicTransform] = [AffineCrop(patch_size[1:] if in_plane_only else patch_size)]
     if in_plane_only:
         spatial = [Convert3DTo2DTransform(), *spatial, Convert2DTo3DTransform()]
@@ -94,6 +102,8 @@ class MonaiTransform(ImageOnlyTransform):
         return {"seed": int(np.random.randint(2**31))}
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        from monai.utils import convert_to_tensor
+
         self.transform.set_random_state(params["seed"])
         return convert_to_tensor(self.transform(img), dtype=img.dtype, track_meta=False)
 

@@ -287,15 +287,8 @@ class Capabilities:
 
     @pytest.mark.capability("nnUNetPredictor")
     def test_python_api_gives_the_commands_probabilities(self, host, model, predicted, one_image, tmp_path):
-        image = str(one_image / "case_0_0000.nii.gz")
-        code = f"""
-import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
-predictor.initialize_from_trained_model_folder({str(model.parent)!r}, (0,))
-predictor.predict_from_files_sequential([[{image!r}]], [{str(tmp_path / "api")!r}], True)
-"""
-        host.python(code)
+        image = one_image / "case_0_0000.nii.gz"
+        host.script("predict_by_api.py", model.parent, image, tmp_path / "api")
         with np.load(tmp_path / "api.npz") as api, np.load(predicted / "case_0.npz") as command:
             np.testing.assert_allclose(api["probabilities"], command["probabilities"], atol=1e-3)
 

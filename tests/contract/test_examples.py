@@ -1,16 +1,19 @@
 """The examples run as they stand."""
 
+import json
+import os
 import re
 import runpy
 import shlex
 import shutil
 import sys
+import sysconfig
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import REPOSITORY
-from nnunet_host import DATASET, NOWHERE, UNVALIDATED, one_case
+from helpers import REPOSITORY, SUPPORT
+from nnunet_host import DATASET, NOWHERE, UNVALIDATED, declare, one_case
 from PIL import Image
 
 EXAMPLES = REPOSITORY / "examples"
@@ -111,3 +114,47 @@ def test_the_scatter_ratio_by_hand():
     features = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1]])  # means (0, 0) and (4, 0); each voxel 1 from its own
     assert example["scatter_ratio"](features, np.array([0, 0, 1, 1])) == 4
     assert example["scatter_ratio"](features, np.array([0, 1, 0, 1])) == pytest.approx(1 / 4)
+
+
+def test_a_trainer_of_ones_own_is_installed_found_and_trained(host, tmp_path):
+    """With its own settings; its own name is what doctor lists and what nnU-Net is asked for."""
+    source = shutil.copytree(EXAMPLES / "own_trainer", tmp_path / "own_trainer")  # building leaves files in it
+    pip = f"{shlex.quote(sys.executable)} -m pip install --quiet --no-deps --no-build-isolation --no-index"
+    host.run(f"{pip} --target {tmp_path / 'installed'} {source}")
+    module = (SUPPORT / "tiny_own_trainer.py").read_text()
+    trainer = "Tiny_nnUNetTrainerDropGenMild"
+    declare(tmp_path / "tiny", "tiny-own", module, f"[nnunetv2.trainers]\n{trainer} = tiny_own:{trainer}\n")
+    packages = [tmp_path / "installed", tmp_path / "tiny", host.environment["PYTHONPATH"]]
+    installed = {"PYTHONPATH": os.pathsep.join(map(str, packages)), "COLUMNS": "200"}
+    for name in ("nnUNetTrainerDropGenMild", "nnUNetTrainerDropGenMild_5epochs"):
+        rows = [line for line in host.run("nnunet-dg doctor", **installed).splitlines() if f" {name} " in line]
+        assert len(rows) == 1
+        assert rows[0].count("own") == 2  # the package, and the module that nnU-Net found
+    host.train(trainer, **installed, **UNVALIDATED)
+    plans = json.loads((host.results(trainer).parent / "plans.json").read_text())
+    assert (plans["nnunet_dg"]["dropgen"]["p"], plans["nnunet_dg"]["dropgen"]["extractor"]) == (0.35, "mind")
+    host.predict(trainer, one_case(host, tmp_path / "in"), tmp_path / "out", **installed)
+    assert (tmp_path / "out" / "case_0.nii.gz").is_file()
+
+
+@pytest.mark.demo
+def test_the_tutorial_runs(tmp_path, monkeypatch):
+    """Every cell, in a few minutes on two cores; a command that fails is an error of its cell."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(EXAMPLES / "tutorial.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # no numbers of somebody's machine
+    shutil.copytree(EXAMPLES / "own_trainer", tmp_path / "own_trainer")
+    scripts = sysconfig.get_path("scripts")
+    monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    in_folder = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=in_folder).execute()
+    report = (tmp_path / "tutorial" / "report" / "report.md").read_text()
+    for trainer in ("nnUNetTrainer", "DropGen"):
+        assert re.search(rf"^\| {trainer} +\|( +\d+\.\d ± \d+\.\d \(4\) +\|){{2}}", report, re.M), report
+    with Image.open(tmp_path / "tutorial" / "stress" / "stress.png") as picture:
+        assert picture.width > 400
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    assert sum("image/png" in output["data"] for output in shown) == 3

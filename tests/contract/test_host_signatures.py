@@ -66,9 +66,14 @@ FROZEN = {
 }  # fmt: skip
 
 
+RENAMED = {  # in nnU-Net's repository, after 2.8.1
+    nnUNetTrainer.load_checkpoint: ("self", "checkpoint"),
+}
+
+
 @pytest.mark.parametrize("host", FROZEN, ids=lambda host: host.__qualname__)
 def test_signature(host):
-    assert tuple(inspect.signature(host).parameters) == FROZEN[host]
+    assert tuple(inspect.signature(host).parameters) in (FROZEN[host], RENAMED.get(host))
 
 
 def test_the_class_lookup_takes_a_folder_a_name_and_a_module():

@@ -9,16 +9,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from helpers import SUPPORT, set_nnunets_folders
 from nnunet_host import declare
 
-THEIRS = """
-import sys
-print("PRINTED ON STDOUT")
-print("PRINTED ON STDERR", file=sys.stderr)
-class nnUNetTrainerTheirs:
-    pass
-not_a_class = 3
-"""
+from nnunet_dg.cli import main
 
 
 def doctor(*arguments, status, folder, **environment):
@@ -34,32 +28,60 @@ def row(printed, name):
     return next(line for line in printed.splitlines() if name in line)
 
 
-@pytest.mark.parametrize(
-    ("target", "status", "said"),
-    [
-        ("theirs:nnUNetTrainerTheirs", 0, "theirs"),
-        ("theirs:missing", 1, "FAILED"),
-        ("theirs:not_a_class", 1, "FAILED"),
-        ("no_such_module:X", 1, "no_such_module"),
-        ("exits:X", 1, "FAILED"),
-    ],
-)
-def test_what_other_packages_declare_is_listed_with_what_is_wrong(tmp_path, target, status, said):
-    folder = declare(tmp_path, "theirs", THEIRS, f"[nnunetv2.planners]\nTheirName = {target}\n")
-    (folder / "exits.py").write_text("import sys\nprint('PRINTED')\nsys.exit(0)\n")
-    printed = doctor(status=status, folder=folder)
-    assert said in row(printed, "TheirName")
-    assert "theirs" in row(printed, "TheirName")  # the package
+def test_what_other_packages_declare_is_listed(tmp_path):
+    module = (SUPPORT / "their_package.py").read_text()
+    declare(tmp_path, "theirs", module, "[nnunetv2.planners]\nTheirName = theirs:nnUNetTrainerTheirs\n")
+    printed = doctor(status=0, folder=tmp_path)
+    assert row(printed, "TheirName").count("theirs") == 2  # the package and the module
     assert "nnunet-dg" in row(printed, "nnUNetTrainerSgCG")
     assert "PRINTED" not in printed
-    assert "Traceback" not in printed
 
 
-def test_nothing_that_other_packages_write_is_markup_or_a_terminal_escape(tmp_path):
-    module = "raise ValueError('[bold]loud[/bold] \\x1b[31m red\\nnext line [/]')"
-    printed = doctor(status=1, folder=declare(tmp_path, "theirs", module, "[nnunetv2.planners]\nT = theirs:T\n"))
-    assert "[bold]loud[/bold]" in printed
-    assert "\x1b" not in printed
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """What doctor prints where another package declares what cannot be loaded."""
+    folder = tmp_path_factory.mktemp("broken")
+    targets = {
+        "Missing": "theirs:missing", "NotAClass": "theirs:not_a_class", "NoModule": "no_such_module:X",
+        "Exits": "exits:X", "Loud": "loud:X",
+    }  # fmt: skip
+    points = "".join(f"Their{name} = {target}\n" for name, target in targets.items())
+    declare(folder, "theirs", (SUPPORT / "their_package.py").read_text(), f"[nnunetv2.planners]\n{points}")
+    (folder / "exits.py").write_text("import sys\nprint('PRINTED')\nsys.exit(0)\n")
+    (folder / "loud.py").write_text("raise ValueError('[bold]loud[/bold] \\x1b[31m red\\nnext line [/]')\n")
+    return doctor(status=1, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Missing", "FAILED"), ("NotAClass", "FAILED"), ("NoModule", "no_such_module"), ("Exits", "FAILED")],
+)
+def test_what_cannot_be_loaded_is_listed_with_what_is_wrong(broken, name, said):
+    assert said in row(broken, f"Their{name}")
+    assert "theirs" in row(broken, f"Their{name}")
+    assert "PRINTED" not in broken
+    assert "Traceback" not in broken
+
+
+def test_nothing_that_other_packages_write_is_markup_or_a_terminal_escape(broken):
+    assert "[bold]loud[/bold]" in broken
+    assert "\x1b" not in broken
+
+
+@pytest.fixture
+def doctor_here(tmp_path, monkeypatch, capsys):
+    """What `nnunet-dg doctor` prints in this process, with nnU-Net's folders below ``tmp_path``."""
+    import nnunet_dg.doctor.dataset  # noqa: F401, reads nnU-Net's folders
+
+    set_nnunets_folders(monkeypatch, tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def run(*arguments, status):
+        assert main(["doctor", *arguments]) == status
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    return run
 
 
 @pytest.fixture
@@ -70,7 +92,6 @@ def dataset(tmp_path):
     preprocessed.mkdir(parents=True)
     content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "numTraining": 1}
     (preprocessed / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
-    environment = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
 
     def write(scheme="CTNormalization", name="nnUNetPlans", **section):
         configuration = {"normalization_schemes": [scheme], "architecture": {}}
@@ -78,7 +99,7 @@ def dataset(tmp_path):
         properties = {"percentile_00_5": -40.0, "percentile_99_5": 280.0}
         plans["foreground_intensity_properties_per_channel"] = {"0": properties}
         (preprocessed / f"{name}.json").write_text(json.dumps(plans))
-        return raw, environment
+        return raw
 
     return write
 
@@ -87,20 +108,20 @@ def flat(printed):
     return " ".join(printed.replace("│", " ").split())
 
 
-def test_plans_fitted_to_ct_are_named_with_what_to_do(dataset, tmp_path):
-    _, environment = dataset()
-    printed = flat(doctor("-d", "705", status=0, folder=tmp_path, **environment))
+def test_plans_fitted_to_ct_are_named_with_what_to_do(doctor_here, dataset, tmp_path):
+    dataset()
+    printed = flat(doctor_here("-d", "705", status=0))
     assert "CT: CTNormalization" in printed
     assert "CTNormalization clips channel CT to [-40, 280]" in printed
     assert "plan with nnUNetPlannerAnyModality" in printed
     assert "domains one: there is no" in printed
 
 
-def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(dataset, tmp_path):
+def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(doctor_here, dataset, tmp_path):
     section = {"planned_for": {"3d": {"extractor": "anatomix"}}, "dropgen": {"p": 0.25}}
-    raw, environment = dataset("AnyModalityNormalization", "mine", nnunet_dg=section)
+    raw = dataset("AnyModalityNormalization", "mine", nnunet_dg=section)
     (raw / "domains.json").write_text(json.dumps({"case_0": "[site] A", "case_1": "B"}))
-    printed = flat(doctor("-d", "Dataset705_CT", "-p", "mine", status=0, folder=tmp_path, **environment))
+    printed = flat(doctor_here("-d", "Dataset705_CT", "-p", "mine", status=0))
     assert "CT: AnyModalityNormalization" in printed
     assert "saturate" not in printed
     assert "3d: anatomix" in printed
@@ -122,22 +143,22 @@ def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(datase
         (("-d", "705"), {"nnunet_dg": {"tinymig": {"divergence": "x"}}}, "divergence must be one of"),
     ],
 )
-def test_what_is_wrong_with_a_dataset_is_said_in_one_line(dataset, tmp_path, arguments, section, said):
-    _, environment = dataset(**section)
-    printed = doctor(*arguments, status=1, folder=tmp_path, **environment)
+def test_what_is_wrong_with_a_dataset_is_said_in_one_line(doctor_here, dataset, tmp_path, arguments, section, said):
+    dataset(**section)
+    printed = doctor_here(*arguments, status=1)
     assert said in printed
     assert "Traceback" not in printed
 
 
 @pytest.fixture
 def preprocessed(dataset, tmp_path):
-    """Of two cases; returns the raw dataset folder, the preprocessed one and the environment."""
-    raw, environment = dataset()
+    """Of two cases; returns the raw dataset folder and the preprocessed one."""
+    raw = dataset()
     folder = tmp_path / "nnUNet_preprocessed" / raw.name
     (folder / "gt_segmentations").mkdir()
     for case in ("case_0", "case_1"):
         (folder / "gt_segmentations" / f"{case}.nii.gz").touch()
-    return raw, folder, environment
+    return raw, folder
 
 
 @pytest.mark.parametrize(
@@ -148,29 +169,29 @@ def preprocessed(dataset, tmp_path):
         ({"case_0": 1, "case_1": "B"}, "domains.json: "),
     ],
 )
-def test_domains_that_do_not_fit_the_cases_are_refused(preprocessed, tmp_path, domains, said):
-    raw, _, environment = preprocessed
+def test_domains_that_do_not_fit_the_cases_are_refused(doctor_here, preprocessed, tmp_path, domains, said):
+    raw, _ = preprocessed
     (raw / "domains.json").write_text(json.dumps(domains))
-    printed = doctor("-d", "705", status=1, folder=tmp_path, **environment)
+    printed = doctor_here("-d", "705", status=1)
     assert said in printed
     assert "Traceback" not in printed
 
 
-def test_domains_are_compared_with_the_cases_and_nothing_is_written(preprocessed, tmp_path):
-    raw, folder, environment = preprocessed
+def test_domains_are_compared_with_the_cases_and_nothing_is_written(doctor_here, preprocessed, tmp_path):
+    raw, folder = preprocessed
     (raw / "domains.json").write_text(json.dumps({"case_0": "A", "case_1": "B"}))
-    printed = flat(doctor("-d", "705", status=0, folder=tmp_path, **environment))
+    printed = flat(doctor_here("-d", "705", status=0))
     assert "domains A, B, from" in printed
     assert "there is a single case from A, B" in printed
     assert not (folder / "domains.json").exists()
 
 
-def test_another_dataset_whose_number_starts_alike_is_not_taken(preprocessed, tmp_path):
+def test_another_dataset_whose_number_starts_alike_is_not_taken(doctor_here, preprocessed, tmp_path):
     """nnU-Net compares the first three digits."""
-    _, folder, environment = preprocessed
+    _, folder = preprocessed
     folder.rename(folder.with_name("Dataset7051_CT"))
     shutil.rmtree(tmp_path / "nnUNet_raw" / "Dataset705_CT")
-    printed = doctor("-d", "705", status=1, folder=tmp_path, **environment)
+    printed = doctor_here("-d", "705", status=1)
     assert "There is no dataset 705; nnU-Net takes that number for Dataset7051_CT" in printed
 
 

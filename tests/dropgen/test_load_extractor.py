@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 from on_noise import plans
 from plain_anatomix import random_weights
 
 from nnunet_dg.dropgen.network import load_extractor
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors import weights as room
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 
 
 @pytest.fixture

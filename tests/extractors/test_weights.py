@@ -15,6 +15,7 @@ import numpy as np
 import platformdirs
 import pytest
 import torch
+from helpers import SUPPORT
 from plain_anatomix import random_weights
 
 from nnunet_dg.extractors import build_extractor
@@ -336,28 +337,13 @@ def test_a_failed_installation_leaves_the_file_that_was_there_in_use(file, home,
     assert room.locate(pinned).read_bytes() == (tmp_path / "other.pth").read_bytes()
 
 
-KILLED_AFTER = """
-import os, signal, sys
-from pathlib import Path
-from nnunet_dg.extractors import weights as room
-replace, count = Path.replace, [0]
-def replace_and_die(self, target):
-    replace(self, target)
-    count[0] += 1
-    if count[0] == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-Path.replace = replace_and_die
-room.install(room.PUBLISHED["anatomix"], Path(sys.argv[1]), unpublished=True)
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
 @pytest.mark.parametrize("after", [1, 2])
 def test_an_installation_that_is_killed_leaves_the_old_state_or_the_new_one(after, file, home, tmp_path):
     pinned = room.PUBLISHED["anatomix"]
     room.install(pinned, file, unpublished=True)
     torch.save(random_weights(seed=8), tmp_path / "other.pth")
-    command = [sys.executable, "-c", KILLED_AFTER, str(tmp_path / "other.pth"), str(after)]
+    command = [sys.executable, SUPPORT / "killed_while_installing.py", tmp_path / "other.pth", str(after)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert room.locate(pinned).read_bytes() == (file if after == 1 else tmp_path / "other.pth").read_bytes()
 

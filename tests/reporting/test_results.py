@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_dg.cli import main
+from nnunet_dg.datasets import cases
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.reporting import results
 from nnunet_dg.reporting import view as views
@@ -32,7 +33,7 @@ def trained(tmp_path, monkeypatch):
     """A preprocessed dataset of two domains, and a trainer's two validated folds."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.setattr(results, name, str(tmp_path / name))
-    monkeypatch.setattr(views, "nnUNet_raw", str(tmp_path / "nnUNet_raw"))
+    monkeypatch.setattr(cases, "nnUNet_raw", str(tmp_path / "nnUNet_raw"))
     preprocessed = tmp_path / "nnUNet_preprocessed" / "Dataset001_X"
     preprocessed.mkdir(parents=True)
     (preprocessed / "domains.json").write_text(json.dumps(DOMAINS))
@@ -507,7 +508,7 @@ def test_images_are_found_where_dataset_json_lists_them(pictured, tmp_path):
 
 
 def test_without_raw_data_no_image_is_looked_for_in_the_current_folder(pictured, tmp_path, monkeypatch):
-    monkeypatch.setattr(views, "nnUNet_raw", None)
+    monkeypatch.setattr(cases, "nnUNet_raw", None)
     monkeypatch.chdir(tmp_path / "nnUNet_raw")
     truth = tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "gt_segmentations" / "a1.nii.gz"
     assert views.images_of(truth, "a1", ".nii.gz") == ()

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -13,19 +12,10 @@ import SimpleITK as sitk
 import torch
 from nnunet_host import DATASET, PREDICTION
 
-WITHOUT_THIS_PACKAGE = """
-import os, sys
-os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-sys.modules["nnunet_dg"] = None  # any import of it fails
-from nnunetv2.{module} import {function} as command
-command()
-"""
-
 
 def plain(host, module, function, options, **environment):
     """A command of nnU-Net's where nnunet-dg is not installed."""
-    code = WITHOUT_THIS_PACKAGE.format(module=module, function=function)
-    return host.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {options}", **environment)
+    return host.script("without_this_package.py", module, function, *shlex.split(str(options)), **environment)
 
 
 class ExportContract:

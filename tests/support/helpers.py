@@ -1,6 +1,7 @@
 """What several tests need: where the optional real data lie, and weights for anatomix that anybody can have."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from plain_anatomix import random_weights
 
 REPOSITORY = Path(__file__).parents[2]
+SUPPORT = Path(__file__).parent
 SHARED = Path(os.environ.get("NNUNET_DG_TEST_DATA", REPOSITORY.parent / "shared"))
 
 
@@ -17,6 +19,15 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"test data {'/'.join(parts)} are not in NNUNET_DG_TEST_DATA or beside the repository")
     return path
+
+
+def set_nnunets_folders(monkeypatch, folder: Path) -> None:
+    """nnU-Net's three folders below ``folder``: nnU-Net 2.8 asks the environment each time, 2.7 once, at import."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(folder / name))
+        for module in [m for key, m in sys.modules.items() if key.startswith(("nnunetv2.", "nnunet_dg."))]:
+            if isinstance(vars(module).get(name, folder), str | None):
+                monkeypatch.setattr(module, name, str(folder / name))
 
 
 @pytest.fixture(scope="session")

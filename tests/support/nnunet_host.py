@@ -14,81 +14,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from helpers import SUPPORT
 
-TINY_TRAINERS = '''
-"""Any trainer for three epochs of two iterations, declared by entry points as another package would declare its own."""
-import os
-import random
-import signal
-from functools import partial
-from importlib.metadata import entry_points
-import numpy as np
-import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-
-def tiny(base):
-    class Tiny(base):
-        def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
-            super().__init__(plans, configuration, fold, dataset_json, device)
-            self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 3, 2, 1
-            self.save_every = 1
-            self.seed(99)
-
-        def _do_i_compile(self):
-            """nnU-Net compiles on CUDA alone; with this the same code runs here."""
-            if "TINY_COMPILED" in os.environ:
-                torch.compile = partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
-            return "TINY_COMPILED" in os.environ
-
-        def seed(self, number):
-            """The same random state in every run, for one epoch; with nnUNet_n_proc_DA=0 that is all there is."""
-            if "TINY_SEEDED" in os.environ:
-                for seed in (random.seed, np.random.seed, torch.manual_seed):
-                    seed(number)
-
-        def on_train_epoch_start(self):
-            super().on_train_epoch_start()
-            self.seed(self.current_epoch)
-
-        def perform_actual_validation(self, save_probabilities=False):
-            if "TINY_UNVALIDATED" not in os.environ:
-                super().perform_actual_validation(save_probabilities)
-
-        def on_epoch_end(self):
-            super().on_epoch_end()
-            if os.environ.get("TINY_STOP_AFTER") == str(self.current_epoch):
-                os.killpg(os.getpgrp(), signal.SIGKILL)  # as a cluster's time limit does: no goodbye
-
-    Tiny.__name__ = Tiny.__qualname__ = f"Tiny_{base.__name__}"
-    return Tiny
-
-
-class Doubled(torch.nn.Module):
-    """The planned network's state dict, another forward pass."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.encoder, self.decoder = network.encoder, network.decoder
-
-    def forward(self, x):
-        return 2 * self.decoder(self.encoder(x))
-
-
-class nnUNetTrainerOtherForward(nnUNetTrainer):
-    @staticmethod
-    def build_network_architecture(
-        plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
-    ):
-        return Doubled(nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        ))
-
-
-own = [e.load() for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
-for base in (nnUNetTrainer, *own):
-    globals()[f"Tiny_{base.__name__}"] = tiny(base)
-'''
+SITE = SUPPORT / "site"  # what each of its processes imports as it starts
 OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
 TINY_NAMES = [f"Tiny_{name}" for name in ("nnUNetTrainer", *OURS)]
 UNVALIDATED = {"TINY_UNVALIDATED": "1"}  # for trainings whose validation nobody looks at; it starts two more processes
@@ -117,11 +45,16 @@ class Host:
         folders = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "NNUNET_DG", "TORCH_DEVICE"))}
         own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
+        own["PYTHONPATH"] = str(SITE)
         own["PYTHONUNBUFFERED"] = "1"  # a killed process has printed what it printed
         own["OMP_NUM_THREADS"] = "1"  # tiny networks are no faster with more, and sums are always in one order
         offline = {"https_proxy": NOWHERE, "http_proxy": NOWHERE, "no_proxy": ""}
         scripts = sysconfig.get_path("scripts")
         self.environment = kept | folders | own | offline | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
+
+    def install(self, folder: Path) -> None:
+        """Have the packages in a folder found by all commands from here on."""
+        self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self.environment['PYTHONPATH']}"
 
     def run(self, command: str, status: int | None = 0, **environment: str) -> str:
         """Run a command in a fresh process and return what it printed; its exit status must be ``status``."""
@@ -136,6 +69,11 @@ class Host:
     def python(self, code: str, status: int = 0, **environment: str) -> str:
         """Run Python code in a fresh process."""
         return self.run(f"{shlex.quote(sys.executable)} -W ignore -c {shlex.quote(code)}", status, **environment)
+
+    def script(self, name: str, *arguments: object, status: int = 0, **environment: str) -> str:
+        """Run one of the programs in tests/support in a fresh process."""
+        command = [sys.executable, "-W", "ignore", SUPPORT / name, *arguments]
+        return self.run(shlex.join(map(str, command)), status, **environment)
 
     def train(
         self, trainer: str, options: str = "", fold: str = "0", configuration: str = "3d_fullres", dataset: int = 701,
@@ -211,8 +149,9 @@ def host(tmp_path_factory, anatomix_weights) -> Host:
     """A planned and preprocessed dataset of five cases, 2-D and 3-D, and random anatomix weights installed by hand."""
     host = Host(tmp_path_factory.mktemp("nnunet"))
     names = "\n".join(f"{name} = tiny_trainers:{name}" for name in (*TINY_NAMES, "nnUNetTrainerOtherForward"))
-    declare(host.folder / "packages", "tiny-trainers", TINY_TRAINERS, f"[nnunetv2.trainers]\n{names}\n")
-    host.environment["PYTHONPATH"] = str(host.folder / "packages")
+    module = (SUPPORT / "tiny_trainers.py").read_text()
+    declare(host.folder / "packages", "tiny-trainers", module, f"[nnunetv2.trainers]\n{names}\n")
+    host.install(host.folder / "packages")
     raw = host.folder / "nnUNet_raw" / DATASET
     rng = np.random.default_rng(0)
     for i in range(5):

@@ -14,18 +14,6 @@ from PIL import Image
 
 from nnunet_dg.extractors import build_extractor
 
-BY_API = """
-import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
-predictor.initialize_from_trained_model_folder({model!r}, (0,))
-predictor.predict_from_files_sequential([[{image!r}]], [{out!r}], True)
-network = predictor.network.eval()
-x = torch.rand((1, 1, *predictor.configuration_manager.patch_size), generator=torch.Generator().manual_seed(0))
-with torch.no_grad():
-    assert torch.equal(network(x), network(x)), "two eval passes differ"
-"""
-
 
 class TrainerContract:
     """What every trainer has to do. A subclass names it."""
@@ -86,7 +74,7 @@ class TrainerContract:
         without = {"NNUNET_DG_HOME": str(tmp_path / "empty")}
         host.predict(self.trainer, images, tmp_path / "command", "--save_probabilities", **without)
         model, image = host.results(self.trainer).parent, images / "case_0_0000.nii.gz"
-        host.python(BY_API.format(model=str(model), image=str(image), out=str(tmp_path / "api")), **without)
+        host.script("predict_by_api.py", model, image, tmp_path / "api", **without)
         with np.load(tmp_path / "command" / "case_0.npz") as command, np.load(tmp_path / "api.npz") as api:
             assert np.array_equal(command["probabilities"], api["probabilities"])
             assert np.isfinite(command["probabilities"]).all()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from alignment_scale import trained
+from fixed_alignment import trained
 from torch.nn import functional as F
 
 from nnunet_dg.tinymig import ContentAlignment, FrequencyContentEnhancement, localized_representation_alignment

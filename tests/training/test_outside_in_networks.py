@@ -5,10 +5,11 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
-from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from on_noise import DATASET, plans
+
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 
 TRAINERS = [nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND, nnUNetTrainerDropGen_Paper]
 

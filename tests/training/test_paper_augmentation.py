@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 
+from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 from nnunet_dg.training import paper_augmentation as paper
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from on_noise import CASES, batch, initialized, plans
 
@@ -13,6 +12,7 @@ from nnunet_dg.hooks import Tap
 from nnunet_dg.method import Batch
 from nnunet_dg.sgcg import ClassContrast, random_amplitude_mixup, restoration_loss
 from nnunet_dg.tensors import symmetric_kl
+from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunet_dg.training.train_step import loss_terms, on_device
 
 MODULES = {"contrast", "restoration"}

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import plans
 from torch import nn
@@ -10,6 +9,7 @@ from nnunet_dg.step import stage_grids
 from nnunet_dg.tensors import statistics
 from nnunet_dg.tinymig import OWN_STATISTICS, OwnStatistics, modulate
 from nnunet_dg.tinymig.style import Style
+from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
 from nnunet_dg.training.student import planned_network
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"

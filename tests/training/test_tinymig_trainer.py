@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
 from on_noise import batch, initialized, plans
 
 from nnunet_dg.hooks import Tap
@@ -10,6 +9,7 @@ from nnunet_dg.outside import Outside
 from nnunet_dg.tensors import statistics
 from nnunet_dg.tinymig import cross_distribution_consistency
 from nnunet_dg.tinymig.teachers import fingerprint
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
 from nnunet_dg.training.train_step import loss_terms, on_device
 
 TERMS = {"segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency"}

@@ -13,6 +13,13 @@ from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseT
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from on_noise import plans as plans_manager
+
+from nnunet_dg.errors import DataError, SettingsError, UserError
+from nnunet_dg.outside import Outside
+from nnunet_dg.tinymig import DimensionError
 from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen,
     nnUNetTrainerDropGen_MIND,
@@ -22,13 +29,6 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import (
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from on_noise import plans as plans_manager
-
-from nnunet_dg.errors import DataError, SettingsError, UserError
-from nnunet_dg.outside import Outside
-from nnunet_dg.tinymig import DimensionError
 from nnunet_dg.training.fold_settings import FILE
 from nnunet_dg.training.padding import UNLABELED, keep_padding
 

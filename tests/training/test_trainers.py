@@ -3,6 +3,13 @@
 import pytest
 import torch
 from helpers import REPOSITORY
+from on_noise import plans
+from torch import nn
+
+from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
+from nnunet_dg.sgcg import SgCGSettings
+from nnunet_dg.tinymig import TinyMIGSettings
+from nnunet_dg.tinymig.teachers import DEFAULT_TEACHERS
 from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen,
     nnUNetTrainerDropGen_MIND,
@@ -19,13 +26,6 @@ from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
     nnUNetTrainerTinyMIG_DINOv2,
     nnUNetTrainerTinyMIG_Paper,
 )
-from on_noise import plans
-from torch import nn
-
-from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
-from nnunet_dg.sgcg import SgCGSettings
-from nnunet_dg.tinymig import TinyMIGSettings
-from nnunet_dg.tinymig.teachers import DEFAULT_TEACHERS
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Imported by every Python process that has this folder on PYTHONPATH, as it starts.
+
+DeprecationWarnings of nnU-Net and of this package are errors: nnU-Net announces changes of its signatures that way.
+With WITHOUT_EXTRAS in the environment, the packages that our extras install are not found.
+"""
+
+import os
+import sys
+import warnings
+from importlib.machinery import PathFinder
+
+EXTRAS = {"monai", "statsmodels", "tabulate", "jinja2", "timm", "safetensors", "huggingface_hub"}
+
+warnings.filterwarnings("error", category=DeprecationWarning, module=r"(nnunetv2|nnunet_dg|__main__)\b")
+# Python's own, of 3.10 and 3.11, where nnU-Net copies a file
+warnings.filterwarnings("ignore", category=DeprecationWarning, message="The distutils package is deprecated")
+
+
+class WithoutExtras(PathFinder):
+    """The usual search of sys.path, for all other packages."""
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        if fullname.partition(".")[0] in EXTRAS:
+            return None
+        return super().find_spec(fullname, path, target)
+
+
+if "WITHOUT_EXTRAS" in os.environ:
+    sys.meta_path[:] = [WithoutExtras if finder is PathFinder else finder for finder in sys.meta_path]
