@@ -14,7 +14,11 @@ Statistics = tuple[Tensor, Tensor]  # mean and deviation, (B, A) each
 
 
 def wide(x: Tensor) -> Tensor:
-    """The tensor in at least float32: narrower types become float32, float64 stays."""
+    """The tensor in at least float32: narrower types become float32, float64 stays.
+
+    >>> wide(torch.ones(1, dtype=torch.float16)).dtype, wide(torch.ones(1, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -22,6 +26,9 @@ def minmax(x: Tensor) -> Tensor:
     """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1]; a constant one becomes zeros.
 
     At least float32.
+
+    >>> minmax(torch.tensor([[[2.0, 4.0, 3.0]]]))
+    tensor([[[0.0000, 1.0000, 0.5000]]])
     """
     x = wide(x)
     axes = tuple(range(2, x.ndim))
@@ -34,6 +41,9 @@ def zscore(x: Tensor) -> Tensor:
     """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, as nnU-Net does.
 
     At least float32.
+
+    >>> zscore(torch.tensor([[[2.0, 4.0]]]))
+    tensor([[[-1.,  1.]]])
     """
     x = wide(x)
     axes = tuple(range(2, x.ndim))
@@ -42,7 +52,11 @@ def zscore(x: Tensor) -> Tensor:
 
 
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in at least float32."""
+    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in at least float32.
+
+    >>> instance_norm(torch.tensor([[[2.0, 4.0]]])).round()
+    tensor([[[-1.,  1.]]])
+    """
     return F.instance_norm(wide(x), eps=eps).to(x.dtype)
 
 
@@ -50,12 +64,20 @@ def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
     """The channels of each voxel of ``(B, C, *spatial)`` to unit Euclidean norm, computed in at least float32.
 
     A voxel whose channels are all zero stays zero.
+
+    >>> unit_norm(torch.tensor([[[3.0], [4.0]]]))
+    tensor([[[0.6000],
+             [0.8000]]])
     """
     return F.normalize(wide(x), dim=1, eps=eps).to(x.dtype)
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """``(B, A)`` values in a shape that broadcasts over the spatial axes of ``x``, ``(B, A, *spatial)``."""
+    """``(B, A)`` values in a shape that broadcasts over the spatial axes of ``x``, ``(B, A, *spatial)``.
+
+    >>> per_channel(torch.ones(2, 3), torch.ones(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 1, 1])
+    """
     return values.reshape(*values.shape[:2], *[1] * (x.ndim - 2))
 
 

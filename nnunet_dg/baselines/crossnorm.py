@@ -19,12 +19,21 @@ def crossnorm_statistics(feature: Tensor, earlier: Statistics | None = None) -> 
     Args:
         feature: ``(B, A, *spatial)``.
         earlier: Statistics of an earlier sample, ``(1, A)`` each, the partner where the batch has a single sample.
+
+    >>> mean, std = crossnorm_statistics(torch.tensor([[[1.0, 3.0]], [[4.0, 6.0]]]))
+    >>> sorted(mean.flatten().tolist())
+    [2.0, 5.0]
     """
     return partner_statistics(statistics(feature), earlier)
 
 
 def crossnorm_channels_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
-    """One-instance CrossNorm: the statistics of another channel of the same sample. Nothing is detached."""
+    """One-instance CrossNorm: the statistics of another channel of the same sample. Nothing is detached.
+
+    >>> mean, std = crossnorm_channels_statistics(torch.tensor([[[1.0, 3.0], [4.0, 6.0]]]))
+    >>> sorted(mean.flatten().tolist())
+    [2.0, 5.0]
+    """
     mean, std = statistics(feature)
     order = torch.rand_like(mean).argsort(1)
     return mean.gather(1, order), std.gather(1, order)

@@ -17,6 +17,10 @@ def dsu_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statis
 
     The noise is normal, its deviation the unbiased one over the batch, ``(B, A) -> (1, A)``. Nothing is detached. A
     single sample has no spread and keeps its own statistics.
+
+    >>> mean, std = dsu_statistics(torch.tensor([[[1.0, 3.0]]]))  # a single sample keeps its own
+    >>> mean.item()
+    2.0
     """
     own = statistics(feature)
     if len(feature) == 1:

@@ -38,6 +38,9 @@ def draw_layers(
         layers: Number of convolutions.
         hidden: Channels between them.
         device: Where they are drawn.
+
+    >>> [tuple(kernel.shape[:3]) for kernel, bias in draw_layers(samples=2, channels=1, dims=3)]
+    [(2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 1, 2)]
     """
     widths = [channels, *[hidden] * (layers - 1), channels]
     drawn = []

@@ -36,7 +36,11 @@ def mix(own: Statistics, partner: Statistics, share: Tensor) -> Statistics:
 
 
 def draw_share(samples: int, alpha: float, device: torch.device | None = None) -> Tensor:
-    """``(samples, 1)`` shares from Beta(alpha, alpha)."""
+    """``(samples, 1)`` shares from Beta(alpha, alpha).
+
+    >>> draw_share(3, alpha=0.1).shape
+    torch.Size([3, 1])
+    """
     return torch.distributions.Beta(alpha, alpha).sample((samples, 1)).to(device)
 
 
@@ -48,6 +52,10 @@ def mixstyle_statistics(feature: Tensor, earlier: Statistics | None = None, alph
         feature: ``(B, A, *spatial)``.
         earlier: Statistics of an earlier sample, ``(1, A)`` each, the partner where the batch has a single sample.
         alpha: Of the Beta distribution.
+
+    >>> mean, std = mixstyle_statistics(torch.rand(2, 3, 8, 8))
+    >>> mean.shape, std.requires_grad
+    (torch.Size([2, 3]), False)
     """
     own = statistics(feature)
     partner = partner_statistics(own, earlier)

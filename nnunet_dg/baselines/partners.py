@@ -33,6 +33,10 @@ def partner_statistics(own: Statistics, earlier: Statistics | None) -> Statistic
     """For each sample the statistics of another: of the batch in random order, or ``earlier`` for a single sample.
 
     The order may leave a sample where it is, as in the references.
+
+    >>> earlier = torch.zeros(1, 1), torch.ones(1, 1)
+    >>> partner_statistics((torch.ones(1, 1), torch.ones(1, 1)), earlier)[0]
+    tensor([[0.]])
     """
     mean, std = own
     if len(mean) == 1 and earlier is not None:
@@ -53,6 +57,9 @@ def partner_order(samples: int, domains: Tensor | None = None) -> Tensor:
 
     Returns:
         ``(B,)``, int64, on the CPU.
+
+    >>> partner_order(3, domains=torch.tensor([0, 0, 1]))[:2]
+    tensor([2, 2])
     """
     order = []
     for i in range(samples):

@@ -145,6 +145,13 @@ def build_dropgen_network(
     Raises:
         DimensionError: the extractor does not exist for so many axes; also a NotImplementedError.
         ValueError: the patch is too small for features.
+
+    >>> from nnunet_dg.dropgen import DropGen
+    >>> def planned(channels):
+    ...     return nn.Conv3d(channels, 2, 1)
+    >>> network = build_dropgen_network(DropGen(extractor="mind"), planned, 1, 1, patch_size=(16, 16, 16))
+    >>> network(torch.rand(1, 1, 16, 16, 16)).shape
+    torch.Size([1, 2, 16, 16, 16])
     """
     extractor = extractor_of(settings, len(patch_size))
     if extractor is not None:

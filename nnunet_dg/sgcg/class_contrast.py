@@ -89,7 +89,12 @@ def normalised(voxels: Tensor) -> Tensor:
 
 
 def choose_voxels(classes: Tensor, num_classes: int, most: int) -> Tensor:
-    """Indices of at most ``most`` voxels of each class, at random without replacement, from ``classes (N,)``."""
+    """Indices of at most ``most`` voxels of each class, at random without replacement, from ``classes (N,)``.
+
+    >>> classes = torch.tensor([0, 0, 0, 1, -1])
+    >>> classes[choose_voxels(classes, num_classes=2, most=2)]
+    tensor([0, 0, 1])
+    """
     return draw_voxels(classes, num_classes, most, 1)[0]
 
 

@@ -40,6 +40,10 @@ def contrastive_upper_bound(
 
     Raises:
         ValueError: The temperature is not positive.
+
+    >>> q, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    >>> contrastive_upper_bound(q, y, mean=torch.eye(2), covariance=torch.zeros(2, 2, 2), temperature=1.0)
+    tensor(0.3133)
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive; got {temperature!r}.")

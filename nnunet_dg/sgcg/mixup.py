@@ -33,6 +33,10 @@ def random_amplitude_mixup(image: Tensor, partner: Tensor, ratio: Tensor, half_w
 
     Raises:
         ValueError: The shapes differ, or half_width is outside [0, 0.5].
+
+    >>> image, partner = torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[2.0, 2.0]]]])
+    >>> random_amplitude_mixup(image, partner, ratio=torch.ones(1))  # 1 is the identity
+    tensor([[[[1., 3.]]]])
     """
     if image.shape != partner.shape:
         raise ValueError(f"image and partner must have the same shape; got {(*image.shape,)} and {(*partner.shape,)}.")
@@ -50,7 +54,12 @@ def random_amplitude_mixup(image: Tensor, partner: Tensor, ratio: Tensor, half_w
 
 
 def random_ratio(size: int, device: torch.device) -> Tensor:
-    """``(size,)`` ratios, each one of 0.1, 0.2, ... 1."""
+    """``(size,)`` ratios, each one of 0.1, 0.2, ... 1.
+
+    >>> ratio = random_ratio(100, torch.device("cpu"))
+    >>> ratio.min() >= 0.1, ratio.max() <= 1
+    (tensor(True), tensor(True))
+    """
     return torch.randint(1, 11, (size,), device=device) / 10
 
 

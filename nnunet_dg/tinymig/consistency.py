@@ -23,6 +23,10 @@ def cross_distribution_consistency(
 
     Raises:
         ValueError: an unknown divergence.
+
+    >>> student, styled = torch.tensor([[[0.0], [0.0]]]), torch.tensor([[[0.0], [2.0]]])
+    >>> cross_distribution_consistency(student, styled)
+    tensor(0.7616)
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}.")

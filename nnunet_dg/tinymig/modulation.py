@@ -30,6 +30,10 @@ def universal_statistics(reference: Tensor, concentration: float = 0.1) -> Stati
 
     Returns:
         Mean and deviation, each ``(B, A)``.
+
+    >>> mean, std = universal_statistics(torch.rand(2, 3, 8, 8))
+    >>> mean.shape, std.requires_grad
+    (torch.Size([2, 3]), False)
     """
     mean, std = statistics(reference)
     q = torch.distributions.Beta(concentration, concentration).sample(mean.shape).to(mean.device)

@@ -142,6 +142,10 @@ def build_teacher(settings: TinyMIG, patch_size: Sequence[int], depths: int) -> 
     Raises:
         SettingsError: There is no such teacher, the patch is too small for it, or it takes no such scaling.
         DimensionError: It has another number of axes.
+
+    >>> from nnunet_dg.tinymig import TinyMIG
+    >>> build_teacher(TinyMIG(teacher="random:anatomix"), patch_size=(32, 32, 32), depths=4).widths
+    (16, 32, 64, 128)
     """
     dims = len(patch_size)
     name = teacher_name(settings, dims)
@@ -178,6 +182,11 @@ def load_teacher(teacher: Teacher, settings: TinyMIG, dims: int) -> str:
     Raises:
         WeightsError: the file is missing, cannot be fetched, or is not what it should be.
         SettingsError: A checkpoint was loaded whose training had other weights.
+
+    >>> from nnunet_dg.tinymig import TinyMIG
+    >>> settings = TinyMIG(teacher="random:anatomix")
+    >>> load_teacher(build_teacher(settings, (32, 32, 32), 4), settings, dims=3)
+    'Teacher anatomix: random weights, as asked for; teacher_scaling minmax'
     """
     name, model = teacher_name(settings, dims), teacher.frozen
     if settings.random:

@@ -63,11 +63,13 @@ class TestSgCG(TrainerContract, AuxiliaryContract, ExportContract, ExportRefusal
     def test_what_only_the_training_needs_goes_on_where_it_was(self, host, trained):
         _, saved, _ = trained
         before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
-        seen = before["contrast"]["statistics.count"]
+        before, after = before["sgcg"], after["sgcg"]
+        seen = before["contrast.statistics.count"]
         # of six steps instead of two, of which the older ones weigh a little less and each has other voxels
-        assert after["contrast"]["statistics.count"].sum().item() == pytest.approx(3 * seen.sum().item(), rel=0.1)
-        assert all(not torch.equal(value, after["restoration"][key]) for key, value in before["restoration"].items()
-                   if not key.endswith("bias"))  # fmt: skip
+        assert after["contrast.statistics.count"].sum().item() == pytest.approx(3 * seen.sum().item(), rel=0.1)
+        learned = [key for key in before if key.startswith("restoration.") and not key.endswith("bias")]
+        assert learned
+        assert all(not torch.equal(before[key], after[key]) for key in learned)
 
     def test_batches_are_balanced_over_domains_by_processes_of_nnunets_own(self, host, domains):
         printed = host.train(self.trainer, fold="1", **UNVALIDATED, nnUNet_n_proc_DA="2")
@@ -95,22 +97,21 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
                 in printed
             )
         before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
-        assert torch.equal(before["teaching"]["teacher.fingerprint"], after["teaching"]["teacher.fingerprint"])
-        assert sum(value.numel() for value in after["teaching"].values()) < 1_000_000  # anatomix has 5.9 million
+        before, after = before["tinymig"], after["tinymig"]
+        name = "teaching.teacher.fingerprint"
+        assert torch.equal(before[name], after[name])
+        assert sum(value.numel() for value in after.values()) < 1_000_000  # anatomix has 5.9 million
 
     def test_adapters_reprogramming_decoder_and_filters_learn(self, host, trained):
         _, saved, _ = trained
         before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
-        for module, parts in (
-            ("teaching", ("teacher.adapters", "reprogramming", "decoder")),
-            ("alignment", ("enhance",)),
-        ):
-            for part in parts:
-                names = [name for name in after[module] if name.startswith(part)]
-                assert names
-                still = [name for name in names if torch.equal(before[module][name], after[module][name])]
-                # a bias before an instance norm does nothing, nor does one before a norm's own
-                assert not [name for name in still if not name.endswith("bias")], (module, part)
+        before, after = before["tinymig"], after["tinymig"]
+        for part in ("teaching.teacher.adapters", "teaching.reprogramming", "teaching.decoder", "alignment.enhance"):
+            names = [name for name in after if name.startswith(part)]
+            assert names
+            still = [name for name in names if torch.equal(before[name], after[name])]
+            # a bias before an instance norm does nothing, nor does one before a norm's own
+            assert not [name for name in still if not name.endswith("bias")], part
 
     def test_without_the_teachers_weights_training_stops_before_it_starts(self, host, tmp_path):
         printed = host.train(self.trainer, fold="1", status=1, NNUNET_DG_HOME=str(tmp_path / "empty"))
@@ -139,6 +140,24 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         printed = host.train(self.trainer, fold="1", configuration=configuration, plans=name, status=1)
         assert message in printed
         assert "Epoch 0" not in printed
+
+
+class TestMixStyle(TrainerContract, AuxiliaryContract, ExportContract):
+    trainer = "Tiny_nnUNetTrainerMixStyle"
+    settings = ("mixstyle", "p", 0.5)
+    terms = (("segmentation", 1),)
+
+
+class TestGIN(TrainerContract, AuxiliaryContract, ExportContract):
+    trainer = "Tiny_nnUNetTrainerGIN"
+    settings = ("gin", "layers", 4)
+    terms = (("segmentation", 1),)
+
+
+class TestRSC(TrainerContract, AuxiliaryContract, ExportContract):
+    trainer = "Tiny_nnUNetTrainerRSC"
+    settings = ("rsc", "unit", "element")
+    terms = (("segmentation", 1),)
 
 
 class TestTwoDimensions:

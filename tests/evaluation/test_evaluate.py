@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import tifffile
+from failing import fail
 
 from nnunet_dg.cli import main
 from nnunet_dg.evaluation import evaluate as library
@@ -398,10 +399,6 @@ def test_tiffs_are_measured_by_a_spacing_that_is_known(tiffs, options, capfd):
     assert evaluate(tiffs, *options) == (0 if options else 1)
     if options:
         assert pd.read_csv(tiffs[1] / "evaluation.csv").loc[0, "hd95_mm"] == pytest.approx(5)
-
-
-def fail():
-    raise RuntimeError("a bug")
 
 
 def test_a_bug_keeps_its_traceback():

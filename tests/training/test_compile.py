@@ -1,0 +1,84 @@
+"""`torch.compile` with its real backend, for one method of every slot: the same step as without it."""
+
+import copy
+
+import pytest
+import torch
+from on_noise import batch, initialized, plans
+
+from nnunet_dg.host import unwrap
+from nnunet_dg.method import SLOTS
+from nnunet_dg.training.catalog import METHODS
+from nnunet_dg.training.trainer import MethodsTrainer
+
+OF_SLOT = {  # no weights of other people
+    "images": METHODS["gin"](),
+    "feature statistics": METHODS["mixstyle"](p=1.0),
+    "gradients and masks": METHODS["rsc"](p=1.0),
+    "auxiliary task": METHODS["sgcg"](),
+    "distillation": METHODS["tinymig"](statistics="dsu", ablate=("lra", "co_training")),
+    "network": METHODS["dropgen"](extractor="mind"),
+}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+    def make(method, compiled):
+        class Trainer(MethodsTrainer):
+            methods = (method,)
+
+            def _do_i_compile(self):  # nnU-Net compiles on CUDA only
+                return compiled
+
+        given = copy.deepcopy(plans(16).plans)
+        configuration = given["configurations"].pop("3d_fullres") | {"patch_size": [16, 16]}
+        configuration["architecture"]["arch_kwargs"] |= {
+            "features_per_stage": [4, 8, 16],
+            "kernel_sizes": [[3, 3]] * 3,
+            "strides": [[1, 1], [2, 2], [2, 2]],
+            "n_conv_per_stage": [1, 1, 1],
+            "n_conv_per_stage_decoder": [1, 1],
+            "conv_op": "torch.nn.modules.conv.Conv2d",
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+        }
+        torch.manual_seed(0)
+        trainer = initialized(Trainer, given | {"configurations": {"2d": configuration}}, torch.device("cpu"), "2d")
+        trainer.prepare_training()
+        trainer.current_epoch = trainer.num_epochs - 1  # every term counts
+        return trainer
+
+    yield make
+    torch._dynamo.reset()
+
+
+def steps(trainer):
+    """Two steps; the loss terms of the second one, and the weights after it."""
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        given = batch(trainer)
+        trainer.network.train()
+        trainer.auxiliary.train()
+        losses = trainer.train_step(given)
+    return losses, {key: value.clone() for key, value in unwrap(trainer.network).state_dict().items()}
+
+
+def test_there_is_a_method_for_every_slot_of_the_catalog():
+    assert set(OF_SLOT) == {method.slot for method in METHODS.values()} <= set(SLOTS)
+
+
+@pytest.mark.parametrize("slot", OF_SLOT)
+def test_a_compiled_step_is_the_plain_one(make, slot):
+    """The second step would show state that a compiled graph has frozen."""
+    plain, weights = steps(make(OF_SLOT[slot], compiled=False))
+    with torch._inductor.config.patch(fallback_random=True):  # random numbers as without compiling
+        trainer = make(OF_SLOT[slot], compiled=True)
+        losses, compiled_weights = steps(trainer)
+    assert hasattr(trainer.network, "_orig_mod")
+    assert losses.keys() == plain.keys()
+    for name, value in plain.items():
+        assert float(losses[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
+    for key, value in weights.items():
+        torch.testing.assert_close(compiled_weights[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
