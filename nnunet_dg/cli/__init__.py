@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from nnunet_dg.cli.cite import add_cite
 from nnunet_dg.cli.ending import ends_cleanly, exit_status
+from nnunet_dg.cli.methods import add_methods
 from nnunet_dg.cli.scores import add_evaluate, add_report, add_splits
 from nnunet_dg.cli.shifts import add_stability, add_stress
 from nnunet_dg.cli.weights import add_export, add_weights
@@ -57,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     env.set_defaults(run=_env)
 
+    add_methods(commands)
+    add_cite(commands)
     add_weights(commands)
     add_export(commands)
     add_splits(commands)
