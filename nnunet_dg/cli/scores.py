@@ -66,7 +66,8 @@ def _splits(arguments: argparse.Namespace) -> int:
         "few-shot": lambda domains, groups: splits.few_shot(domains, a.n, a.folds, a.seed, groups, a.source),
         "grouped": lambda domains, groups: splits.grouped(domains, groups, a.folds, a.seed),
     }
-    with in_options({name: f"--{name.replace('_', '-')}" for name in ("folds", "seed", "source", "hold_out", "force")}):
+    names = ("folds", "seed", "source", "hold_out", "groups", "force")
+    with in_options({name: f"--{name.replace('_', '-')}" for name in names} | {"dataset": "-d"}):
         print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force)}")
     return 0
 

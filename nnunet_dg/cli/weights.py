@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_dg.cli.arguments import Commands, fold
+from nnunet_dg.cli.arguments import Commands, fold, in_options
 
 
 def add_weights(commands: Commands) -> None:
@@ -96,5 +96,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from nnunet_dg.export import export
 
     a = arguments
-    print(f"Exported: {export(a.d, a.c, a.tr, a.o, a.p, tuple(a.f), a.chk)}")
+    options = {"dataset": "-d", "configuration": "-c", "trainer": "-tr", "plans": "-p", "folds": "-f"}
+    with in_options(options | {"checkpoint": "-chk"}):
+        print(f"Exported: {export(a.d, a.c, a.tr, a.o, a.p, tuple(a.f), a.chk)}")
     return 0
