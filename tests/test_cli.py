@@ -55,7 +55,7 @@ def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
     unknown = cli("weights", "install", "dino", str(tmp_path / "mine.pth"), status=1, **home)
     assert "Weights are fetched for anatomix and ViTs of timm; got 'dino'" in unknown
     vit = cli("weights", "install", "samvit_base_patch16.sa1b", str(tmp_path / "mine.pth"), status=1, **home)
-    assert 'set weights in plans["nnunet_dg"]["tinymig"] to it' in vit
+    assert 'set weights in plans["nnunet_dg"]["tinymig"] to its path' in vit
 
 
 def test_brackets_in_paths_are_printed_unchanged(tmp_path, monkeypatch, capsys):
@@ -127,6 +127,7 @@ def test_bugs_keep_their_traceback_and_ask_for_a_report(ended_by, error):
     *_, last = printed.splitlines()
     assert last.startswith("nnunet-dg 0.")
     assert "please report it" in last
+    assert "unexpected error" in last
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_commands_say_that_nnunet_is_missing(command):
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *command], capture_output=True, text=True,
                           env=environment, check=False)  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "nnunet-dg: nnU-Net is not installed here, and this command needs it: pip install nnunetv2\n"
+    assert done.stderr == "nnunet-dg: This command needs nnU-Net, which is not installed: pip install nnunetv2\n"
 
 
 def test_the_command_line_starts_without_heavy_imports():

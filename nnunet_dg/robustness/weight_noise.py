@@ -1,4 +1,4 @@
-"""Gaussian noise on what a network has learned: how flat is the minimum it found? (DropGen, "Corruption Analysis")"""
+"""Gaussian noise on trained weights, to see how flat a minimum is (DropGen paper, "Corruption Analysis")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_dg.dropgen import DropGenNetwork
 
 
 def trained_tensors(network: nn.Module) -> list[list[str]]:
-    """All names in the state dict of each trained tensor, for nnU-Net's have several; none of a frozen extractor."""
+    """The state-dict names of each trained tensor; nnU-Net's have several. Frozen extractors are excluded."""
     trained = network.network if isinstance(network, DropGenNetwork) else network
     wanted = {id(parameter) for parameter in trained.parameters()}
     names: dict[int, list[str]] = {}
@@ -27,10 +27,10 @@ def with_noise(
     """The state dict with Gaussian noise of ``strength`` times the root mean square on each of ``tensors``.
 
     Args:
-        state: of a network.
-        tensors: all names of each one.
-        strength: relative.
-        seed: of the noise.
+        state: State dict of a network; not changed.
+        tensors: All names of each tensor that gets noise.
+        strength: Standard deviation of the noise, relative to the tensor's root mean square.
+        seed: Seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     noisy = dict(state)

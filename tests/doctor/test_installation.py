@@ -1,4 +1,4 @@
-"""`nnunet-dg doctor`, as a user runs it: other packages' declarations, a dataset's plans, and without nnU-Net."""
+"""`nnunet-dg doctor` as a user runs it, with other packages' declarations, a dataset's plans, and without nnU-Net."""
 
 import json
 import os
@@ -22,7 +22,7 @@ not_a_class = 3
 
 
 def doctor(*arguments, status, folder, **environment):
-    """What `nnunet-dg doctor` prints, with the packages in ``folder`` installed."""
+    """The output of `nnunet-dg doctor` with the packages in ``folder`` installed."""
     program = Path(sysconfig.get_path("scripts")) / "nnunet-dg"
     environment = os.environ | {"COLUMNS": "250", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(folder)} | environment
     done = subprocess.run([program, "doctor", *arguments], env=environment, capture_output=True, text=True, check=False)
@@ -35,7 +35,7 @@ def row(printed, name):
 
 
 @pytest.mark.parametrize(
-    ("target", "status", "said"),
+    ("target", "status", "expected"),
     [
         ("theirs:nnUNetTrainerTheirs", 0, "theirs"),
         ("theirs:missing", 1, "FAILED"),
@@ -44,18 +44,18 @@ def row(printed, name):
         ("exits:X", 1, "FAILED"),
     ],
 )
-def test_what_other_packages_declare_is_listed_with_what_is_wrong(tmp_path, target, status, said):
+def test_declarations_of_other_packages_are_listed_with_their_problems(tmp_path, target, status, expected):
     folder = declare(tmp_path, "theirs", THEIRS, f"[nnunetv2.planners]\nTheirName = {target}\n")
     (folder / "exits.py").write_text("import sys\nprint('PRINTED')\nsys.exit(0)\n")
     printed = doctor(status=status, folder=folder)
-    assert said in row(printed, "TheirName")
+    assert expected in row(printed, "TheirName")
     assert "theirs" in row(printed, "TheirName")  # the package
     assert "nnunet-dg" in row(printed, "nnUNetTrainerSgCG")
     assert "PRINTED" not in printed
     assert "Traceback" not in printed
 
 
-def test_nothing_that_other_packages_write_is_markup_or_a_terminal_escape(tmp_path):
+def test_markup_and_escapes_from_other_packages_are_printed_literally(tmp_path):
     module = "raise ValueError('[bold]loud[/bold] \\x1b[31m red\\nnext line [/]')"
     printed = doctor(status=1, folder=declare(tmp_path, "theirs", module, "[nnunetv2.planners]\nT = theirs:T\n"))
     assert "[bold]loud[/bold]" in printed
@@ -64,7 +64,7 @@ def test_nothing_that_other_packages_write_is_markup_or_a_terminal_escape(tmp_pa
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A dataset of which only the plans are there."""
+    """A function that writes the plans of a dataset that has no other files."""
     raw, preprocessed = (tmp_path / name / "Dataset705_CT" for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     raw.mkdir(parents=True)
     preprocessed.mkdir(parents=True)
@@ -93,10 +93,10 @@ def test_plans_fitted_to_ct_are_named_with_what_to_do(dataset, tmp_path):
     assert "CT: CTNormalization" in printed
     assert "CTNormalization clips channel CT to [-40, 280]" in printed
     assert "plan with nnUNetPlannerAnyModality" in printed
-    assert "domains one: there is no" in printed
+    assert "domains one, because there is no" in printed
 
 
-def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(dataset, tmp_path):
+def test_normalization_settings_and_domains_are_shown(dataset, tmp_path):
     section = {"planned_for": {"3d": {"extractor": "anatomix"}}, "dropgen": {"p": 0.25}}
     raw, environment = dataset("AnyModalityNormalization", "mine", nnunet_dg=section)
     (raw / "domains.json").write_text(json.dumps({"case_0": "[site] A", "case_1": "B"}))
@@ -106,14 +106,14 @@ def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(datase
     assert "3d: anatomix" in printed
     assert "settings dropgen" in printed
     assert "B, [site] A, from" in printed
-    assert "not compared with the cases yet: the dataset is not preprocessed" in printed
+    assert "was not compared with the cases, because the dataset is not preprocessed" in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "section", "said"),
+    ("arguments", "section", "expected"),
     [
         (("-d", "706"), {}, "Could not find a dataset with the ID 706"),
-        (("-d", "Heart"), {}, "A dataset is a number, or a name such as Dataset501_Heart; got 'Heart'"),
+        (("-d", "Heart"), {}, "-d must be a number, or a name such as Dataset501_Heart; got 'Heart'"),
         (("-d", "705", "-p", "others"), {}, "There is no file"),
         (("-d", "705"), {"nnunet_dg": {"dropgem": {}}}, "Did you mean 'dropgen'?"),
         (("-d", "705"), {"dropgen": {"p": 0.5}}, 'plans["dropgen"] is not read'),
@@ -122,16 +122,16 @@ def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(datase
         (("-d", "705"), {"nnunet_dg": {"tinymig": {"divergence": "x"}}}, "divergence must be one of"),
     ],
 )
-def test_what_is_wrong_with_a_dataset_is_said_in_one_line(dataset, tmp_path, arguments, section, said):
+def test_problems_of_a_dataset_are_explained_in_one_line(dataset, tmp_path, arguments, section, expected):
     _, environment = dataset(**section)
     printed = doctor(*arguments, status=1, folder=tmp_path, **environment)
-    assert said in printed
+    assert expected in printed
     assert "Traceback" not in printed
 
 
 @pytest.fixture
 def preprocessed(dataset, tmp_path):
-    """Of two cases; returns the raw dataset folder, the preprocessed one and the environment."""
+    """A dataset with two cases: the raw folder, the preprocessed folder and the environment."""
     raw, environment = dataset()
     folder = tmp_path / "nnUNet_preprocessed" / raw.name
     (folder / "gt_segmentations").mkdir()
@@ -141,18 +141,18 @@ def preprocessed(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("domains", "said"),
+    ("domains", "expected"),
     [
         ({"case_0": "A"}, "case 'case_1' is without a domain"),
         ({"case_0": "A", "case_1": "B", "case_2": "B"}, "case 'case_2' is not in the dataset"),
         ({"case_0": 1, "case_1": "B"}, "domains.json: "),
     ],
 )
-def test_domains_that_do_not_fit_the_cases_are_refused(preprocessed, tmp_path, domains, said):
+def test_domains_that_do_not_match_the_cases_are_refused(preprocessed, tmp_path, domains, expected):
     raw, _, environment = preprocessed
     (raw / "domains.json").write_text(json.dumps(domains))
     printed = doctor("-d", "705", status=1, folder=tmp_path, **environment)
-    assert said in printed
+    assert expected in printed
     assert "Traceback" not in printed
 
 
@@ -165,8 +165,8 @@ def test_domains_are_compared_with_the_cases_and_nothing_is_written(preprocessed
     assert not (folder / "domains.json").exists()
 
 
-def test_another_dataset_whose_number_starts_alike_is_not_taken(preprocessed, tmp_path):
-    """nnU-Net compares the first three digits."""
+def test_a_dataset_whose_number_only_starts_the_same_is_not_used(preprocessed, tmp_path):
+    """nnU-Net compares only the first three digits."""
     _, folder, environment = preprocessed
     folder.rename(folder.with_name("Dataset7051_CT"))
     shutil.rmtree(tmp_path / "nnUNet_raw" / "Dataset705_CT")
@@ -175,7 +175,7 @@ def test_another_dataset_whose_number_starts_alike_is_not_taken(preprocessed, tm
 
 
 @pytest.mark.parametrize("command", [("doctor",), ("weights", "list")])
-def test_without_nnunet_the_rest_is_said(tmp_path, command):
+def test_without_nnunet_weights_are_still_listed(tmp_path, command):
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not path.name.startswith("nnunetv2"):
             (tmp_path / path.name).symlink_to(path)
