@@ -17,9 +17,9 @@ from on_noise import batch, initialized, plans
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_dg.extractors.memory import LiveMemory
+from nnunet_dg.step import stage_grids
 from nnunet_dg.tinymig import ContentAlignment
 from nnunet_dg.tinymig.alignment import pooled_shape
-from nnunet_dg.training.taps import stage_grids
 
 PATCH, BATCH, STAGES = (512, 512), 12, 8
 WIDTHS = [min(32 * 2**stage, 512) for stage in range(STAGES)]

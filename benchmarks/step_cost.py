@@ -35,6 +35,7 @@ from plain_anatomix import PlainAnatomix, random_weights
 
 from nnunet_dg.extractors.anatomix import Anatomix
 from nnunet_dg.host import unwrap
+from nnunet_dg.training.trainer import MethodsTrainer
 
 
 def tinymig(*ablate: str, **settings: Any) -> dict[str, Any]:
@@ -75,8 +76,8 @@ class Step:
         network = unwrap(self.trainer.network)
         if isinstance(getattr(network, "extractor", None), Anatomix):
             network.extractor.load_published(random_weights())
-        if isinstance(self.trainer, nnUNetTrainerTinyMIG):
-            self.trainer.load_teacher()
+        if isinstance(self.trainer, MethodsTrainer):
+            self.trainer.prepare_training()
         self.trainer.current_epoch = self.trainer.num_epochs - 1  # every term counts
         self.batch = batch(self.trainer)
         self.device = device

@@ -21,3 +21,7 @@ class DataError(UserError, ValueError):
 
 class HostError(UserError, RuntimeError):
     """nnU-Net is missing, is not set up, or rejects a request."""
+
+
+class DimensionError(SettingsError, NotImplementedError):
+    """Something is not available for the configuration's number of spatial axes."""

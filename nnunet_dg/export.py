@@ -32,7 +32,7 @@ from nnunet_dg.formats import Dataset, PlannedConfiguration, TrainedPlans, Whole
 from nnunet_dg.host import trainer_class
 from nnunet_dg.names import did_you_mean
 from nnunet_dg.plugin import defines
-from nnunet_dg.training.auxiliary_trainer import LOG_PREFIX
+from nnunet_dg.training.loss_curves import LOG_PREFIX
 from nnunet_dg.training.plans import KEY
 
 PLAIN = "nnUNetTrainer"
@@ -188,7 +188,7 @@ def _check_complete(results: Path, folds: Sequence[str], checkpoint: str) -> Non
 
 
 def _refuse_other_networks(trainer: str) -> None:
-    if hasattr(trainer_class(trainer), "dropgen"):
+    if any(method.changes_network for method in getattr(trainer_class(trainer), "methods", ())):
         raise ExportError(
             f"{trainer}'s network is not nnU-Net's own: it runs a frozen feature extractor at inference, which needs "
             f"nnunet-dg. Share it with nnUNetv2_export_model_to_zip, and install nnunet-dg where it is used."

@@ -7,24 +7,40 @@ import pytest
 from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
-METHODS = {"dropgen", "sgcg", "tinymig"}
-BASE = {"errors", "files", "formats", "names", "outside"}  # what every room but the plugin may import
+METHODS = {"baselines", "dropgen", "sgcg", "tinymig"}
+BASE = {
+    "errors",
+    "fields",
+    "files",
+    "formats",
+    "hooks",
+    "method",
+    "names",
+    "outside",
+    "step",
+    "tensors",
+}  # what every room but the plugin may import
 LOWER = {"datasets", "host", "extractors", *METHODS}
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),
     "extractors": ({"extractors"}, False),
     "dropgen": ({"dropgen", "extractors"}, False),
-    "sgcg": ({"sgcg", "extractors", "divergence"}, False),
-    "tinymig": ({"tinymig", "extractors", "divergence"}, False),
-    "divergence": (set(), False),
+    "sgcg": ({"sgcg", "extractors"}, False),
+    "baselines": ({"baselines"}, False),
+    "tinymig": ({"tinymig", "extractors", "baselines"}, False),
     "errors": (set(), False),
     "files": (set(), False),
     "formats": (set(), False),
     "names": (set(), False),
     "outside": (set(), False),
+    "tensors": (set(), False),
+    "fields": (set(), False),
+    "hooks": (set(), False),
+    "step": (set(), False),
+    "method": (set(), False),
     "host": ({"host"}, True),
     "datasets": ({"datasets", "host"}, True),
-    "training": ({"training", "divergence", *LOWER}, True),
+    "training": ({"training", *LOWER}, True),
     "planning": ({"planning", "training", *LOWER}, True),
     "checkpoints": ({"host", "extractors"}, True),
     "export": ({"checkpoints", "training", "plugin", *LOWER}, True),
@@ -33,7 +49,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "robustness": ({"robustness", "reporting", "evaluation", "checkpoints", *LOWER}, True),
     "doctor": ({"doctor", "planning", "training", "plugin", *LOWER}, True),
     "demo": ({"demo"}, False),
-    "trainers": ({"trainers", "training", "divergence", *LOWER}, True),
+    "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
     "cli": (
         {"cli", "demo", "datasets", "doctor", "evaluation", "export", "extractors", "reporting", "robustness"},

@@ -1,8 +1,11 @@
 """DropGen and SgCG at once."""
 
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
-from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
+from nnunet_dg.dropgen import DropGen
+from nnunet_dg.sgcg import SgCG
+from nnunet_dg.training.trainer import MethodsTrainer
 
 
-class nnUNetTrainerDropGenSgCG(nnUNetTrainerSgCG, nnUNetTrainerDropGen):
+class nnUNetTrainerDropGenSgCG(MethodsTrainer):
     """The network of nnUNetTrainerDropGen, trained as nnUNetTrainerSgCG trains; image and twin lose other channels."""
+
+    methods = (DropGen(), SgCG())

@@ -1,8 +1,11 @@
 """DropGen and TinyMIG at once."""
 
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
+from nnunet_dg.dropgen import DropGen
+from nnunet_dg.tinymig import TinyMIG
+from nnunet_dg.training.trainer import MethodsTrainer
 
 
-class nnUNetTrainerDropGenTinyMIG(nnUNetTrainerTinyMIG, nnUNetTrainerDropGen):
+class nnUNetTrainerDropGenTinyMIG(MethodsTrainer):
     """The network of nnUNetTrainerDropGen, taught as nnUNetTrainerTinyMIG teaches; both passes lose other channels."""
+
+    methods = (DropGen(), TinyMIG())

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from nnunet_dg.host import unwrap
 from nnunet_dg.sgcg import choose_voxels
-from nnunet_dg.training.taps import planned_network
+from nnunet_dg.training.student import planned_network
 from nnunet_dg.training.voxel_classes import Classes
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")  # Okabe and Ito

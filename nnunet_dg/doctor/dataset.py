@@ -15,17 +15,13 @@ from rich.table import Table
 from nnunet_dg.datasets.domains import locate, read_domains, read_file
 from nnunet_dg.datasets.normalization import fitted_to_ct
 from nnunet_dg.datasets.split_dataset import cases_of, dataset_name
-from nnunet_dg.dropgen import DropGenSettings
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.files import read_json
 from nnunet_dg.formats import Dataset
 from nnunet_dg.names import printable
 from nnunet_dg.planning.shared_data import read_plans
-from nnunet_dg.sgcg import SgCGSettings
-from nnunet_dg.tinymig import TinyMIGSettings
+from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.plans import PLANNED_FOR, refuse_misplaced, resolve, sections_of
-
-SETTINGS = {"dropgen": DropGenSettings, "sgcg": SgCGSettings, "tinymig": TinyMIGSettings}
 
 
 def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
@@ -77,7 +73,7 @@ def _checked_sections(plans: dict[str, Any], path: Path) -> dict[str, Any]:
         refuse_misplaced(plans)
         sections = sections_of(plans)
         for method in set(sections) - {PLANNED_FOR}:
-            resolve(plans, method, SETTINGS[method]())
+            resolve(plans, METHODS[method]())
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
     return sections

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_dg.dropgen.dropout import ChannelDropout, StructuredDropout
-from nnunet_dg.dropgen.settings import DropGenSettings
-from nnunet_dg.extractors import FrozenExtractor, create_extractor
-from nnunet_dg.extractors.base import check_size, minmax
+from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights
+from nnunet_dg.extractors import weights as room
+from nnunet_dg.extractors.base import check_size
+from nnunet_dg.method import AroundPlanned
 from nnunet_dg.outside import Outside
+from nnunet_dg.tensors import minmax
+
+if TYPE_CHECKING:
+    from nnunet_dg.dropgen.method import DropGen
 
 
-class DropGenNetwork(nn.Module):
+class DropGenNetwork(AroundPlanned):
     """``network(cat(dropout(cat(x, s)), rest))`` with ``s`` the frozen features of the image channels ``x``.
 
     Input ``(B, C + R, *spatial)``: C image channels, then R channels that are no image (a cascade's previous stage as
@@ -41,7 +46,7 @@ class DropGenNetwork(nn.Module):
         extractor: FrozenExtractor | None,
         dropout: nn.Module,
         num_image_channels: int,
-        settings: DropGenSettings,
+        settings: DropGen,
         outside: Outside | None = None,
     ) -> None:
         super().__init__()
@@ -51,11 +56,6 @@ class DropGenNetwork(nn.Module):
         self.num_image_channels = num_image_channels
         self.settings = settings
         self.outside = outside or Outside.nowhere(num_image_channels)
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The segmentation network's decoder, on which nnU-Net switches deep supervision."""
-        return self.network.decoder  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Any:
         image, rest = x[:, : self.num_image_channels], x[:, self.num_image_channels :]
@@ -100,13 +100,13 @@ class DropGenNetwork(nn.Module):
             )
 
 
-def num_combined_channels(settings: DropGenSettings, num_image_channels: int, num_features: int) -> int:
+def num_combined_channels(settings: DropGen, num_image_channels: int, num_features: int) -> int:
     """Channels after `DropGenNetwork.combine`: C for the image, and C * d (or d for their mean) for the features."""
     image = num_image_channels if settings.sees_image else 0
     return image + num_features * (1 if settings.combine == "mean" else num_image_channels)
 
 
-def extractor_of(settings: DropGenSettings, spatial_dims: int) -> FrozenExtractor | None:
+def extractor_of(settings: DropGen, spatial_dims: int) -> FrozenExtractor | None:
     """The extractor that ``settings`` name, still without weights; None where the network sees no features.
 
     Raises:
@@ -125,7 +125,7 @@ def extractor_of(settings: DropGenSettings, spatial_dims: int) -> FrozenExtracto
 
 
 def build_dropgen_network(
-    settings: DropGenSettings,
+    settings: DropGen,
     build_network: Callable[[int], nn.Module],
     num_input_channels: int,
     num_image_channels: int,
@@ -135,7 +135,7 @@ def build_dropgen_network(
     """The network that ``settings`` describe, its extractor still without weights.
 
     Args:
-        settings: see `DropGenSettings`.
+        settings: see `DropGen`.
         build_network: makes the segmentation network for a number of input channels.
         num_input_channels: C + R, what the whole takes.
         num_image_channels: C, the first of them.
@@ -156,3 +156,19 @@ def build_dropgen_network(
     combined = num_combined_channels(settings, num_image_channels, extractor.out_channels if extractor else 0)
     network = build_network(combined + num_input_channels - num_image_channels)
     return DropGenNetwork(network, extractor, dropout, num_image_channels, settings, outside)
+
+
+def load_extractor(network: DropGenNetwork, log: Callable[[str], None]) -> None:
+    """Fetch, verify and load the extractor's weights, unless a checkpoint has brought them already; log which.
+
+    Raises:
+        WeightsError: they are missing and cannot be fetched, or are not what they should be.
+    """
+    if network.extractor is None or not any(True for _ in network.extractor.parameters()):
+        return
+    name, given = network.settings.extractor, network.settings.weights
+    if network.extractor.has_weights:
+        log(f"Extractor {name}: weights from the checkpoint" + (f"; {given} is not read" if given else ""))
+        return
+    path = load_weights(network.extractor, name, given)
+    log(f"Extractor {name}: weights from {path} ({'as set' if given else room.state(room.published(name))})")

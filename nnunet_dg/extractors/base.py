@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.extractors.plausible import implausible
+from nnunet_dg.tensors import instance_norm, minmax, unit_norm, zscore
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -148,47 +149,6 @@ def check_size(spatial: Sequence[int]) -> None:
             f"patch too small: every spatial axis needs at least 2 voxels; got {tuple(spatial)}. "
             f"Increase patch_size in the plans, or use a 2-D configuration for single slices."
         )
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32 if it is in a narrower type; float32 and float64 stay."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def minmax(x: Tensor) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1]; a constant one becomes zeros.
-
-    At least float32.
-    """
-    x = wide(x)
-    axes = tuple(range(2, x.ndim))
-    low = x.amin(axes, keepdim=True)
-    span = x.amax(axes, keepdim=True) - low
-    return (x - low) / torch.where(span > 0, span, 1)
-
-
-def zscore(x: Tensor) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, as nnU-Net does.
-
-    At least float32.
-    """
-    x = wide(x)
-    axes = tuple(range(2, x.ndim))
-    deviation = x.std(axes, correction=0, keepdim=True)
-    return (x - x.mean(axes, keepdim=True)) / torch.where(deviation > 0, deviation, 1)
-
-
-def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in at least float32."""
-    return F.instance_norm(wide(x), eps=eps).to(x.dtype)
-
-
-def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """The channels of each voxel of ``(B, C, *spatial)`` to unit Euclidean norm, computed in at least float32.
-
-    A voxel whose channels are all zero stays zero.
-    """
-    return F.normalize(wide(x), dim=1, eps=eps).to(x.dtype)
 
 
 SCALINGS = {"minmax": minmax, "zscore": zscore}

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.errors import SettingsError
-from nnunet_dg.extractors.base import FrozenExtractor, wide
+from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.tensors import wide
 
 
 class MIND(FrozenExtractor):

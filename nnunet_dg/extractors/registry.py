@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunet_dg.errors import SettingsError
+from nnunet_dg.errors import DimensionError, SettingsError
 from nnunet_dg.extractors import weights as room
 from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix
 from nnunet_dg.extractors.base import NORMALIZATIONS, SCALINGS, FrozenExtractor
@@ -21,10 +21,6 @@ NEEDS = {
     "nnunet": f"{room.SET_WEIGHTS} to the folder of a trained model, which holds plans.json and "
     "fold_X/checkpoint_final.pth",
 }
-
-
-class DimensionError(SettingsError, NotImplementedError):
-    """An extractor does not exist for a number of spatial axes."""
 
 
 def build_extractor(

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.dropgen import DropGenNetwork
+from nnunet_dg.extractors import FrozenExtractor
 
 
 def trained_tensors(network: nn.Module) -> list[list[str]]:
     """The state-dict names of each trained tensor; nnU-Net's have several. Frozen extractors are excluded."""
-    trained = network.network if isinstance(network, DropGenNetwork) else network
-    wanted = {id(parameter) for parameter in trained.parameters()}
+    extractors = [module for module in network.modules() if isinstance(module, FrozenExtractor)]
+    frozen = {id(parameter) for extractor in extractors for parameter in extractor.parameters()}
     names: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        if id(parameter) in wanted:
+        if id(parameter) not in frozen:
             names.setdefault(id(parameter), []).append(name)
     return list(names.values())
 

@@ -2,16 +2,19 @@
 
 from nnunet_dg.sgcg.class_contrast import ClassContrast, choose_voxels
 from nnunet_dg.sgcg.contrast import contrastive_upper_bound
+from nnunet_dg.sgcg.method import SgCG
 from nnunet_dg.sgcg.mixup import Partners, random_amplitude_mixup, random_ratio
 from nnunet_dg.sgcg.restoration import RestorationDecoder, restoration_loss
-from nnunet_dg.sgcg.settings import SgCGSettings
 from nnunet_dg.sgcg.statistics import ClassStatistics
+
+SgCGSettings = SgCG
 
 __all__ = [
     "ClassContrast",
     "ClassStatistics",
     "Partners",
     "RestorationDecoder",
+    "SgCG",
     "SgCGSettings",
     "choose_voxels",
     "contrastive_upper_bound",

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.sgcg.contrast import contrastive_upper_bound
 from nnunet_dg.sgcg.statistics import ClassStatistics
+from nnunet_dg.tensors import wide
 
 FULL_CLASSES = 4  # with more classes than this, they share the voxels of so many
 
@@ -79,7 +80,7 @@ class ClassContrast(nn.Module):
         per_map = max(self.voxels_per_class // len(maps), 1)
         drawn = draw_voxels(y, len(self.statistics.count), per_map, len(maps))
         q = torch.cat([_Take.apply(features, index) for features, index in zip(maps, drawn, strict=True)])
-        return normalised(q.float()), y[torch.cat(drawn)]
+        return normalised(wide(q)), y[torch.cat(drawn)]
 
 
 def normalised(voxels: Tensor) -> Tensor:

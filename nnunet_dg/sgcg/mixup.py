@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nnunet_dg.tensors import wide
+
 
 def random_amplitude_mixup(image: Tensor, partner: Tensor, ratio: Tensor, half_width: float = 0.1) -> Tensor:
     """The image with ``ratio * own + (1 - ratio) * partner's`` amplitude in its lowest frequencies; its phase is kept.
@@ -38,7 +40,7 @@ def random_amplitude_mixup(image: Tensor, partner: Tensor, ratio: Tensor, half_w
         raise ValueError(f"half_width must be a fraction of the shortest side in [0, 0.5]; got {half_width!r}.")
     axes = tuple(range(2, image.ndim))
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-        own, other = image.float(), partner.float()
+        own, other = wide(image), wide(partner)
         low, high = own.amin(axes, keepdim=True), own.amax(axes, keepdim=True)
         offset = torch.minimum(low, other.amin(axes, keepdim=True))
         change = _change_of_spectrum(own, other, offset, ratio, _reach(image.shape[2:], half_width))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.extractors.base import minmax
+from nnunet_dg.tensors import minmax, wide
 
 
 class DomainBatchNorm(nn.Module):
@@ -90,4 +90,4 @@ class RestorationDecoder(nn.Module):
 
 def restoration_loss(restored: Tensor, image: Tensor) -> Tensor:
     """Mean squared difference to the image, min-maxed to [-1, 1] per sample and channel, the range of tanh."""
-    return F.mse_loss(restored.float(), 2 * minmax(image) - 1)
+    return F.mse_loss(wide(restored), 2 * minmax(image) - 1)

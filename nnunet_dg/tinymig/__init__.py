@@ -1,13 +1,17 @@
 """TinyMIG (ICML 2025): a foundation model teaches the planned network its statistics and content."""
 
+from nnunet_dg.errors import DimensionError
+from nnunet_dg.tensors import modulate
 from nnunet_dg.tinymig.alignment import localized_representation_alignment
 from nnunet_dg.tinymig.consistency import cross_distribution_consistency
 from nnunet_dg.tinymig.content import FrequencyContentEnhancement
-from nnunet_dg.tinymig.modulation import OWN_STATISTICS, OwnStatistics, modulate, universal_statistics
+from nnunet_dg.tinymig.method import TinyMIG
+from nnunet_dg.tinymig.modulation import OWN_STATISTICS, OwnStatistics, universal_statistics
 from nnunet_dg.tinymig.reprogramming import FeatureReprogramming
-from nnunet_dg.tinymig.settings import TinyMIGSettings
-from nnunet_dg.tinymig.teachers import DimensionError, build_teacher, load_teacher
+from nnunet_dg.tinymig.teachers import build_teacher, load_teacher
 from nnunet_dg.tinymig.teaching import ContentAlignment, Teaching
+
+TinyMIGSettings = TinyMIG
 
 __all__ = [
     "OWN_STATISTICS",
@@ -17,6 +21,7 @@ __all__ = [
     "FrequencyContentEnhancement",
     "OwnStatistics",
     "Teaching",
+    "TinyMIG",
     "TinyMIGSettings",
     "build_teacher",
     "cross_distribution_consistency",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from nnunet_dg.tensors import wide
 from nnunet_dg.tinymig.reprogramming import resize
 
 MOST_VOXELS = {2: 64, 3: 32}  # a side: at full resolution the alignment would cost more than the network
@@ -35,7 +36,7 @@ def gain(enhanced: Tensor, given: Tensor) -> Tensor:
 def _variance(x: Tensor) -> Tensor:
     """Over space, with what rounding alone can make of a constant on top, so that it is not taken for a variation."""
     axes = tuple(range(2, x.ndim))
-    variance, mean = torch.var_mean(x.float(), axes, correction=0, keepdim=True)
+    variance, mean = torch.var_mean(wide(x), axes, correction=0, keepdim=True)
     return variance + ROUNDING * mean.square() + TINY
 
 
@@ -53,8 +54,8 @@ def scale_free(enhanced: Tensor, given: Tensor) -> Tensor:
         The same shape, float32. The gradient flows into both.
     """
     axes = tuple(range(2, given.ndim))
-    std = (given.float().var(axes, correction=0, keepdim=True) + EPS).sqrt()
-    enhanced = enhanced.float()
+    std = (wide(given).var(axes, correction=0, keepdim=True) + EPS).sqrt()
+    enhanced = wide(enhanced)
     return (enhanced - enhanced.mean(axes, keepdim=True)) / (gain(enhanced, given) * std)
 
 
@@ -68,4 +69,4 @@ def localized_representation_alignment(teacher: Sequence[Tensor], student: Seque
         teacher: Enhanced features of each depth, ``(B, A_i, *spatial_i)``; they get a gradient as well.
         student: The same shapes.
     """
-    return torch.stack([F.mse_loss(s.float(), t.float()) for t, s in zip(teacher, student, strict=True)]).mean()
+    return torch.stack([F.mse_loss(wide(s), wide(t)) for t, s in zip(teacher, student, strict=True)]).mean()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nnunet_dg.divergence import symmetric_kl
+from nnunet_dg.tensors import symmetric_kl, wide
 
 
 def cross_distribution_consistency(
@@ -30,7 +30,7 @@ def cross_distribution_consistency(
 
 
 def _probabilities(logits: Tensor, regions: bool) -> Tensor:
-    return logits.float().sigmoid() if regions else logits.float().softmax(1)
+    return wide(logits).sigmoid() if regions else wide(logits).softmax(1)
 
 
 def _mean_squared(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_dg.tensors import wide
+
 BRANCH_CUT = 1e-4 - math.pi  # a negative real frequency has phase pi, not minus pi where rounding made it so
 
 NOTHING = 1e-12  # an amplitude of float32 rounding
@@ -64,7 +66,7 @@ class FrequencyContentEnhancement(nn.Module):
                              f"{tuple(feature.shape)}.")  # fmt: skip
         axes = tuple(range(2, feature.ndim))
         with torch.autocast(feature.device.type, enabled=False):
-            spectrum, phase = self.filtered(torch.fft.rfftn(feature.float(), dim=axes))
+            spectrum, phase = self.filtered(torch.fft.rfftn(wide(feature), dim=axes))
             enhanced = torch.fft.irfftn(spectrum, s=self.shape[1:], dim=axes)
             if self.refiner is None:
                 return enhanced

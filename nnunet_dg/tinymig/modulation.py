@@ -11,35 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-EPS = 1e-5
-
-Statistics = tuple[Tensor, Tensor]  # mean and deviation, (B, A) each
-
-
-def statistics(feature: Tensor) -> Statistics:
-    """Mean and ``sqrt(variance + 1e-5)`` over the spatial axes: ``(B, A, *spatial) -> (B, A), (B, A)``, float32."""
-    axes = tuple(range(2, feature.ndim))
-    variance, mean = torch.var_mean(feature.float(), axes, correction=0)
-    return mean, (variance + EPS).sqrt()
-
-
-def modulate(feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False) -> Tensor:
-    """Eq. 3: the feature with other statistics, per sample and channel; its own give the feature back.
-
-    Computed in float32, returned in the feature's dtype. The gradient flows into the feature, and into the given
-    statistics if they require it.
-
-    Args:
-        feature: ``(B, A, *spatial)``.
-        mean: ``(B, A)``.
-        std: ``(B, A)``, as `statistics` computes it.
-        detached: The feature's own statistics are constants to the gradient, as in MixStyle; False: it flows through
-            them as well.
-    """
-    own_mean, own_std = statistics(feature.detach() if detached else feature)
-    shape = (*feature.shape[:2], *[1] * (feature.ndim - 2))
-    own_mean, own_std, mean, std = (s.reshape(shape) for s in (own_mean, own_std, mean, std))
-    return (std * (feature.float() - own_mean) / own_std + mean).to(feature.dtype)
+from nnunet_dg.baselines.crossnorm import crossnorm_channels_statistics, crossnorm_statistics
+from nnunet_dg.baselines.dsu import dsu_statistics
+from nnunet_dg.baselines.mixstyle import mixstyle_statistics
+from nnunet_dg.tensors import Statistics, statistics
 
 
 @torch.no_grad()
@@ -60,65 +35,6 @@ def universal_statistics(reference: Tensor, concentration: float = 0.1) -> Stati
     q = torch.distributions.Beta(concentration, concentration).sample(mean.shape).to(mean.device)
     chance = torch.bernoulli(q).bool()
     return torch.where(chance, torch.rand_like(mean), mean), torch.where(chance, torch.rand_like(std), std)
-
-
-def _partners(own: Statistics, earlier: Statistics | None) -> Statistics:
-    """For each sample the statistics of another: of the batch in random order, or ``earlier`` for a single sample.
-
-    The order may leave a sample where it is, as in the references.
-    """
-    mean, std = own
-    if len(mean) == 1 and earlier is not None:
-        return earlier
-    order = torch.randperm(len(mean), device=mean.device)
-    return mean[order], std[order]
-
-
-@torch.no_grad()
-def mixstyle_statistics(feature: Tensor, earlier: Statistics | None = None, concentration: float = 0.1) -> Statistics:
-    """MixStyle (Zhou et al., ICLR 2021, arXiv 2104.02008, eq. 4-6): a sample's own statistics mixed with another's.
-
-    ``share * own + (1 - share) * partner``, ``share ~ Beta(concentration, concentration)`` per sample. No gradient. The
-    reference draws a coin for each layer and batch; here the styled pass is always styled.
-
-    Args:
-        feature: ``(B, A, *spatial)``.
-        earlier: Statistics of an earlier sample, ``(1, A)`` each, the partner where the batch has a single sample.
-        concentration: Of the Beta distribution.
-    """
-    own = statistics(feature)
-    partner = _partners(own, earlier)
-    share = torch.distributions.Beta(concentration, concentration).sample((len(feature), 1)).to(feature.device)
-    mean, std = (share * mine + (1 - share) * other for mine, other in zip(own, partner, strict=True))
-    return mean, std
-
-
-def crossnorm_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
-    """CrossNorm (Tang et al., ICCV 2021, arXiv 2102.02811), two-instance: the statistics of another sample.
-
-    Nothing is detached, except what an ``earlier`` sample left, see `mixstyle_statistics`.
-    """
-    return _partners(statistics(feature), earlier)
-
-
-def crossnorm_channels_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
-    """CrossNorm, one-instance: the statistics of another channel of the same sample. Nothing is detached."""
-    mean, std = statistics(feature)
-    order = torch.rand_like(mean).argsort(1)
-    return mean.gather(1, order), std.gather(1, order)
-
-
-def dsu_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
-    """DSU (Li et al., ICLR 2022, arXiv 2202.03958, eq. 4-7): own statistics with noise as large as their spread.
-
-    The noise is normal, its deviation the unbiased one over the batch, ``(B, A) -> (1, A)``. Nothing is detached. A
-    single sample has no spread and keeps its own statistics.
-    """
-    own = statistics(feature)
-    if len(feature) == 1:
-        return own
-    mean, std = (s + torch.randn_like(s) * (s.var(0, correction=1, keepdim=True) + EPS).sqrt() for s in own)
-    return mean, std
 
 
 @dataclass(frozen=True)

@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.errors import SettingsError
+from nnunet_dg.errors import DimensionError, SettingsError
 from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights, vit
 from nnunet_dg.extractors import weights as room
 from nnunet_dg.extractors.anatomix import VARIANTS, Anatomix
 from nnunet_dg.extractors.base import SCALINGS
 from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter, hidden_width
 from nnunet_dg.tinymig.reprogramming import MODES
-from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS, TinyMIGSettings
+
+if TYPE_CHECKING:
+    from nnunet_dg.tinymig.method import TinyMIG
+
+DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
 
 CONVOLUTIONAL = (*VARIANTS, "nnunet")  # the extractors that can teach; any other name is a ViT of timm
 RANDOM_SEED = 0  # of random teachers: the same in every process, also where a training is resumed
-
-
-class DimensionError(SettingsError, NotImplementedError):
-    """The teacher is 2-D and the configuration 3-D, or the other way round."""
 
 
 class Teacher(nn.Module):
@@ -131,11 +131,11 @@ class Teacher(nn.Module):
         return [m.unflatten(0, (images, channels)).mean(1) for m in maps]
 
 
-def build_teacher(settings: TinyMIGSettings, patch_size: Sequence[int], depths: int) -> Teacher:
+def build_teacher(settings: TinyMIG, patch_size: Sequence[int], depths: int) -> Teacher:
     """The teacher that ``settings`` name, without its weights.
 
     Args:
-        settings: See `TinyMIGSettings`.
+        settings: See `TinyMIG`.
         patch_size: Of the configuration, two or three sizes.
         depths: Maximum number of maps.
 
@@ -167,12 +167,12 @@ def build_teacher(settings: TinyMIGSettings, patch_size: Sequence[int], depths: 
     return teacher
 
 
-def teacher_name(settings: TinyMIGSettings, dims: int) -> str:
+def teacher_name(settings: TinyMIG, dims: int) -> str:
     """The model's name, without ``random:``."""
     return (settings.teacher or DEFAULT_TEACHERS[dims]).removeprefix("random:")
 
 
-def load_teacher(teacher: Teacher, settings: TinyMIGSettings, dims: int) -> str:
+def load_teacher(teacher: Teacher, settings: TinyMIG, dims: int) -> str:
     """Fill the frozen model from the file that is set, or the published one, fetched once; says in words from where.
 
     Raises:
@@ -209,7 +209,7 @@ def fingerprint(model: nn.Module) -> int:
     return int.from_bytes(digest.digest()[:7], "little") or 1
 
 
-def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIGSettings, depths: int) -> Teacher:
+def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIG, depths: int) -> Teacher:
     """The finest levels of a U-Net's decoder, which have seen the context, from fine on. Adapters at all levels."""
     if isinstance(extractor, Anatomix):
         encoder, decoder = list(extractor.encoder), list(extractor.decoder)
@@ -251,7 +251,7 @@ def _last_block(level: nn.Module) -> nn.Module:
     return _last_block(level[-1]) if isinstance(level, nn.Sequential) else level
 
 
-def _vit(model: Any, settings: TinyMIGSettings, depths: int) -> Teacher:
+def _vit(model: Any, settings: TinyMIG, depths: int) -> Teacher:
     """Evenly spaced blocks of a ViT, as 2-D maps: 3, 6, 9 and 12 of twelve. Adapters at the MLPs of all blocks."""
     blocks: list[Any] = list(model.blocks)
     depths = min(depths, len(blocks))

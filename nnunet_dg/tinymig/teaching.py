@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.tensors import wide
 from nnunet_dg.tinymig.alignment import gain, localized_representation_alignment, pool, pooled_shape, scale_free
 from nnunet_dg.tinymig.content import FrequencyContentEnhancement
 from nnunet_dg.tinymig.decoder import TeacherDecoder
@@ -124,7 +125,7 @@ class ContentAlignment(nn.Module):
 
     def _sums(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Term and gain, added up over samples."""
-        given = [teacher.float(), student.float()]
+        given = [wide(teacher), wide(student)]
         enhanced = [enhance(feature) for feature in given]
         with torch.no_grad():
             gains = torch.stack([gain(e, g).mean() for e, g in zip(enhanced, given, strict=True)])

@@ -6,17 +6,18 @@ are asked through ``plans.json`` or, where that is missing or damaged, through t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_dg.errors import DataError
+from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.extractors.nnunet_folder import read_checkpoint
 from nnunet_dg.files import read_json, replacing, validate, write_json
 from nnunet_dg.formats import Plans, Sections
+from nnunet_dg.method import Method
 from nnunet_dg.names import is_fold
-from nnunet_dg.training.plans import KEY
+from nnunet_dg.training.plans import KEY, refuse_other_settings, resolve
 
 FILE = "nnunet_dg.json"
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
@@ -106,3 +107,72 @@ def _from_checkpoints(fold: Path) -> dict[str, Any]:
         except DataError as error:
             problems.append(str(error))
     raise DataError(" ".join(problems) or f"{fold} has no checkpoint.")
+
+
+class Folds:
+    """The settings of the folds in one results folder, as seen by the training of one of them.
+
+    Args:
+        results: The folder ``TRAINER__PLANS__CONFIGURATION``.
+        fold: Name of the fold that is trained, such as ``fold_0``.
+        defaults: The trainer's methods, whose settings count where a fold has recorded none.
+    """
+
+    def __init__(self, results: Path, fold: str, defaults: Sequence[Method]) -> None:
+        self.results, self.fold = results, fold
+        self.defaults = {method.key: method for method in defaults}
+
+    def completed(self, method: Method, log: Any) -> Method:
+        """A method's settings, completed, and equal to those of the other folds.
+
+        Args:
+            method: The settings of this training.
+            log: Writes a line to the training log.
+
+        Raises:
+            SettingsError: Another fold was trained or started with other settings.
+        """
+        folds = read_folds(self.results)
+        others = self._others(method, folds)
+        earlier: list[Method | None] = list(others.values())
+        if self.fold in folds:  # its settings may change, and what it found out is still right where they did not
+            try:
+                earlier.insert(0, self._as_trained(self.fold, method, folds[self.fold]))
+            except SettingsError:
+                log(f"The settings of an earlier training in {self.fold} are those of another version.")
+        completed = method.completed(earlier[0] if earlier else None)
+        self._refuse(completed, others)
+        return completed
+
+    def refuse_others(self, methods: Sequence[Method]) -> None:
+        """Stop where another fold was trained or started with other settings.
+
+        Raises:
+            SettingsError: By name of the fold and the settings.
+        """
+        folds = read_folds(self.results)
+        for method in methods:
+            self._refuse(method, self._others(method, folds))
+
+    def _others(self, method: Method, folds: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
+        found = {
+            fold: self._as_trained(fold, method, sections) for fold, sections in folds.items() if fold != self.fold
+        }
+        return {fold: settings for fold, settings in found.items() if settings is not None}
+
+    def _as_trained(self, fold: str, method: Method, sections: Mapping[str, Any]) -> Method | None:
+        if method.key not in sections:
+            return None
+        try:
+            return resolve({KEY: {method.key: sections[method.key]}}, self.defaults[method.key])
+        except SettingsError as error:
+            place = self.results / fold
+            raise SettingsError(f"{place}, of an earlier training: {error} Move that folder away.") from error
+
+    def _refuse(self, settings: Method, others: Mapping[str, Method]) -> None:
+        for fold, theirs in others.items():
+            trained = is_trained(self.results / fold)
+            whose = f"{fold} in {self.results} was {'trained' if trained else 'started'}"
+            again = "" if trained else f", or start {fold} again with the new settings first"
+            advice = f"{again}, or move that fold away: folds share one plans.json"
+            refuse_other_settings(settings, theirs, whose, advice)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 COLUMNS = 3
+LOG_PREFIX = "loss_"  # of the terms, in nnU-Net's logger
 
 
 def draw_term_curves(curves: Mapping[str, Sequence[float]], width: float = 30) -> tuple[Figure, list[Axes]]:
@@ -46,3 +47,8 @@ def add_term_curves(picture: Path, curves: Mapping[str, Sequence[float]]) -> Non
     together.paste(above, (0, 0))
     together.paste(below, (0, above.height))
     together.save(picture, compress_level=1)  # written anew after every epoch
+
+
+def log_key(term: str) -> str:
+    """The name under which nnU-Net's logger has a loss term."""
+    return f"{LOG_PREFIX}{term}"

@@ -26,8 +26,8 @@ from monai.transforms import RandBiasField, RandGaussianSharpen, RandGibbsNoise,
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from nnunet_dg.extractors.base import minmax
 from nnunet_dg.outside import Outside
+from nnunet_dg.tensors import minmax
 
 P = 0.33
 

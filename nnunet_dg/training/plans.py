@@ -11,20 +11,24 @@ from difflib import SequenceMatcher
 from typing import Any, TypeVar
 
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.method import Method
 from nnunet_dg.names import did_you_mean
+from nnunet_dg.training.catalog import METHODS
 
 KEY = "nnunet_dg"
-METHODS = ("dropgen", "sgcg", "tinymig")
 PLANNED_FOR = "planned_for"  # what a planner counted; not a setting
-WHAT_IS_COUNTED = ("extractor", "layer", "combine", "inputs")  # settings that decide how much memory features take
 SIMILAR = 0.85  # the ratio of difflib from which a key is a misspelled one of ours; "nnunet_tta" has 0.71
 LARGEST = 1e15  # the largest number that a setting may be: float32 and int64 hold it
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Method)
 
 
-def sections_of(plans: dict[str, Any]) -> dict[str, Any]:
+def sections_of(plans: dict[str, Any], methods: Iterable[str] = ()) -> dict[str, Any]:
     """``plans["nnunet_dg"]``: settings by method, and what a planner counted.
+
+    Args:
+        plans: nnU-Net's plans.
+        methods: Keys of methods that are known in addition to this package's own.
 
     Raises:
         SettingsError: It is not a dict, or names an unknown method.
@@ -32,33 +36,34 @@ def sections_of(plans: dict[str, Any]) -> dict[str, Any]:
     sections = plans.get(KEY, {})
     if not isinstance(sections, dict):
         raise SettingsError(f'plans["{KEY}"] must look like {{"dropgen": {{setting: value}}}}; got {sections!r}.')
-    if unknown := set(sections) - {*METHODS, PLANNED_FOR}:
+    known = [*METHODS, *(method for method in methods if method not in METHODS)]
+    if unknown := set(sections) - {*known, PLANNED_FOR}:
         names = ", ".join(sorted(map(repr, unknown)))
         raise SettingsError(
-            f'plans["{KEY}"] knows {", ".join(METHODS)}; got {names}.{_suggestions(unknown, METHODS)} Settings go '
+            f'plans["{KEY}"] knows {", ".join(known)}; got {names}.{_suggestions(unknown, known)} Settings go '
             f'below their method, as in {{"dropgen": {{setting: value}}}}.'
         )
     return sections
 
 
-def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
+def resolve(plans: dict[str, Any], defaults: T, methods: Iterable[str] = ()) -> T:
     """The settings of one method.
 
     Args:
-        plans: nnU-Net's plans; ``plans["nnunet_dg"][method]`` may hold some settings by name.
-        method: For example ``"dropgen"``.
-        defaults: The trainer class's settings, a dataclass; the plans come first.
+        plans: nnU-Net's plans; ``plans["nnunet_dg"][key]`` may hold some settings by name.
+        defaults: The method with the trainer's settings; those in the plans come first.
+        methods: Keys of the trainer's other methods.
 
     Raises:
         SettingsError: An unknown method or setting in the plans, or a value that is not accepted.
     """
-    sections = sections_of(plans)
-    place, given = f'plans["{KEY}"]["{method}"]', sections.get(method, {})
+    sections = sections_of(plans, (defaults.key, *methods))
+    place, given = f'plans["{KEY}"]["{defaults.key}"]', sections.get(defaults.key, {})
     if not isinstance(given, dict):
-        raise SettingsError(f'plans["{KEY}"] must look like {{"{method}": {{setting: value}}}}; got {sections!r}.')
-    upgraded: Any = getattr(defaults, "upgraded", None)
-    given = upgraded(given) if upgraded else given
-    accepted = [field.name for field in fields(defaults)]  # type: ignore[arg-type]
+        example = f'{{"{defaults.key}": {{setting: value}}}}'
+        raise SettingsError(f'plans["{KEY}"] must look like {example}; got {sections!r}.')
+    given = defaults.upgraded(given)
+    accepted = [field.name for field in fields(defaults)]
     if unknown := set(given) - set(accepted):
         raise SettingsError(
             f"Unknown setting in {place}: {', '.join(sorted(map(repr, unknown)))}.{_suggestions(unknown, accepted)} "
@@ -67,7 +72,7 @@ def resolve(plans: dict[str, Any], method: str, defaults: T) -> T:
     for name, value in given.items():
         _check_numbers(value, f"{place}: {name}")
     try:
-        return replace(defaults, **given)  # type: ignore[type-var]
+        return replace(defaults, **given)
     except ValueError as error:
         raise SettingsError(f"{place}: {error}") from error
     except (TypeError, OverflowError) as error:  # a list where a number is compared
@@ -95,12 +100,8 @@ def refuse_misplaced(plans: dict[str, Any]) -> None:
 
 def unused(plans: dict[str, Any], methods: Iterable[str]) -> list[str]:
     """The methods that have settings in the plans and are not among ``methods``."""
-    return sorted(set(sections_of(plans)) - {*methods, PLANNED_FOR})
-
-
-def complete(settings: T, earlier: T | None) -> T:
-    """With what only the start of a training can find out, for settings that have such a thing."""
-    return settings.completed(earlier) if hasattr(settings, "completed") else settings
+    used = list(methods)
+    return sorted(set(sections_of(plans, used)) - {*used, PLANNED_FOR})
 
 
 def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was trained", others: str = "") -> None:
@@ -117,7 +118,7 @@ def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was 
     """
     changed = {
         field.name: (getattr(earlier, field.name), getattr(now, field.name))
-        for field in fields(now)  # type: ignore[arg-type]
+        for field in fields(now)
         if field.name != "weights" and getattr(earlier, field.name) != getattr(now, field.name)
     }
     if changed:
@@ -134,9 +135,9 @@ def as_json(settings: Any) -> dict[str, Any]:
     return values
 
 
-def record(plans: dict[str, Any], method: str, settings: Any) -> None:
+def record(plans: dict[str, Any], method: Method) -> None:
     """Write all settings of a method into the plans, so that plans.json and checkpoints rebuild the same network."""
-    plans.setdefault(KEY, {})[method] = as_json(settings)
+    plans.setdefault(KEY, {})[method.key] = as_json(method)
 
 
 def _suggestions(unknown: Iterable[Any], accepted: Iterable[str]) -> str:
@@ -178,14 +179,14 @@ def _as_float(value: float) -> float:
         return math.inf
 
 
-def planned_for_other(plans: dict[str, Any], settings: Any, spatial_dims: int) -> str:
-    """In words, where a training computes other features than the planner counted; empty where it does not."""
+def planned_for_other(plans: dict[str, Any], method: Method, spatial_dims: int) -> str:
+    """A warning where a training takes other memory than the planner counted; empty where it does not."""
     counted = plans.get(KEY, {}).get(PLANNED_FOR, {}).get(f"{spatial_dims}d", {})
-    names = [n for n in WHAT_IS_COUNTED if n in counted and counted[n] != getattr(settings, n)]
+    names = [n for n in method.memory_settings if n in counted and counted[n] != getattr(method, n)]
     if not names:
         return ""
-    differ = ", ".join(f"{name} {counted[name]!r}, and this training has {getattr(settings, name)!r}" for name in names)
+    differ = ", ".join(f"{name} {counted[name]!r}, and this training has {getattr(method, name)!r}" for name in names)
     return (
         f"These plans' patch and batch size were chosen for {differ}. Training may run out of memory or "
-        f"use less than planned. Plan with a planner that has the same dropgen settings."
+        f"use less than planned. Plan with a planner that has the same {method.key} settings."
     )

@@ -204,7 +204,7 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
         ({"inputs": "both"}, r"inputs must be one of image\+features, features, image; got 'both'"),
         ({"masking": "block"}, "masking must be one of channel, structured; got 'block'"),
         ({"extractor_scaling": "none"}, "extractor_scaling must be one of minmax, zscore; got 'none'"),
-        ({"normalize": "batch"}, "normalize must be one of null, instance, voxelwise; got 'batch'"),
+        ({"normalize": "batch"}, "normalize must be one of instance, voxelwise, or null; got 'batch'"),
         ({"weights": "a\0b"}, "weights must be the path of a file"),
         ({"p": 0.9999999999999999}, r"p must be a probability in \[0, 0\.99\].*; got 0\.9999999999999999"),
         ({"image_scaling": "zscore"}, "image_scaling must be one of none, minmax; got 'zscore'"),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix, NearestMerge, fold, published_layout
-from nnunet_dg.extractors.base import instance_norm, minmax, unit_norm
+from nnunet_dg.tensors import instance_norm, minmax, unit_norm
 
 SMALLEST = {"anatomix": 32, "anatomix-dev": 64}
 

@@ -17,7 +17,7 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
         ),
         ({"loss_weights": [1, 1, 0.5, 0.5, -1]}, "loss_weights must be 5 positive numbers"),
         ({"loss_weights": [1, 1, 0.5, 0.5, float("nan")]}, "loss_weights"),
-        ({"loss_weights": [0, 1, 0.5, 0.5, 0.5]}, "loss_weights must be 5 positive.*To leave one out, ablate its part"),
+        ({"loss_weights": [0, 1, 0.5, 0.5, 0.5]}, "loss_weights must be 5 positive.*to leave one out, ablate its part"),
         ({"loss_weights": 1}, "loss_weights"),
         ({"ablate": ["fdce"]}, r"ablate must be a list of ufdm, cdc, lra, amplitude, .*got \['fdce'\]"),
         ({"ablate": "ufdm"}, "ablate must be a list"),
@@ -29,7 +29,7 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
             "statistics must be one of ufdm, mixstyle, crossnorm, crossnorm_channels, dsu; got 'maxstyle'",
         ),
         ({"divergence": "l1"}, "divergence must be one of kl, mse, js; got 'l1'"),
-        ({"adapter_width": 0}, "adapter_width must be a whole number from 1 to 4096, or null; got 0"),
+        ({"adapter_width": 0}, "adapter_width must be a whole number in \[1, 4096\], or null; got 0"),
         ({"adapter_width": 10**50}, "adapter_width must be"),
         ({"loss_weights": [1, 1, 1, 1, 10**400]}, "loss_weights must be 5 positive numbers.*each at most 1e"),
         ({"alignment_scale": "none"}, "alignment_scale must be one of free, paper; got 'none'"),
@@ -41,7 +41,7 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
             {"teacher": "random:anatomix", "weights": "a.pth"},
             "'random:anatomix' has random weights: leave weights unset",
         ),
-        ({"architecture": "x"}, "architecture is read from the model folder"),
+        ({"architecture": "x"}, "architecture must be left unset: it is read from the model folder"),
     ],
 )
 def test_what_is_not_accepted_is_named(given, message):

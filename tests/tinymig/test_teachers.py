@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.extractors import build_extractor
-from nnunet_dg.extractors.base import minmax
 from nnunet_dg.extractors.weights import WeightsError
+from nnunet_dg.tensors import minmax
 from nnunet_dg.tinymig import Teaching, TinyMIGSettings, build_teacher, load_teacher
 from nnunet_dg.tinymig.teachers import _level_adapter, fingerprint
 

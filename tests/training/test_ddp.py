@@ -41,7 +41,6 @@ def gradients(rank, folder, trainer, settings):
     """
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double
     manager = plans(16)
     manager.plans["nnunet_dg"] = {"dropgen": settings}
     configuration = manager.get_configuration("3d_fullres")

@@ -16,25 +16,25 @@ from nnunet_dg.training.plans import record, refuse_misplaced, refuse_other_sett
 def test_the_plans_come_before_the_class_and_the_rest_stays():
     defaults = DropGenSettings(p=0.75, layer="final")
     plans = {"nnunet_dg": {"dropgen": {"p": 0.25}}}
-    assert resolve(plans, "dropgen", defaults) == replace(defaults, p=0.25)
-    assert resolve({}, "dropgen", defaults) == defaults
+    assert resolve(plans, defaults) == replace(defaults, p=0.25)
+    assert resolve({}, defaults) == defaults
 
 
 def test_what_a_planner_counted_is_no_setting():
     plans = {"nnunet_dg": {"planned_for": {"3d": {"extractor": "anatomix", "p": 0.25}}}}
-    assert resolve(plans, "dropgen", DropGenSettings()) == DropGenSettings()
+    assert resolve(plans, DropGenSettings()) == DropGenSettings()
 
 
 def test_what_is_recorded_survives_json_and_resolves_to_itself():
     settings = DropGenSettings(extractor="mind", p=0.25, masking="structured")
     plans = {}
-    record(plans, "dropgen", settings)
-    assert resolve(json.loads(json.dumps(plans)), "dropgen", DropGenSettings()) == settings
+    record(plans, settings)
+    assert resolve(json.loads(json.dumps(plans)), DropGenSettings()) == settings
 
 
 def test_recording_keeps_what_else_is_in_the_plans():
     plans = {"plans_name": "x", "nnunet_dg": {"other": {}}}
-    record(plans, "dropgen", DropGenSettings())
+    record(plans, DropGenSettings())
     assert plans["plans_name"] == "x"
     assert plans["nnunet_dg"]["other"] == {}
 
@@ -43,7 +43,7 @@ def test_recording_keeps_what_else_is_in_the_plans():
     ("section", "message"),
     [
         ({"dropgen": {"prob": 1}}, "Unknown setting .*'prob'.* Accepted are extractor, layer"),
-        ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 0\.99\].*got 2'),
+        ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 0\.99\]; got 2'),
         ({"p": 0.5}, r'plans\["nnunet_dg"\] knows dropgen, sgcg, tinymig; got \'p\'.* below their method'),
         ({"dropgen": 0.5}, r'must look like \{"dropgen": \{setting: value\}\}'),
         ([], r'must look like \{"dropgen": \{setting: value\}\}; got \[\]'),
@@ -51,7 +51,7 @@ def test_recording_keeps_what_else_is_in_the_plans():
 )
 def test_mistakes_are_named(section, message):
     with pytest.raises(ValueError, match=message):
-        resolve({"nnunet_dg": section}, "dropgen", DropGenSettings())
+        resolve({"nnunet_dg": section}, DropGenSettings())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_mistakes_are_named(section, message):
 )
 def test_a_name_that_is_close_to_an_accepted_one_is_suggested(section, suggested):
     with pytest.raises(SettingsError, match=f"Did you mean '{suggested}'\\?"):
-        resolve({"nnunet_dg": section}, "dropgen", DropGenSettings())
+        resolve({"nnunet_dg": section}, DropGenSettings())
 
 
 ALL_SETTINGS = {"dropgen": DropGenSettings(), "sgcg": SgCGSettings(), "tinymig": TinyMIGSettings()}
@@ -77,14 +77,14 @@ EVERY_SETTING = [(method, field.name) for method, settings in ALL_SETTINGS.items
 )
 def test_numbers_that_nothing_can_compute_with_are_refused_by_name(method, name, value):
     with pytest.raises(SettingsError, match=f"{method}.*{name}"):
-        resolve({"nnunet_dg": {method: {name: value}}}, method, ALL_SETTINGS[method])
+        resolve({"nnunet_dg": {method: {name: value}}}, ALL_SETTINGS[method])
 
 
 @pytest.mark.parametrize(("method", "name"), EVERY_SETTING)
 def test_values_of_any_type_are_taken_or_refused_by_name(method, name):
     for value in (True, None, 0, -1, 0.5, "", "x", [], [[]], {}, {"a": [None]}, ["x", 1]):
         with suppress(SettingsError):
-            settings = resolve({"nnunet_dg": {method: {name: value}}}, method, ALL_SETTINGS[method])
+            settings = resolve({"nnunet_dg": {method: {name: value}}}, ALL_SETTINGS[method])
             assert isinstance(settings, type(ALL_SETTINGS[method]))
 
 
@@ -136,7 +136,7 @@ def test_a_model_folder_is_needed_by_a_new_training_alone(tmp_path):
     given = DropGenSettings(extractor="nnunet", weights=str(tmp_path / "model"))
     completed = given.completed()
     assert completed.architecture["input_channels"] == 1
-    assert resolve({"nnunet_dg": {"dropgen": json.loads(json.dumps(asdict(completed)))}}, "dropgen", given) == completed
+    assert resolve({"nnunet_dg": {"dropgen": json.loads(json.dumps(asdict(completed)))}}, given) == completed
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     assert completed.completed() == completed
     assert given.completed(completed) == completed
@@ -151,16 +151,16 @@ def test_a_model_folder_is_needed_by_a_new_training_alone(tmp_path):
 def test_a_record_from_before_normalize_existed_keeps_its_meaning_and_a_new_training_is_refused_beside_it():
     older = asdict(DropGenSettings(extractor="anatomix-dev", weights="dev.pth"))
     del older["normalize"]
-    then = resolve({"nnunet_dg": {"dropgen": older}}, "dropgen", DropGenSettings())
+    then = resolve({"nnunet_dg": {"dropgen": older}}, DropGenSettings())
     assert then.normalize == "instance"
     plans = {"nnunet_dg": {"dropgen": {"extractor": "anatomix-dev", "weights": "dev.pth"}}}
-    now = resolve(plans, "dropgen", DropGenSettings()).completed()
+    now = resolve(plans, DropGenSettings()).completed()
     with pytest.raises(ValueError, match="normalize was 'instance' and is 'voxelwise'"):
         refuse_other_settings(now, then)
     plans["nnunet_dg"]["dropgen"]["normalize"] = "instance"
-    refuse_other_settings(resolve(plans, "dropgen", DropGenSettings()).completed(), then)
+    refuse_other_settings(resolve(plans, DropGenSettings()).completed(), then)
     anatomix = asdict(DropGenSettings())
     del anatomix["normalize"]
     refuse_other_settings(
-        DropGenSettings().completed(), resolve({"nnunet_dg": {"dropgen": anatomix}}, "dropgen", DropGenSettings())
+        DropGenSettings().completed(), resolve({"nnunet_dg": {"dropgen": anatomix}}, DropGenSettings())
     )

@@ -8,10 +8,12 @@ from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from on_noise import CASES, batch, initialized, plans
 
-from nnunet_dg.divergence import symmetric_kl
 from nnunet_dg.errors import DataError
+from nnunet_dg.hooks import Tap
+from nnunet_dg.method import Batch
 from nnunet_dg.sgcg import ClassContrast, random_amplitude_mixup, restoration_loss
-from nnunet_dg.training.taps import tap_encoder, tap_penultimate
+from nnunet_dg.tensors import symmetric_kl
+from nnunet_dg.training.train_step import loss_terms, on_device
 
 MODULES = {"contrast", "restoration"}
 TERMS = {"segmentation", "segmentation_mixed", "consistency", "restoration", "contrast"}
@@ -43,7 +45,7 @@ def test_every_term_is_what_it_is_called(make):
     step, seen = batch(trainer), []
     data, target, domains = step["data"], step["target"], torch.tensor([0, 1])
     trainer.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    terms = trainer.loss_terms(data, target, step["keys"])
+    terms = loss_terms(trainer, on_device(trainer, step))
     image, mixed = seen
     assert torch.equal(image, data)
     for i in range(2):  # the only sample of the other domain is the partner, the ratio one of ten
@@ -53,12 +55,13 @@ def test_every_term_is_what_it_is_called(make):
         ]
         assert any(torch.allclose(mixed[i], candidate, atol=1e-5) for candidate in candidates)
 
-    penultimate, bottleneck = tap_penultimate(trainer.network), tap_encoder(trainer.network, -1)
+    penultimate = Tap(trainer.network.decoder.seg_layers[-1], "input")
+    bottleneck = Tap(trainer.network.encoder.stages[-1], "output")
     output, features = trainer.network(image), [penultimate.take()]
     bottleneck.take()
     mixed_output = trainer.network(mixed)
     features.append(penultimate.take())
-    restored = trainer.auxiliary["restoration"](bottleneck.take(), domains)
+    restored = trainer.auxiliary["sgcg"].restoration(bottleneck.take(), domains)
     expected = {
         "segmentation": trainer.loss(output, target),
         "segmentation_mixed": trainer.loss(mixed_output, target),
@@ -91,21 +94,21 @@ def test_restoration_counts_the_domains_that_are_trained_on(make, tmp_path):
 
 
 def test_a_contrast_that_never_counts_is_said(make, capsys):
-    make(start_epoch=998).log_contrast_schedule()  # of 1000
+    make(start_epoch=998).auxiliary["sgcg"].prepare()  # of 1000
     assert "WARNING" not in capsys.readouterr().out
-    make(start_epoch=999).log_contrast_schedule()
+    make(start_epoch=999).auxiliary["sgcg"].prepare()
     assert "the training has 1000 epochs, so the contrast never counts" in capsys.readouterr().out
 
 
 def counts(trainer):
-    return trainer.auxiliary["contrast"].statistics.count.tolist()
+    return trainer.auxiliary["sgcg"].contrast.statistics.count.tolist()
 
 
 @pytest.mark.parametrize("mixup", [True, False])
 def test_one_epoch_collects_statistics_before_the_contrast_counts(make, mixup):
     """Before it nothing is computed, and what may be there is forgotten as it begins."""
     trainer = make(start_epoch=3, amplitude_mixup=mixup, voxels_per_class=100)
-    trainer.auxiliary["contrast"].statistics.count += 7
+    trainer.auxiliary["sgcg"].contrast.statistics.count += 7
     seen = []
     for epoch in (2, 3, 4):
         trainer.current_epoch = epoch
@@ -122,7 +125,7 @@ def test_one_epoch_collects_statistics_before_the_contrast_counts(make, mixup):
 def test_a_term_of_weight_zero_is_not_computed_and_is_logged_as_zero(make):
     trainer = make(contrast=0, consistency=0)
     data = batch(trainer)
-    assert "consistency" not in trainer.loss_terms(data["data"], data["target"], data["keys"])
+    assert "consistency" not in loss_terms(trainer, on_device(trainer, data))
     result = trainer.train_step(data)
     assert result["consistency"] == 0
     trainer.on_train_epoch_end([result, trainer.train_step(data)])
@@ -131,18 +134,18 @@ def test_a_term_of_weight_zero_is_not_computed_and_is_logged_as_zero(make):
 
 def test_statistics_are_collected_after_a_fifth_of_the_training_or_at_once_with_pretrained_weights(make, tmp_path):
     trainer = make()
-    assert trainer.start_epoch == 200  # of nnU-Net's thousand
+    assert trainer.auxiliary["sgcg"].statistics_epoch == 200  # of nnU-Net's thousand
     trainer.num_epochs = 4
-    assert trainer.start_epoch == 0
+    assert trainer.auxiliary["sgcg"].statistics_epoch == 0
     checkpoint = tmp_path / "pretrained.pth"
     trainer.save_checkpoint(str(checkpoint))
 
     pretrained = make(epoch=0)
     load_pretrained_weights(pretrained.network, str(checkpoint))
-    assert pretrained.start_epoch == 0
+    assert pretrained.auxiliary["sgcg"].statistics_epoch == 0
     fixed = make(epoch=0, start_epoch=5)
     load_pretrained_weights(fixed.network, str(checkpoint))
-    assert fixed.start_epoch == 5
+    assert fixed.auxiliary["sgcg"].statistics_epoch == 5
 
 
 @pytest.mark.parametrize("start", [0, 200])
@@ -156,7 +159,7 @@ def test_a_training_that_goes_on_knows_whether_it_began_with_pretrained_weights(
     trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
     resumed = make(epoch=0)
     resumed.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
-    assert (resumed.start_epoch, resumed.current_epoch) == (start, start + 1)
+    assert (resumed.auxiliary["sgcg"].statistics_epoch, resumed.current_epoch) == (start, start + 1)
     for name, value in trainer.auxiliary.state_dict().items():
         assert torch.equal(value, resumed.auxiliary.state_dict()[name])
     assert sum(counts(resumed)) > 0
@@ -196,14 +199,14 @@ def test_what_is_switched_off_is_not_there(make, settings, terms, modules):
     trainer = make(**settings)
     result = trainer.train_step(batch(trainer))
     assert set(result) == {"loss", *terms}
-    assert set(trainer.auxiliary) == modules
+    assert {name for name, _ in trainer.auxiliary["sgcg"].named_children()} == modules
     assert all(torch.isfinite(torch.tensor(float(value))) for value in result.values())
 
 
 def test_channels_of_a_cascades_previous_stage_are_not_mixed(make):
     trainer = make()
     data = torch.randn(2, 3, 16, 16, 16)
-    mixed = trainer.mix(data, torch.tensor([0, 1]), 0.1)
+    mixed = trainer.auxiliary["sgcg"].mix(Batch(data, data, ("", ""), 1), torch.tensor([0, 1])).data
     assert torch.equal(mixed[:, 1:], data[:, 1:])
     assert not torch.equal(mixed[:, :1], data[:, :1])
 
@@ -212,7 +215,7 @@ def test_the_twin_of_a_masked_image_is_zero_outside_the_mask_too(make):
     trainer = make(mask=True)
     data = 3 + torch.randn(2, 1, 16, 16, 16)
     data[:, :, :5] = 0
-    mixed = trainer.mix(data, torch.tensor([0, 1]), 0.1)
+    mixed = trainer.auxiliary["sgcg"].mix(Batch(data, data, ("", ""), 1), torch.tensor([0, 1])).data
     assert (mixed[:, :, :5] == 0).all()
     assert (mixed[:, :, 5:] != data[:, :, 5:]).float().mean() > 0.4
 
@@ -253,7 +256,7 @@ def test_a_training_goes_on_with_the_same_domains_alone(make):
     with pytest.raises(ValueError, match=r"trained with domains \['a', 'b'\], and now they are \['a', 'c'\]"):
         make(domains=("a", "c")).optimizer.load_state_dict(state)
     old = state["nnunet_dg_auxiliary"]
-    del old["conditions"]["form of SgCG"], old["pretrained"]
+    del old["conditions"]["sgcg"]["form of SgCG"], old["pretrained"]
     with pytest.raises(DataError, match=r"earlier version of nnunet-dg .* restoration weighed per domain"):
         make().optimizer.load_state_dict(state)
     del state["nnunet_dg_auxiliary"]

@@ -5,10 +5,12 @@ import torch
 from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
 from on_noise import batch, initialized, plans
 
+from nnunet_dg.hooks import Tap
+from nnunet_dg.outside import Outside
+from nnunet_dg.tensors import statistics
 from nnunet_dg.tinymig import cross_distribution_consistency
-from nnunet_dg.tinymig.modulation import statistics
 from nnunet_dg.tinymig.teachers import fingerprint
-from nnunet_dg.training.taps import tap_encoder
+from nnunet_dg.training.train_step import loss_terms, on_device
 
 TERMS = {"segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency"}
 BOTH = {"teaching", "alignment"}
@@ -27,7 +29,7 @@ def make(tmp_path, monkeypatch):
         torch.manual_seed(0)
         made = initialized(trainer, given, torch.device("cpu"))
         if load:
-            made.load_teacher()
+            made.prepare_training()
         return made
 
     return make
@@ -44,15 +46,15 @@ def test_every_term_is_what_it_is_called(make, monkeypatch):
         asked.append(reference)
         return given[len(asked) - 1]
 
-    monkeypatch.setattr("nnunet_dg.trainers.nnUNetTrainerTinyMIG.universal_statistics", universal_statistics)
+    monkeypatch.setattr("nnunet_dg.tinymig.training.universal_statistics", universal_statistics)
     stages = trainer.network.encoder.stages
     for stage in stages:
         stage.register_forward_hook(lambda _, __, output: first_styled.append(output))
-    terms = trainer.loss_terms(data, target, step["keys"])
+    terms = loss_terms(trainer, on_device(trainer, step))
     plain_pass, styled_pass = first_styled[:3], first_styled[3:]
     first_styled.clear()
 
-    reprogrammed, logits = trainer.auxiliary["teaching"](data)
+    reprogrammed, logits = trainer.auxiliary["tinymig"].teaching(data)
     for reference, mine in zip(asked, reprogrammed, strict=False):
         torch.testing.assert_close(reference, mine)
     for feature, (mean, std) in zip(styled_pass[:2], given, strict=True):  # stages 0 and 1 have what they were given
@@ -60,22 +62,22 @@ def test_every_term_is_what_it_is_called(make, monkeypatch):
         torch.testing.assert_close(own_mean, mean, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(own_std, std, atol=1e-4, rtol=1e-3)
 
-    taps = [tap_encoder(trainer.network, stage) for stage in range(3)]
+    taps = [Tap(stage, "output") for stage in stages]
     output = trainer.network(data)
     features = [tap.take() for tap in taps]
     for feature, seen in zip(features, plain_pass, strict=True):
         torch.testing.assert_close(feature, seen)
-    for modulation, pair in zip(trainer.modulations, given, strict=True):
-        modulation.begin(pair)
-    styled = trainer.network(data)
-    for modulation in trainer.modulations:
-        modulation.end()
+    method = trainer.auxiliary["tinymig"]
+    with method.changes[0], method.changes[1]:
+        for style, pair in zip(method.styles, given, strict=True):
+            style.begin(pair)
+        styled = trainer.network(data)
     torch.testing.assert_close(trainer.network(data), output)
     expected = {
         "segmentation": trainer.loss(output, target),
         "segmentation_teacher": trainer.loss.loss(logits, target[0]),
         "segmentation_styled": trainer.loss(styled, target),
-        "alignment": trainer.auxiliary["alignment"](reprogrammed, features),
+        "alignment": trainer.auxiliary["tinymig"].alignment(reprogrammed, features),
         "consistency": cross_distribution_consistency(output[0], styled[0]),
     }
     assert terms.keys() == expected.keys()
@@ -115,13 +117,13 @@ def test_what_is_left_out_is_not_there_and_all_that_is_there_learns(make, settin
     trainer = make(**settings)
     result = trainer.train_step(batch(trainer))
     assert set(result) == {"loss", *terms}
-    assert set(trainer.auxiliary) == modules
+    assert {name for name, _ in trainer.auxiliary["tinymig"].named_children()} == modules
     assert all(torch.isfinite(torch.tensor(float(value))) for value in result.values())
     asked = [p for p in trainer.auxiliary.parameters() if p.requires_grad]
     assert not [n for n, p in trainer.auxiliary.named_parameters() if p.requires_grad and p.grad is None]
     assert bool(asked) == bool(terms & {"alignment", "segmentation_teacher"})
     if "alignment" in modules:
-        names = {name.split(".")[2] for name, _ in trainer.auxiliary["alignment"].named_parameters()}
+        names = {name.split(".")[2] for name, _ in trainer.auxiliary["tinymig"].alignment.named_parameters()}
         assert names == (
             {"amplitude_filter", "phase_filter", "refiner"} if len(settings.get("ablate", ())) < 3 else set()
         )
@@ -130,7 +132,7 @@ def test_what_is_left_out_is_not_there_and_all_that_is_there_learns(make, settin
 @pytest.mark.parametrize("masked", [False, True])
 def test_outside_a_mask_and_in_padding_the_teacher_sees_the_minimum(make, masked):
     trainer, shown = make(masked=masked), []
-    teacher = trainer.auxiliary["teaching"].teacher
+    teacher = trainer.auxiliary["tinymig"].teaching.teacher
     run = teacher.run
     teacher.run = lambda x: (shown.append(x), run(x))[1]
     step = batch(trainer)
@@ -143,9 +145,9 @@ def test_outside_a_mask_and_in_padding_the_teacher_sees_the_minimum(make, masked
 
 def test_without_a_mask_zeros_of_an_image_that_is_not_centered_stay_what_they_are(make):
     trainer = make()
-    trainer.outside = type(trainer.outside).nowhere(1)
+    trainer.student.outside = Outside.nowhere(1)
     seen = []
-    trainer.auxiliary["teaching"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.auxiliary["tinymig"].teaching.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     step = batch(trainer)
     step["data"][:, :, :4] = 0
     trainer.train_step(step)
@@ -157,7 +159,7 @@ def test_without_a_mask_zeros_of_an_image_that_is_not_centered_stay_what_they_ar
 def test_the_log_says_once_where_styles_need_more_samples(make, capsys, statistics, words, samples):
     trainer = make(samples=samples, statistics=statistics, ablate=["lra", "co_training"])
     capsys.readouterr()
-    trainer.note_idle_statistics()
+    trainer.auxiliary["tinymig"].note_idle_statistics()
     assert (words in capsys.readouterr().out) == (samples == 1)
 
 
@@ -172,7 +174,7 @@ def test_with_one_sample_a_step_earlier_ones_give_the_style(make, statistics):
 def test_the_log_has_the_gain_of_the_enhancement_in_every_epoch(make, capsys):
     trainer = make()
     trainer.train_step(batch(trainer))
-    gain = trainer.auxiliary["alignment"].take_gain()
+    gain = trainer.auxiliary["tinymig"].alignment.take_gain()
     assert 0.05 < gain < 1  # filters begin at sigmoid(1), weights of channels at about a half
     outputs = [trainer.train_step(batch(trainer))]
     capsys.readouterr()
@@ -183,16 +185,16 @@ def test_the_log_has_the_gain_of_the_enhancement_in_every_epoch(make, capsys):
 @pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
 def test_other_statistics_are_the_students_own(make, monkeypatch, statistics):
     trainer = make(statistics=statistics)
-    ask = "nnunet_dg.trainers.nnUNetTrainerTinyMIG.universal_statistics"
+    ask = "nnunet_dg.tinymig.training.universal_statistics"
     monkeypatch.setattr(ask, lambda reference: pytest.fail("the teacher was asked"))
     step = batch(trainer)
-    terms = trainer.loss_terms(step["data"], step["target"], step["keys"])
+    terms = loss_terms(trainer, on_device(trainer, step))
     assert terms["consistency"] > 0
 
 
 def test_the_teacher_stays_what_it_was_and_everything_else_learns(make):
     trainer = make()
-    teacher = trainer.auxiliary["teaching"].teacher
+    teacher = trainer.auxiliary["tinymig"].teaching.teacher
     before = fingerprint(teacher.frozen)
     start = {k: v.clone() for k, v in trainer.auxiliary.state_dict().items()}
     optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
@@ -208,17 +210,19 @@ def test_the_teacher_stays_what_it_was_and_everything_else_learns(make):
     still = [k for k in after if torch.equal(after[k], start[k])]
     assert not [k for k in still if not k.endswith(("fingerprint", "revision", "bias"))]
     for part in ("teacher.adapters", "reprogramming", "decoder"):
-        assert any(k.startswith(f"teaching.{part}") and k not in still for k in after)
+        assert any(k.startswith(f"tinymig.teaching.{part}") and k not in still for k in after)
 
 
 def test_channels_of_a_cascades_previous_stage_are_not_shown_to_the_teacher(make):
     trainer = make()
     seen = []
-    trainer.auxiliary["teaching"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.auxiliary["tinymig"].teaching.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     step = batch(trainer)
     trainer.network.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))  # takes any number of channels
-    trainer.loss_terms(torch.cat([step["data"], torch.ones_like(step["data"])], 1), step["target"], step["keys"])
-    assert torch.equal(seen[0], step["data"])
+    data = step["data"]
+    step["data"] = torch.cat([data, torch.ones_like(data)], 1)
+    loss_terms(trainer, on_device(trainer, step))
+    assert torch.equal(seen[0], data)
 
 
 def test_a_training_cannot_begin_without_the_teachers_weights(make):
@@ -231,12 +235,12 @@ def test_a_training_goes_on_with_the_same_settings_and_teacher(make):
     state = make().optimizer.state_dict()
     again = make(load=False)
     again.optimizer.load_state_dict(state)
-    again.load_teacher()
-    state["nnunet_dg_auxiliary"]["modules"]["teaching"]["teacher.fingerprint"] += 1
+    again.prepare_training()
+    state["nnunet_dg_auxiliary"]["modules"]["tinymig"]["teaching.teacher.fingerprint"] += 1
     other = make(load=False)
     other.optimizer.load_state_dict(state)
     with pytest.raises(ValueError, match="trained with other weights of teacher 'anatomix'"):
-        other.load_teacher()
+        other.prepare_training()
 
 
 def test_the_papers_optimiser_is_adamw_with_a_polynomial_decay(make):

@@ -25,7 +25,7 @@ from torch import nn
 from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
 from nnunet_dg.sgcg import SgCGSettings
 from nnunet_dg.tinymig import TinyMIGSettings
-from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS
+from nnunet_dg.tinymig.teachers import DEFAULT_TEACHERS
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,16 @@ from nnunet_dg.tinymig.settings import DEFAULT_TEACHERS
     ],
 )
 def test_a_released_name_keeps_its_meaning(trainer, settings):
-    assert trainer.dropgen == settings
+    assert trainer.methods == (settings,)
 
 
 @pytest.mark.parametrize("trainer", [nnUNetTrainerSgCG, nnUNetTrainerDropGenSgCG])
 def test_a_released_name_of_sgcg_keeps_its_meaning(trainer):
-    assert trainer.sgcg == SgCGSettings(
+    assert trainer.methods[-1] == SgCGSettings(
         contrast=0.1, temperature=0.1, voxels_per_class=4096, start_epoch=None, memory=250, max_count=None,
         amplitude_mixup=True, half_width=0.1, consistency=0.5, restoration=0.1, balanced_batches=True,
     )  # fmt: skip
-    assert getattr(trainer, "dropgen", None) == (DropGenSettings() if trainer is nnUNetTrainerDropGenSgCG else None)
+    assert trainer.methods[:-1] == ((DropGenSettings(),) if trainer is nnUNetTrainerDropGenSgCG else ())
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_a_released_name_of_sgcg_keeps_its_meaning(trainer):
     ],
 )
 def test_a_released_name_of_tinymig_keeps_its_meaning(trainer, teacher):
-    assert trainer.tinymig == TinyMIGSettings(
+    assert trainer.methods[-1] == TinyMIGSettings(
         teacher=teacher, weights=None, teacher_scaling=None, adapter_width=None, alignment_scale="free",
         loss_weights=(1, 1, 0.5, 0.5, 0.5), statistics="ufdm", divergence="kl", ablate=(),
     )  # fmt: skip
     assert DEFAULT_TEACHERS == {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
-    assert getattr(trainer, "dropgen", None) == (DropGenSettings() if trainer is nnUNetTrainerDropGenTinyMIG else None)
+    assert trainer.methods[:-1] == ((DropGenSettings(),) if trainer is nnUNetTrainerDropGenTinyMIG else ())
 
 
 @pytest.mark.parametrize(("image_channels", "previous_stage"), [(1, 0), (4, 0), (1, 2), (2, 3)])

@@ -6,9 +6,9 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen
 from on_noise import plans
 from plain_anatomix import random_weights
 
+from nnunet_dg.dropgen.network import load_extractor
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors import weights as room
-from nnunet_dg.training.load_extractor import load_extractor
 
 
 @pytest.fixture

@@ -5,9 +5,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import plans
 from torch import nn
 
+from nnunet_dg.hooks import Change, Tap
+from nnunet_dg.step import stage_grids
+from nnunet_dg.tensors import statistics
 from nnunet_dg.tinymig import OWN_STATISTICS, OwnStatistics, modulate
-from nnunet_dg.tinymig.modulation import statistics
-from nnunet_dg.training.taps import Modulation, planned_network, stage_grids, tap_encoder, tap_penultimate
+from nnunet_dg.tinymig.style import Style
+from nnunet_dg.training.student import planned_network
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 
@@ -21,6 +24,14 @@ def built(trainer=nnUNetTrainer, residual=False, deep_supervision=True):
         architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
     torch.manual_seed(0)
     return trainer.build_network_architecture(manager, configuration, 1, 3, deep_supervision).train()
+
+
+def tap_encoder(network, stage):
+    return Tap(planned_network(network).encoder.stages[stage], "output")
+
+
+def tap_penultimate(network):
+    return Tap(planned_network(network).decoder.seg_layers[-1], "input")
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -65,12 +76,13 @@ def test_other_networks_are_refused_by_name():
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("own", [None, OwnStatistics(lambda x, earlier: (x.mean((2, 3, 4)) + 1, x.std((2, 3, 4)) * 2))])
-def test_a_modulation_changes_what_later_layers_see_between_begin_and_end(compiled, own):
+def test_a_change_is_what_later_layers_see_inside_its_block(compiled, own):
     network = built()
     keys = list(network.state_dict())
     run = torch.compile(network, backend="aot_eager") if compiled else network
     tap = tap_encoder(run, 0)
-    modulation = Modulation(network.encoder.stages[0], own)
+    style = Style(own)
+    change = Change(network.encoder.stages[0], style)
     after = tap_encoder(run, 0)
     x = torch.rand(2, 1, 16, 16, 16)
     compilations = []
@@ -79,9 +91,10 @@ def test_a_modulation_changes_what_later_layers_see_between_begin_and_end(compil
         feature = tap.take()
         torch.testing.assert_close(after.take(), feature)
         given = own.draw(feature, None) if own else (torch.full((2, 32), float(step)), torch.full((2, 32), step + 2.0))
-        modulation.begin(None if own else given)
-        styled = run(x)[0]
-        modulation.end()
+        style.begin(None if own else given)
+        with change:
+            styled = run(x)[0]
+        style.end()
         torch.testing.assert_close(after.take(), modulate(feature, *given), atol=1e-4, rtol=1e-4)
         assert not torch.allclose(styled, plain)
         torch.testing.assert_close(run(x)[0], plain)
@@ -95,13 +108,15 @@ def test_a_single_samples_partner_is_one_of_the_eight_before_it(compiled):
     network = built()
     run = torch.compile(network, backend="aot_eager") if compiled else network
     tap = tap_encoder(run, 0)
-    modulation = Modulation(network.encoder.stages[0], OWN_STATISTICS["crossnorm"])
+    style = Style(OWN_STATISTICS["crossnorm"])
+    change = Change(network.encoder.stages[0], style)
     after = tap_encoder(run, 0)
     earlier, graphs = [], []
     for step in range(12):
-        modulation.begin()
-        run((1 + step) * torch.rand(1, 1, 16, 16, 16) ** (1 + step))
-        modulation.end()
+        style.begin()
+        with change:
+            run((1 + step) * torch.rand(1, 1, 16, 16, 16) ** (1 + step))
+        style.end()
         own, styled = tap.take(), after.take()
         if step == 0:
             torch.testing.assert_close(styled, own, atol=1e-4, rtol=1e-4)
@@ -115,11 +130,33 @@ def test_a_single_samples_partner_is_one_of_the_eight_before_it(compiled):
     assert graphs[1] == graphs[-1]  # other partners are no reason to compile again
 
 
-def test_a_modulation_that_was_told_nothing_says_so():
+def test_a_style_without_statistics_says_so():
     network = built()
-    Modulation(network.encoder.stages[0]).begin()
-    with pytest.raises(RuntimeError, match="No statistics"):
+    with Change(network.encoder.stages[0], Style()), pytest.raises(RuntimeError, match="No statistics"):
         network(torch.rand(1, 1, 16, 16, 16))
+
+
+def test_a_change_is_off_after_an_exception_and_in_eval_mode():
+    network, x = built(), torch.rand(1, 1, 16, 16, 16)
+    change = Change(network.encoder.stages[0], lambda feature: 2 * feature)
+    plain, evaluated = network(x)[0], network.eval()(x)[0]
+    with pytest.raises(ZeroDivisionError), change:
+        1 / 0  # noqa: B018
+    torch.testing.assert_close(network.train()(x)[0], plain, rtol=0, atol=0)
+    with change:
+        assert not torch.equal(network(x)[0], plain)
+        torch.testing.assert_close(network.eval()(x)[0], evaluated, rtol=0, atol=0)
+
+
+def test_a_change_that_is_always_on_stays_on_after_a_block():
+    network, x = built(), torch.rand(1, 1, 16, 16, 16)
+    plain = network(x)[0]
+    change = Change(network.encoder.stages[0], lambda feature: 2 * feature, always=True)
+    changed = network(x)[0]
+    with change:
+        pass
+    assert not torch.equal(changed, plain)
+    torch.testing.assert_close(network(x)[0], changed, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

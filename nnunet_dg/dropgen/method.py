@@ -1,30 +1,30 @@
-"""What can be set about DropGen, and what is accepted."""
+"""DropGen as a method: its settings, the network around the planned one, and the weights of its extractor."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from nnunet_dg.dropgen.dropout import check_probability
-from nnunet_dg.errors import SettingsError
+from torch import nn
+
+from nnunet_dg.dropgen.dropout import LARGEST_P
+from nnunet_dg.dropgen.network import DropGenNetwork, build_dropgen_network, load_extractor
+from nnunet_dg.errors import DimensionError, SettingsError
 from nnunet_dg.extractors import EXTRACTORS, default_normalization, with_architecture
 from nnunet_dg.extractors.base import NORMALIZATIONS, SCALINGS
+from nnunet_dg.method import Inputs, Method, Paper, choice, found, probability, text
 
-CHOICES = {
-    "extractor": EXTRACTORS,
-    "layer": ("penultimate", "final"),
-    "extractor_scaling": tuple(SCALINGS),
-    "normalize": (None, *NORMALIZATIONS),
-    "combine": ("concat", "mean"),
-    "inputs": ("image+features", "features", "image"),
-    "masking": ("channel", "structured"),
-    "image_scaling": ("none", "minmax"),
-}
+OTHER_EXTRACTORS = tuple(name for name in EXTRACTORS if name != "anatomix")
 
 
 @dataclass(frozen=True)
-class DropGenSettings:
-    """Settings of DropGen. The defaults are the paper's method on nnU-Net's own normalization.
+class DropGen(Method):
+    """DropGen: frozen, contrast-stable features next to the image, and channel dropout over both.
+
+    S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and
+    How to Fix It, 2026, https://arxiv.org/abs/2604.02564, section 3.1. The defaults are the paper's method on nnU-Net's
+    own normalization.
 
     Attributes:
         extractor: the frozen feature extractor, by name: ``"anatomix"`` (published as anatomix.pth), ``"anatomix-dev"``
@@ -48,39 +48,59 @@ class DropGenSettings:
         SettingsError: a value that is not accepted, by name.
     """
 
-    extractor: str = "anatomix"
-    layer: str = "penultimate"
-    weights: str | None = None
-    extractor_scaling: str = "minmax"
-    architecture: dict[str, Any] | None = None
-    combine: str = "concat"
-    inputs: str = "image+features"
-    masking: str = "channel"
-    p: float = 0.5
-    image_scaling: str = "none"
-    normalize: str | None = None
+    key: ClassVar[str] = "dropgen"
+    slot: ClassVar[str] = "network"
+    changes_network: ClassVar[bool] = True
+    memory_settings: ClassVar[tuple[str, ...]] = ("extractor", "layer", "combine", "inputs")
+    paper: ClassVar[Paper] = Paper(
+        "Why Invariance is Not Enough for Biomedical Domain Generalization and How to Fix It",
+        "Sebo Diaz, Polina Golland, Elfar Adalsteinsson, Neel Dey",
+        "arXiv 2604.02564",
+        2026,
+        "https://arxiv.org/abs/2604.02564",
+    )
 
-    def __post_init__(self) -> None:
-        check_probability(self.p)
-        for name, accepted in CHOICES.items():
-            if getattr(self, name) not in accepted:
-                names = ", ".join("null" if value is None else value for value in accepted)
-                raise SettingsError(f"{name} must be one of {names}; got {getattr(self, name)!r}.")
-        if self.weights is not None and not _is_path(self.weights):
-            raise SettingsError(
-                f"weights must be the path of a file, or for extractor 'nnunet' of a model folder, or null; "
-                f"got {self.weights!r}."
-            )
-        if self.architecture is not None and not isinstance(self.architecture, dict):
-            raise SettingsError(
-                f"architecture is read from the model folder: leave it unset; got {self.architecture!r}."
-            )
+    extractor: str = choice("anatomix", *OTHER_EXTRACTORS)
+    layer: str = choice("penultimate", "final")
+    weights: str | None = text(None, "the path of a file, or for extractor 'nnunet' of a model folder, or null")
+    extractor_scaling: str = choice(*SCALINGS)
+    architecture: dict[str, Any] | None = found("it is read from the model folder")  # noqa: RUF009
+    combine: str = choice("concat", "mean")
+    inputs: str = choice("image+features", "features", "image")
+    masking: str = choice("channel", "structured")
+    p: float = probability(0.5, LARGEST_P)
+    image_scaling: str = choice("none", "minmax")
+    normalize: str | None = choice(None, *NORMALIZATIONS)
+
+    def check(self) -> None:
+        """Refuse settings that do not fit the extractor."""
         if self.extractor == "mind" and (self.weights is not None or self.layer != "penultimate"):
             raise SettingsError("extractor 'mind' has neither weights nor layers: leave weights and layer unset.")
         if self.extractor == "nnunet" and self.layer != "penultimate":
             raise SettingsError("extractor 'nnunet' has no layers: leave layer unset.")
 
-    def completed(self, earlier: DropGenSettings | None = None) -> DropGenSettings:
+    def build_network(self, build: Callable[[int], nn.Module], inputs: Inputs) -> DropGenNetwork:
+        """The planned network, which sees the image and its features; the extractor is still without weights."""
+        try:
+            return build_dropgen_network(
+                self, build, inputs.channels, inputs.image_channels, inputs.patch_size, inputs.outside
+            )
+        except DimensionError as error:
+            raise DimensionError(
+                f'{error} Use -tr nnUNetTrainerDropGen_MIND, and no extractor in plans["nnunet_dg"]["dropgen"].'
+            ) from error
+
+    def prepare_network(self, network: nn.Module, log: Callable[[str], None]) -> None:
+        """Fetch, verify and load the extractor's weights, unless a checkpoint has brought them; log which.
+
+        Raises:
+            WeightsError: They are missing and cannot be fetched, or are not what they should be.
+        """
+        for module in network.modules():
+            if isinstance(module, DropGenNetwork):
+                load_extractor(module, log)
+
+    def completed(self, earlier: DropGen | None = None) -> DropGen:
         """With what the extractor decides: how features are normalized, and the architecture of its model folder.
 
         See `default_normalization` and `with_architecture`.
@@ -109,7 +129,3 @@ class DropGenSettings:
     def sees_features(self) -> bool:
         """Whether the network sees features."""
         return self.inputs in ("image+features", "features")
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value

@@ -1,29 +1,36 @@
-"""What can be set about TinyMIG, and what is accepted."""
+"""TinyMIG as a method: its settings and its training module."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.extractors import with_architecture
 from nnunet_dg.extractors.base import SCALINGS
+from nnunet_dg.method import Method, Paper, Student, choice, found, number, numbers, subset, text
 from nnunet_dg.tinymig.alignment import SCALES
 from nnunet_dg.tinymig.consistency import DIVERGENCES
 from nnunet_dg.tinymig.modulation import OWN_STATISTICS
+from nnunet_dg.tinymig.training import TinyMIGTraining
 
 TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency")  # l1 ... l5
 ABLATIONS = ("ufdm", "cdc", "lra", "amplitude", "phase", "channel_refiner", "co_training")
 STATISTICS = ("ufdm", *OWN_STATISTICS)
 TEACHER_SCALINGS = (*SCALINGS, "timm")
-CHOICES = {"statistics": STATISTICS, "divergence": tuple(DIVERGENCES), "alignment_scale": SCALES}
-MOST_WIDTH, MOST_WEIGHT = 4096, 1e6
-DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
+MOST_WIDTH = 4096
 
 
 @dataclass(frozen=True)
-class TinyMIGSettings:
-    """Settings of TinyMIG (ICML 2025). The defaults are the method as published, except `alignment_scale`.
+class TinyMIG(Method):
+    """TinyMIG: a foundation model teaches the planned network, which is what is deployed.
+
+    C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision
+    Foundation Models to Single-Domain Medical Imaging, ICML 2025, PMLR 267, https://proceedings.mlr.press/v267. Five
+    loss terms in place of nnU-Net's loss: labels for the teacher, for the student and for the student in the teacher's
+    style, alignment of their content (LRA), and consistency between both passes (CDC). The teacher stays frozen,
+    adapters in it train. Voxels outside a mask and padding are shown to it at the minimum of the patch, see
+    `nnunet_dg.outside`. The defaults are the method as published, except `alignment_scale`.
 
     Attributes:
         teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension), or a ViT of timm by
@@ -48,22 +55,29 @@ class TinyMIGSettings:
         SettingsError: A value that is not accepted, by name.
     """
 
-    teacher: str | None = None
-    weights: str | None = None
-    teacher_scaling: str | None = None
-    architecture: dict[str, Any] | None = None
-    adapter_width: int | None = None
-    loss_weights: tuple[float, ...] = (1.0, 1.0, 0.5, 0.5, 0.5)
-    statistics: str = "ufdm"
-    divergence: str = "kl"
-    alignment_scale: str = "free"
-    ablate: tuple[str, ...] = ()
+    key: ClassVar[str] = "tinymig"
+    slot: ClassVar[str] = "distillation"
+    paper: ClassVar[Paper] = Paper(
+        "TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging",
+        "Chuang Liu, Hongyan Xu, Yichao Cao, Xiu Su, Zhe Qu, Tianfa Li, Shan An, Haogang Zhu",
+        "Proceedings of the 42nd International Conference on Machine Learning, PMLR 267",
+        2025,
+        "https://proceedings.mlr.press/v267",
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("teacher", "weights"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value.removeprefix("random:")):
-                raise SettingsError(f"{name} must be a name or a path, or null; got {value!r}.")
+    teacher: str | None = text(None, "a name or a path, or null", lambda value: value.removeprefix("random:") != "")
+    weights: str | None = text(None, "a name or a path, or null")
+    teacher_scaling: str | None = choice(None, *TEACHER_SCALINGS)
+    architecture: dict[str, Any] | None = found("it is read from the model folder")  # noqa: RUF009
+    adapter_width: int | None = number(None, 1, MOST_WIDTH, whole=True, null=True)
+    loss_weights: tuple[float, ...] = numbers((1.0, 1.0, 0.5, 0.5, 0.5), TERMS, "to leave one out, ablate its part")
+    statistics: str = choice(*STATISTICS)
+    divergence: str = choice(*DIVERGENCES)
+    alignment_scale: str = choice(*SCALES)
+    ablate: tuple[str, ...] = subset(*ABLATIONS)
+
+    def check(self) -> None:
+        """Refuse settings that do not fit a random teacher."""
         if self.teacher == "random:nnunet":
             raise SettingsError(
                 "teacher 'random:nnunet' has no architecture: set teacher to nnunet and weights to a folder."
@@ -72,43 +86,10 @@ class TinyMIGSettings:
             raise SettingsError(
                 f"teacher {self.teacher!r} has random weights: leave weights unset; got {self.weights!r}."
             )
-        if self.architecture is not None and not isinstance(self.architecture, dict):
-            raise SettingsError(
-                f"architecture is read from the model folder: leave it unset; got {self.architecture!r}."
-            )
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise SettingsError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
-        self._check_adapters_and_scaling()
-        self._check_loss_weights()
-        self._check_ablate()
 
-    def _check_adapters_and_scaling(self) -> None:
-        width, scaling = self.adapter_width, self.teacher_scaling
-        whole = isinstance(width, int) and not isinstance(width, bool)
-        if width is not None and not (whole and 1 <= width <= MOST_WIDTH):
-            raise SettingsError(f"adapter_width must be a whole number from 1 to {MOST_WIDTH}, or null; got {width!r}.")
-        if scaling is not None and scaling not in TEACHER_SCALINGS:
-            accepted = ", ".join(TEACHER_SCALINGS)
-            raise SettingsError(f"teacher_scaling must be one of {accepted}, or null; got {scaling!r}.")
-
-    def _check_loss_weights(self) -> None:
-        given = self.loss_weights
-        numbers = isinstance(given, (list, tuple)) and all(
-            isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w <= MOST_WEIGHT for w in given
-        )
-        if not numbers or len(given) != len(TERMS):
-            raise SettingsError(
-                f"loss_weights must be {len(TERMS)} positive numbers, of {', '.join(TERMS)}, each at most "
-                f"{MOST_WEIGHT:g}; got {given!r}. To leave one out, ablate its part."
-            )
-        object.__setattr__(self, "loss_weights", tuple(float(w) for w in given))  # JSON has no tuples
-
-    def _check_ablate(self) -> None:
-        given = self.ablate
-        if not isinstance(given, (list, tuple)) or any(part not in ABLATIONS for part in given):
-            raise SettingsError(f"ablate must be a list of {', '.join(ABLATIONS)}; got {given!r}.")
-        object.__setattr__(self, "ablate", tuple(sorted(set(given))))
+    def training_module(self, student: Student) -> TinyMIGTraining:
+        """Teacher, reprogramming, its decoder, and the alignment."""
+        return TinyMIGTraining(self, student)
 
     @property
     def random(self) -> bool:
@@ -132,6 +113,6 @@ class TinyMIGSettings:
         weights = zip(TERMS, self.loss_weights, strict=True)
         return {term: weight for term, weight in weights if term not in part_of or self.uses(part_of[term])}
 
-    def completed(self, earlier: TinyMIGSettings | None = None) -> TinyMIGSettings:
+    def completed(self, earlier: TinyMIG | None = None) -> TinyMIG:
         """With the architecture of the teacher's model folder, see `with_architecture`."""
         return with_architecture(self, self.teacher or "", earlier)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nnunet_dg.divergence import symmetric_kl
+from nnunet_dg.tensors import symmetric_kl
 
 
 def test_by_hand():

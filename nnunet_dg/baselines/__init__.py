@@ -1,0 +1,1 @@
+"""Published baselines that the papers compare with, one page each."""

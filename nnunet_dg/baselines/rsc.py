@@ -1,0 +1,113 @@
+"""RSC: the features that help most are muted, so that the network learns to do without them.
+
+Z. Huang, H. Wang, E. P. Xing, D. Huang, Self-Challenging Improves Cross-Domain Generalization, ECCV 2020,
+https://arxiv.org/abs/2007.02454.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunet_dg.method import Method, Paper, Step, Student, TrainingModule, choice, number, probability
+from nnunet_dg.tensors import wide
+
+
+def challenge_mask(feature: Tensor, gradient: Tensor, share: float, unit: str = "element") -> Tensor:
+    """Zero where a feature helps most, one elsewhere, per sample; exactly ``ceil(share * n)`` units are zero.
+
+    Args:
+        feature: ``(B, A, *spatial)``.
+        gradient: Gradient of the score of the truth with respect to the feature, the same shape. It is signed: large
+            positive values help.
+        share: Fraction of the units, in (0, 1).
+        unit: ``"element"``: the largest gradients. ``"channel"``: the channels with the largest mean gradient.
+            ``"spatial"``: the positions with the largest sum over channels of the feature times the channel's mean
+            gradient.
+
+    Returns:
+        ``(B, A, *spatial)`` or a shape that broadcasts to it, without gradient, in the dtype of the feature.
+
+    >>> gradient = torch.tensor([[[0.3, -2.0, 0.1, 0.9]]])
+    >>> challenge_mask(torch.ones(1, 1, 4), gradient, 0.25)
+    tensor([[[1., 1., 1., 0.]]])
+    """
+    z, g = wide(feature.detach()), wide(gradient.detach())
+    means = g.mean(tuple(range(2, g.ndim)), keepdim=True)
+    score = {"element": g, "channel": means, "spatial": (z * means).sum(1, keepdim=True)}[unit]
+    flat = score.flatten(1)
+    muted = flat.topk(math.ceil(share * flat.shape[1]), dim=1).indices
+    return torch.ones_like(flat).scatter_(1, muted, 0).reshape(score.shape).to(feature.dtype)
+
+
+@dataclass(frozen=True)
+class RSC(Method):
+    """RSC: with probability p, a step trains on the prediction without the bottleneck's most helpful features.
+
+    Z. Huang, H. Wang, E. P. Xing, D. Huang, Self-Challenging Improves Cross-Domain Generalization, ECCV 2020,
+    https://arxiv.org/abs/2007.02454. The score of the truth is minus nnU-Net's own loss. A first forward pass gives its
+    gradient with respect to the bottleneck, the second one, with the mask, is trained on. Gradient and mask are
+    constants. Networks with batch norm update their running statistics in both passes.
+
+    Attributes:
+        p: Probability that a batch is challenged; the other steps are nnU-Net's.
+        share: Fraction of the units that are muted.
+        unit: What is muted: single elements, whole channels, or positions with all their channels.
+    """
+
+    key: ClassVar[str] = "rsc"
+    slot: ClassVar[str] = "gradients and masks"
+    paper: ClassVar[Paper] = Paper(
+        "Self-Challenging Improves Cross-Domain Generalization",
+        "Zeyi Huang, Haohan Wang, Eric P. Xing, Dong Huang",
+        "European Conference on Computer Vision (ECCV)",
+        2020,
+        "https://arxiv.org/abs/2007.02454",
+    )
+
+    p: float = probability(0.5)
+    share: float = number(0.2, above=0, high=0.99)
+    unit: str = choice("element", "channel", "spatial")
+
+    def training_module(self, student: Student) -> RSCTraining:
+        """The challenged pass."""
+        return RSCTraining(self, student)
+
+
+class RSCTraining(TrainingModule):
+    """Replaces the loss of challenged batches by that of the masked pass.
+
+    Args:
+        settings: See `RSC`.
+        student: The network in training.
+    """
+
+    def __init__(self, settings: RSC, student: Student) -> None:
+        super().__init__()
+        self.settings, self.student = settings, student
+        self.mask: Tensor | None = None
+        self.tap = student.tap(-1)
+        self.muting = student.change(-1, self._muted)
+
+    def _muted(self, feature: Tensor) -> Tensor:
+        return feature if self.mask is None else feature * self.mask
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """nnU-Net's loss of the masked pass, for a challenged batch."""
+        chance = self.student.agreed(torch.rand(()))
+        if float(chance) >= self.settings.p:
+            return {}
+        feature = step.own.features(self.tap)
+        loss = self.student.scaled(step.segmentation(step.output))
+        (gradient,) = torch.autograd.grad(loss, feature)
+        self.mask = challenge_mask(feature, -gradient, self.settings.share, self.settings.unit)
+        try:
+            with self.muting:
+                output = step.forward(step.batch.data).output
+        finally:
+            self.mask = None
+        return {"segmentation": step.segmentation(output)}

@@ -1,0 +1,126 @@
+"""Operations on image and feature tensors that several methods share.
+
+One float policy: what is computed is at least float32. Narrower tensors become float32, float64 stays float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+EPS = 1e-5
+Statistics = tuple[Tensor, Tensor]  # mean and deviation, (B, A) each
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in at least float32: narrower types become float32, float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def minmax(x: Tensor) -> Tensor:
+    """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1]; a constant one becomes zeros.
+
+    At least float32.
+    """
+    x = wide(x)
+    axes = tuple(range(2, x.ndim))
+    low = x.amin(axes, keepdim=True)
+    span = x.amax(axes, keepdim=True) - low
+    return (x - low) / torch.where(span > 0, span, 1)
+
+
+def zscore(x: Tensor) -> Tensor:
+    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, as nnU-Net does.
+
+    At least float32.
+    """
+    x = wide(x)
+    axes = tuple(range(2, x.ndim))
+    deviation = x.std(axes, correction=0, keepdim=True)
+    return (x - x.mean(axes, keepdim=True)) / torch.where(deviation > 0, deviation, 1)
+
+
+def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in at least float32."""
+    return F.instance_norm(wide(x), eps=eps).to(x.dtype)
+
+
+def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """The channels of each voxel of ``(B, C, *spatial)`` to unit Euclidean norm, computed in at least float32.
+
+    A voxel whose channels are all zero stays zero.
+    """
+    return F.normalize(wide(x), dim=1, eps=eps).to(x.dtype)
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """``(B, A)`` values in a shape that broadcasts over the spatial axes of ``x``, ``(B, A, *spatial)``."""
+    return values.reshape(*values.shape[:2], *[1] * (x.ndim - 2))
+
+
+def statistics(feature: Tensor, eps: float = EPS, correction: int = 0) -> Statistics:
+    """Mean and ``sqrt(variance + eps)`` over the spatial axes, in at least float32.
+
+    Args:
+        feature: ``(B, A, *spatial)``.
+        eps: Added to the variance.
+        correction: 0: the biased variance; 1: the unbiased one.
+
+    Returns:
+        Mean and deviation, each ``(B, A)``.
+
+    >>> mean, std = statistics(torch.tensor([[[1.0, 3.0]]]))
+    >>> mean.item(), round(std.item(), 4)
+    (2.0, 1.0)
+    """
+    axes = tuple(range(2, feature.ndim))
+    variance, mean = torch.var_mean(wide(feature), axes, correction=correction)
+    return mean, (variance + eps).sqrt()
+
+
+def modulate(
+    feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False, own: Statistics | None = None
+) -> Tensor:
+    """The feature with other statistics per sample and channel; with its own statistics it is unchanged.
+
+    Adaptive instance normalization: X. Huang, S. Belongie, Arbitrary Style Transfer in Real-time with Adaptive Instance
+    Normalization, ICCV 2017, https://arxiv.org/abs/1703.06868, eq. 8; TinyMIG's eq. 3. Computed in at least float32,
+    returned in the feature's dtype. The gradient flows into the feature, and into the given statistics if they require
+    it.
+
+    Args:
+        feature: ``(B, A, *spatial)``.
+        mean: ``(B, A)``.
+        std: ``(B, A)``, as `statistics` computes it.
+        detached: True: the feature's own statistics are constants to the gradient, as in MixStyle. False: the gradient
+            flows through them as well.
+        own: The feature's own statistics, where they are not those of `statistics` with its defaults.
+
+    >>> modulate(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[10.0]]), torch.tensor([[2.0]])).round()
+    tensor([[[ 8., 12.]]])
+    """
+    own_mean, own_std = own or statistics(feature.detach() if detached else feature)
+    own_mean, own_std, mean, std = (per_channel(s, feature) for s in (own_mean, own_std, mean, std))
+    return (std * (wide(feature) - own_mean) / own_std + mean).to(feature.dtype)
+
+
+def symmetric_kl(logits_a: Tensor, logits_b: Tensor, regions: bool = False) -> Tensor:
+    """``KL(a || b) + KL(b || a)`` of the class probabilities, summed over classes, averaged over voxels and samples.
+
+    In at least float32, also under autocast. The gradient flows into both.
+
+    Args:
+        logits_a: ``(B, K, *spatial)``.
+        logits_b: ``(B, K, *spatial)``.
+        regions: True: the channels are regions that may overlap, so each is a Bernoulli variable of its own.
+
+    >>> symmetric_kl(torch.tensor([[[0.0], [0.0]]]), torch.tensor([[[0.0], [2.0]]]))
+    tensor(0.7616)
+    """
+    with torch.autocast(logits_a.device.type, enabled=False):
+        a, b = wide(logits_a), wide(logits_b)
+        if regions:
+            return ((a.sigmoid() - b.sigmoid()) * (a - b)).sum(1).mean()
+        a, b = a.log_softmax(1), b.log_softmax(1)
+        return ((a.exp() - b.exp()) * (a - b)).sum(1).mean()

@@ -1,0 +1,20 @@
+"""The methods that come with this package, by the name of their section in the plans."""
+
+from __future__ import annotations
+
+from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.dropgen import DropGen
+from nnunet_dg.method import Method
+from nnunet_dg.sgcg import SgCG
+from nnunet_dg.tinymig import TinyMIG
+
+METHODS: dict[str, type[Method]] = {
+    "dropgen": DropGen,
+    "sgcg": SgCG,
+    "tinymig": TinyMIG,
+    "gin": GIN,
+    "mixstyle": MixStyle,
+    "rsc": RSC,
+}

@@ -1,0 +1,106 @@
+"""Training-only state in a checkpoint: what methods have next to the network.
+
+nnU-Net saves and restores the state of its optimizer, so that is where the state travels, under one key of its own.
+``network_weights`` and everything that inference reads are nnU-Net's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_dg.errors import DataError
+
+IN_OPTIMIZER_STATE = "nnunet_dg_auxiliary"
+VERSION = 2
+INSTEAD = "or start from its weights with -pretrained_weights"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The training-only state of all methods of a trainer.
+
+    Attributes:
+        modules: State dict of each method's training module, by the method's key.
+        conditions: What must be unchanged when the training resumes, by the method's key and by name.
+        pretrained: Whether the training started from given weights.
+    """
+
+    modules: dict[str, dict[str, Tensor]]
+    conditions: dict[str, dict[str, Any]]
+    pretrained: bool = False
+
+    def written(self) -> dict[str, Any]:
+        """As it is in a checkpoint."""
+        return {"version": VERSION} | vars(self)
+
+    @classmethod
+    def read(cls, optimizer_state: Mapping[str, Any], trainer: str, methods: Sequence[str]) -> TrainingState:
+        """From a checkpoint's optimizer state.
+
+        Version 1, of development versions of 0.1.0, had the parts of one method without its key. It is read for one
+        more release.
+
+        Args:
+            optimizer_state: State dict of the optimizer.
+            trainer: Name of the trainer, for messages.
+            methods: Keys of the methods that have a training module.
+
+        Raises:
+            DataError: The checkpoint has no such state, one of another version, or that of other methods.
+        """
+        if IN_OPTIMIZER_STATE not in optimizer_state:
+            raise DataError(
+                f"This checkpoint was not written by {trainer}: it has no training-only state. Continue with the "
+                f"trainer that wrote it, {INSTEAD}."
+            )
+        saved = dict(optimizer_state[IN_OPTIMIZER_STATE])
+        version = saved.pop("version", 1)
+        if version == 1:
+            saved = _upgraded(saved, methods[0])
+        elif version != VERSION:
+            raise DataError(
+                f"This checkpoint's training-only state has version {version}; this version of nnunet-dg reads 1 and "
+                f"{VERSION}. Continue with the version that wrote it, {INSTEAD}."
+            )
+        if set(saved["modules"]) != set(methods):
+            raise DataError(
+                f"This checkpoint has training-only state of {', '.join(sorted(saved['modules'])) or 'no method'}, and "
+                f"{trainer} needs {', '.join(sorted(methods))}. Continue with the trainer that wrote it, {INSTEAD}."
+            )
+        return cls(**saved)
+
+    def refuse_other_conditions(self, now: Mapping[str, Mapping[str, Any]]) -> None:
+        """Stop where a condition is not what it is now.
+
+        Raises:
+            DataError: By name of the condition.
+        """
+        for method, conditions in now.items():
+            for name, value in conditions.items():
+                _refuse_other(name, self.conditions.get(method, {}).get(name), value)
+
+
+def _upgraded(saved: dict[str, Any], method: str) -> dict[str, Any]:
+    modules = {f"{part}.{key}": value for part, state in saved["modules"].items() for key, value in state.items()}
+    return {
+        "modules": {method: modules},
+        "conditions": {method: saved.get("conditions", {})},
+        "pretrained": saved.get("pretrained", False),
+    }
+
+
+def _refuse_other(name: str, then: Any, now: Any) -> None:
+    if then is None:
+        raise DataError(
+            f"This checkpoint was written by an earlier version of nnunet-dg and does not say its {name}, which is now "
+            f"{now!r}. Continue it with the version that wrote it, {INSTEAD}; nnUNetv2_predict and nnunet-dg export "
+            f"take it as it is."
+        )
+    if then != now:
+        raise DataError(
+            f"This checkpoint was trained with {name} {then}, and now they are {now}. Restore them, {INSTEAD}."
+        )

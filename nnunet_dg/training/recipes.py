@@ -1,0 +1,83 @@
+"""The papers' own recipes: optimizer, schedule and augmentation, as classes to put before `MethodsTrainer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dg.outside import Outside
+from nnunet_dg.training.paper_augmentation import paper_augmentation
+from nnunet_dg.training.schedules import CosinePerStep
+
+
+class DropGenPaperRecipe(nnUNetTrainer):
+    """AdamW 2e-4, weight decay 1e-4, cosine per step to 0, and the paper's augmentation.
+
+    S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and
+    How to Fix It, 2026, https://arxiv.org/abs/2604.02564, appendix C.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = 2e-4
+        self.weight_decay = 1e-4
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and a cosine that advances in every step."""
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        schedule = CosinePerStep(optimizer, self.initial_lr, self.num_iterations_per_epoch, self.num_epochs)
+        return optimizer, schedule
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A step, then the schedule's."""
+        result = super().train_step(batch)
+        self.lr_scheduler.advance()
+        return result
+
+    @staticmethod
+    def get_training_transforms(
+        patch_size: Any,
+        rotation_for_DA: Any,  # noqa: N803
+        deep_supervision_scales: Any,
+        mirror_axes: Any,
+        do_dummy_2d_data_aug: bool,
+        use_mask_for_norm: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The paper's augmentation, then nnU-Net's handling of labels, cascades and deep supervision.
+
+        Not nnU-Net's masking, which is gray in a min-maxed image: `keep_padding` makes the outside black, as it is at
+        inference.
+        """
+        planned = nnUNetTrainer.get_training_transforms(
+            patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
+            use_mask_for_norm=use_mask_for_norm, **kwargs,
+        ).transforms  # fmt: skip
+        labels = next(i for i, t in enumerate(planned) if isinstance(t, RemoveLabelTansform))
+        # the normalization is not known here; where zero is not the mean, it is black already, as in colors
+        outside = Outside.zeros(use_mask_for_norm) if use_mask_for_norm is not None else None
+        augmentation = paper_augmentation(tuple(patch_size), mirror_axes, do_dummy_2d_data_aug, outside)
+        return ComposeTransforms([*augmentation, *planned[labels:]])
+
+
+class TinyMIGPaperRecipe(nnUNetTrainer):
+    """AdamW 1e-4, polynomial decay with exponent 0.9 (TinyMIG, ICML 2025, appendix B.2)."""
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and the polynomial decay."""
+        self.initial_lr = 1e-4
+        self.weight_decay = 1e-2  # PyTorch's for AdamW; the paper names none
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.9)

@@ -1,0 +1,138 @@
+"""The network that nnU-Net trains, as methods see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2.paths import nnUNet_raw
+from torch import Tensor, distributed, nn
+
+from nnunet_dg.datasets.domains import Domains, read_domains
+from nnunet_dg.errors import HostError
+from nnunet_dg.host import unwrap
+from nnunet_dg.method import AroundPlanned, Student, full_resolution
+from nnunet_dg.outside import Outside
+from nnunet_dg.step import Scales
+from nnunet_dg.training.voxel_classes import Classes
+
+if TYPE_CHECKING:
+    from nnunet_dg.training.trainer import MethodsTrainer
+
+
+class UnknownNetworkError(HostError, NotImplementedError):
+    """The plans' network is not one whose features this package knows how to read."""
+
+
+def planned_network(network: nn.Module) -> Any:
+    """The encoder-decoder that nnU-Net planned, inside everything that nnU-Net and methods wrap around it.
+
+    Raises:
+        UnknownNetworkError: It is not one of nnU-Net's U-Nets.
+    """
+    network = unwrap(network)
+    while isinstance(network, AroundPlanned):
+        network = network.network
+    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    if not (hasattr(encoder, "stages") and hasattr(decoder, "seg_layers")):
+        raise UnknownNetworkError(
+            f"Features are read from nnU-Net's PlainConvUNet and ResidualEncoderUNet; the plans' network is a "
+            f"{type(network).__name__}. Use plans of one of those."
+        )
+    return network
+
+
+class HostStudent(Student):
+    """A `Student` on top of nnU-Net's trainer, once its network exists.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: MethodsTrainer) -> None:
+        super().__init__()
+        self.trainer = trainer
+        configuration, labels = trainer.configuration_manager, trainer.label_manager
+        self.classes_of_labels = Classes(labels)
+        self.num_classes = self.classes_of_labels.num
+        self.regions, self.num_outputs = labels.has_regions, labels.num_segmentation_heads
+        self.image_channels = len(configuration.normalization_schemes)
+        self.patch_size = tuple(configuration.patch_size)
+        self.outside = Outside.of(configuration)
+
+    @property
+    def network(self) -> nn.Module:  # type: ignore[override]
+        return self.trainer.network
+
+    @property
+    def widths(self) -> list[int]:  # type: ignore[override]
+        return list(planned_network(self.network).encoder.output_channels)
+
+    @property
+    def strides(self) -> list[Any]:  # type: ignore[override]
+        return list(planned_network(self.network).encoder.strides)
+
+    @property
+    def penultimate_width(self) -> int:  # type: ignore[override]
+        return int(self.module("penultimate").in_channels)
+
+    @property
+    def num_epochs(self) -> int:  # type: ignore[override]
+        return self.trainer.num_epochs
+
+    @property
+    def samples_per_device(self) -> int:  # type: ignore[override]
+        devices = distributed.get_world_size() if self.trainer.is_ddp else 1
+        return self.trainer.configuration_manager.batch_size // devices
+
+    @property
+    def pretrained(self) -> bool:
+        return self.trainer.pretrained
+
+    @property
+    def num_training_domains(self) -> int:
+        return self.trainer.num_training_domains or len(self.domain_names)
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        return self.known_domains.names
+
+    @cached_property
+    def known_domains(self) -> Domains:
+        """The domains of the dataset's cases, read once."""
+        trainer = self.trainer
+        cases = trainer.dataset_class.get_identifiers(trainer.preprocessed_dataset_folder)
+        raw = Path(nnUNet_raw, trainer.plans_manager.dataset_name) if nnUNet_raw else None
+        return read_domains(raw, Path(trainer.preprocessed_dataset_folder_base), cases, self.log)
+
+    def domains(self, keys: Sequence[str]) -> Tensor:
+        return self.known_domains.of_batch(keys)
+
+    def module(self, stage: int | str) -> Any:
+        planned = planned_network(self.network)
+        return planned.decoder.seg_layers[-1] if stage == "penultimate" else planned.encoder.stages[stage]
+
+    def loss(self, output: Any, target: Scales) -> Tensor:
+        return self.trainer.loss(output, target)
+
+    def full_resolution_loss(self, logits: Tensor, target: Scales) -> Tensor:
+        loss = self.trainer.loss.loss if self.trainer.enable_deep_supervision else self.trainer.loss
+        return loss(logits, full_resolution(target))
+
+    def classes(self, target: Scales) -> Tensor:
+        return self.classes_of_labels.of_target(target)
+
+    def agreed(self, value: Tensor) -> Tensor:
+        if self.trainer.is_ddp:
+            value = value.to(self.trainer.device)
+            distributed.broadcast(value, 0)
+        return value
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        scaler = self.trainer.grad_scaler
+        return loss if scaler is None else scaler.scale(loss)
+
+    def log(self, *text: Any) -> None:
+        self.trainer.print_to_log_file(*text)

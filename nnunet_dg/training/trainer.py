@@ -1,0 +1,300 @@
+"""nnU-Net's trainer with methods in it. A trainer lists its methods; everything else is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_dg.datasets.normalization import fitted_to_ct
+from nnunet_dg.errors import DimensionError
+from nnunet_dg.host import unwrap
+from nnunet_dg.method import SEGMENTATION, Inputs, Method
+from nnunet_dg.outside import Outside
+from nnunet_dg.training.balanced_batches import CASES, balanced_data_loaders, cases_by_domain, is_balanced
+from nnunet_dg.training.checkpoint import IN_OPTIMIZER_STATE, TrainingState
+from nnunet_dg.training.fold_settings import Folds, is_trained, withdraw_fold, writing_fold
+from nnunet_dg.training.loss_curves import add_term_curves, log_key
+from nnunet_dg.training.padding import keep_padding
+from nnunet_dg.training.plans import (
+    KEY,
+    as_json,
+    planned_for_other,
+    record,
+    refuse_misplaced,
+    refuse_other_settings,
+    resolve,
+    unused,
+)
+from nnunet_dg.training.student import HostStudent
+from nnunet_dg.training.train_step import train_step
+
+
+class MethodsTrainer(nnUNetTrainer):
+    """A trainer that lists methods, in the order in which they change the network, augment the batch and add terms.
+
+    ``plans["nnunet_dg"]`` comes before the methods' own settings. All settings are written into a copy of the plans,
+    from where ``plans.json``, checkpoints and inference have them. A training is not resumed with other settings, and
+    no other fold is trained with them: all folds share one ``plans.json``.
+
+    Attributes:
+        methods: The methods; of a trainer object, with the settings of its training.
+        auxiliary: Training modules by the key of their method.
+        pretrained: Whether the training started from given weights (``-pretrained_weights``); known after `initialize`,
+            and kept in the checkpoints.
+        num_training_domains: Number of domains with a case in this fold's training; known once the data are read.
+    """
+
+    methods: tuple[Method, ...] = ()
+    auxiliary: nn.ModuleDict
+    pretrained = False
+    num_training_domains: int | None = None
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature
+    ) -> None:
+        plans = deepcopy(plans)  # nnU-Net changes what it is given, and so does this class
+        refuse_misplaced(plans)
+        resolved = [resolve(plans, method, self.keys()) for method in type(self).methods]
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.folds = Folds(Path(self.output_folder_base), f"fold_{self.fold}", type(self).methods)
+        self.methods = tuple(self.folds.completed(method, self.print_to_log_file) for method in resolved)
+        for method in self.methods:
+            record(self.plans_manager.plans, method)
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The names of its methods' sections in the plans."""
+        return [method.key for method in cls.methods]
+
+    def settings(self, key: str) -> Any:
+        """The method with that key, with the settings of this training."""
+        return next(method for method in self.methods if method.key == key)
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The planned network, with what the methods put around it: the first method's network is the outermost."""
+
+        def planned(channels: int) -> nn.Module:
+            return super(MethodsTrainer, cls).build_network_architecture(
+                plans_manager, configuration_manager, channels, num_output_channels, enable_deep_supervision
+            )
+
+        outside = Outside.of(configuration_manager)
+        patch_size = tuple(configuration_manager.patch_size)
+        inputs = Inputs(num_input_channels, len(outside.masked), patch_size, outside)
+        build: Callable[[int], nn.Module] = planned
+        for method in reversed(cls.methods):
+            build = partial(_built, resolve(plans_manager.plans, method, cls.keys()), build, inputs)
+        try:
+            return build(num_input_channels)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{cls.__name__}: {error}") from None
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.build_training_modules()
+        if not is_trained(Path(self.output_folder)):  # else this may be `--c` or `--val`, which settings may yet refuse
+            self._write_settings()
+
+    def build_training_modules(self) -> None:
+        """Build what the methods have during training only, once the network exists."""
+        self.student = HostStudent(self)
+        try:
+            built = {method.key: method.training_module(self.student) for method in self.methods}
+        except DimensionError as error:
+            raise DimensionError(f"{type(self).__name__}: {error}") from error
+        modules = {key: module.to(self.device) for key, module in built.items() if module is not None}
+        self.auxiliary = nn.ModuleDict({key: self._distributed(module) for key, module in modules.items()})
+        if not modules:
+            return
+        if parameters := list(self.auxiliary.parameters()):
+            self.optimizer.add_param_group({"params": parameters})
+        self.optimizer.register_state_dict_post_hook(self._add_training_state)
+        self.optimizer.register_load_state_dict_pre_hook(self._load_training_state)
+        for name in self.term_weights():
+            self.logger.local_logger.my_fantastic_logging[log_key(name)] = []
+        # nnU-Net loads -pretrained_weights into the network after this. So does load_checkpoint, but then the
+        # optimizer's state brings the value that the checkpoint has
+        unwrap(self.network).register_load_state_dict_post_hook(self._notice_weights())
+
+    def _notice_weights(self) -> Callable[..., None]:
+        def notice(*_: Any) -> None:  # a function, which a copy of the network shares; a method would be copied
+            self.pretrained = True
+
+        return notice
+
+    def _distributed(self, module: nn.Module) -> nn.Module:
+        if not self.is_ddp:
+            return module
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            for value in module.state_dict().values():  # DDP refuses it, but it must be equal on all devices
+                distributed.broadcast(value, 0)
+            return module
+        return DistributedDataParallel(module, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+
+    def _conditions(self) -> dict[str, dict[str, Any]]:
+        return {key: unwrap(module).conditions() for key, module in self.auxiliary.items()}  # type: ignore[operator]
+
+    def _add_training_state(self, _: Any, state: dict[str, Any]) -> None:
+        modules = {key: unwrap(module).state_dict() for key, module in self.auxiliary.items()}
+        state[IN_OPTIMIZER_STATE] = TrainingState(modules, self._conditions(), self.pretrained).written()
+
+    def _load_training_state(self, _: Any, state: dict[str, Any]) -> None:
+        saved = TrainingState.read(state, type(self).__name__, list(self.auxiliary))
+        saved.refuse_other_conditions(self._conditions())
+        for key, module in self.auxiliary.items():
+            unwrap(module).load_state_dict(saved.modules[key])
+        self.pretrained = saved.pretrained
+
+    def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        try:
+            self.folds.refuse_others(self.methods)  # before nnU-Net writes the plans.json that they share
+            self.prepare_training()
+            self._warn()
+            super().on_train_start()
+        except BaseException:  # no step was made, so other folds need not agree with this one
+            if not self.disable_checkpointing:
+                withdraw_fold(Path(self.output_folder))
+            raise
+        self._write_settings()
+
+    def prepare_training(self) -> None:
+        """Load frozen weights; settings may be refused here as well."""
+        for method in self.methods:
+            method.prepare_network(unwrap(self.network), self.print_to_log_file)
+            dims = len(self.configuration_manager.patch_size)
+            if warning := planned_for_other(self.plans_manager.plans, method, dims):
+                self.print_to_log_file(warning)
+        for module in self.auxiliary.values():
+            unwrap(module).prepare()  # type: ignore[operator]
+
+    def _warn(self) -> None:
+        for method in unused(self.plans_manager.plans, self.keys()):
+            self.print_to_log_file(f'{type(self).__name__} does not use plans["{KEY}"]["{method}"].')
+        if warning := fitted_to_ct(self.plans_manager.plans, self.configuration_manager, self.dataset_json):
+            self.print_to_log_file(f"WARNING: {warning}")
+
+    def _write_settings(self) -> None:
+        """Before the first step, so that other folds can be held against them as soon as this one is started.
+
+        Two folds that are started at once have read each other's settings too early: they are read again.
+        """
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            sections = {method.key: as_json(method) for method in self.methods}
+            with writing_fold(Path(self.output_folder), sections):
+                self.folds.refuse_others(self.methods)
+
+    def get_tr_and_val_datasets(self) -> Any:
+        training, validation = super().get_tr_and_val_datasets()
+        if any(method.balances_domains() for method in self.methods):
+            cases = cases_by_domain(list(training.identifiers), self.student.known_domains.of_case)
+            self.num_training_domains = len(cases)
+            if len(cases) > 1:
+                setattr(training, CASES, cases)
+        return training, validation
+
+    def get_dataloaders(self) -> Any:
+        """nnU-Net's, balanced over domains where a method asks for it; padding of training patches stays zero."""
+        with balanced_data_loaders(), self._padding_kept():
+            training, validation = super().get_dataloaders()
+        if is_balanced(training):
+            self.print_to_log_file(f"Batches are balanced over {self.num_training_domains} domains")
+        return training, validation
+
+    @contextmanager
+    def _padding_kept(self) -> Iterator[None]:
+        """Training patches are exactly zero in the padding, as they are at inference."""
+        planned = self.get_training_transforms  # nnU-Net's is static, so it cannot see the normalization
+
+        def transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+            return keep_padding(planned(*args, **kwargs))
+
+        if not all(Outside.of(self.configuration_manager).centered):
+            yield
+            return
+        self.__dict__["get_training_transforms"] = transforms
+        try:
+            yield
+        finally:
+            del self.__dict__["get_training_transforms"]
+
+    def term_weights(self) -> dict[str, float]:
+        """The weight of every loss term in this epoch; nnU-Net's own loss counts once unless a method weighs it."""
+        weights: dict[str, float] = {}
+        for module in self.auxiliary.values():
+            weights |= unwrap(module).weights(self.current_epoch)  # type: ignore[operator]
+        return weights if SEGMENTATION in weights else {SEGMENTATION: 1.0} | weights
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.auxiliary.train()
+        for module in self.auxiliary.values():
+            unwrap(module).start_epoch(self.current_epoch)  # type: ignore[operator]
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's own where no method has a training module."""
+        return train_step(self, batch) if self.auxiliary else super().train_step(batch)
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        if not self.auxiliary:
+            return
+        outputs = collate_outputs(train_outputs)
+        for name in self.term_weights():
+            value = float(np.mean(self._of_all_devices(outputs[name])))
+            self.logger.log(log_key(name), value, self.current_epoch)
+            self.print_to_log_file(log_key(name), round(value, 4))
+        for module in self.auxiliary.values():
+            unwrap(module).end_epoch(self.current_epoch)  # type: ignore[operator]
+
+    def _of_all_devices(self, values: list[float]) -> list[list[float]]:
+        if not self.is_ddp:
+            return [values]
+        gathered: list[list[float]] = [[]] * distributed.get_world_size()
+        distributed.all_gather_object(gathered, values)
+        return gathered
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.local_rank == 0 and self.auxiliary:
+            curves = {name: self.logger.get_value(log_key(name), None) for name in self.term_weights()}
+            add_term_curves(Path(self.output_folder, "progress.png"), curves)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        finally:  # also where the network does not take the weights: other settings are the likely reason
+            trained = self.my_init_kwargs["plans"]  # the checkpoint's, once nnU-Net has read it
+            for method, defaults in zip(self.methods, type(self).methods, strict=True):
+                refuse_other_settings(method, resolve(trained, defaults, self.keys()))
+
+
+def _built(method: Method, build: Callable[[int], nn.Module], inputs: Inputs, channels: int) -> nn.Module:
+    return method.build_network(build, replace(inputs, channels=channels))

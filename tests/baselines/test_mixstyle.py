@@ -1,0 +1,143 @@
+"""MixStyle: the values of the specification, a naive loop, properties, gradients, and where it acts in a network."""
+
+import pytest
+import torch
+
+from nnunet_dg.baselines.mixstyle import MixStyle, MixStyleTraining, draw_share
+from nnunet_dg.errors import SettingsError
+
+
+class Net(torch.nn.Module):
+    """A student of two stages, which multiply by 2 and by 3."""
+
+    widths = (1, 1)
+
+    def __init__(self, domains=(0, 0)):
+        super().__init__()
+        self.changes, self.before, self.of_cases = {}, [], torch.tensor(domains)
+
+    def change(self, stage, function, always=False):
+        assert always
+        self.changes[stage] = function
+
+    def before_each_pass(self, draw):
+        self.before.append(draw)
+
+    def domains(self, keys):
+        return self.of_cases
+
+    def forward(self, x):
+        for draw in self.before:
+            draw(x)
+        for stage, factor in enumerate((2, 3)):
+            x = factor * x
+            x = self.changes.get(stage, lambda feature: feature)(x)
+        return x
+
+
+def styled(feature, order, share):
+    """One call with given chance."""
+    training = MixStyleTraining(MixStyle(stages=(0,)), Net())
+    training.draws[0] = (torch.tensor(order), torch.tensor(share)[:, None], None)
+    return training.styled(0, feature)
+
+
+def test_hand_value():
+    """MS-1: partners exchanged, shares .9 and .25; the gradient is the ratio of the deviations."""
+    z = torch.tensor([[[1.0, 2, 3, 6]], [[-1, 0, 0, 1]]], requires_grad=True)
+    result = styled(z, [1, 0], [0.9, 0.25])
+    expected = [[0.824407, 1.762204, 2.7, 5.513389], [0.015688, 2.25, 2.25, 4.484312]]
+    torch.testing.assert_close(result[:, 0], torch.tensor(expected), atol=2e-6, rtol=0)
+    (gradient,) = torch.autograd.grad(result.sum(), z)
+    torch.testing.assert_close(gradient[:, 0, 0], torch.tensor([0.937796, 2.234312]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("spatial", [(5, 4), (3, 4, 5)])
+def test_agrees_with_a_loop_over_samples_and_channels(spatial):
+    torch.manual_seed(0)
+    z = torch.randn(3, 2, *spatial, dtype=torch.float64) * 3 + 1
+    order, share = [2, 0, 1], [0.1, 0.5, 0.9]
+    result = styled(z, order, share)
+    for b in range(3):
+        for c in range(2):
+            own, other = z[b, c], z[order[b], c]
+            mean = share[b] * own.mean() + (1 - share[b]) * other.mean()
+            deviation = share[b] * (own.var() + 1e-6).sqrt() + (1 - share[b]) * (other.var() + 1e-6).sqrt()
+            naive = deviation * (own - own.mean()) / (own.var() + 1e-6).sqrt() + mean
+            torch.testing.assert_close(result[b, c], naive, atol=1e-6, rtol=1e-6)
+
+
+def test_a_share_of_one_or_a_sample_as_its_own_partner_is_the_identity():
+    z = torch.randn(2, 3, 6, 5)
+    torch.testing.assert_close(styled(z, [1, 0], [1.0, 1.0]), z, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(styled(z, [0, 1], [0.3, 0.6]), z, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_and_is_finite(dtype):
+    result = styled(torch.randn(2, 3, 8, 8).to(dtype), [1, 0], [0.5, 0.5])
+    assert result.dtype == dtype
+    assert torch.isfinite(result).all()
+
+
+def test_gradients_are_finite_on_a_constant_feature():
+    z = torch.ones(2, 1, 4, 4, requires_grad=True)
+    styled(z, [1, 0], [0.5, 0.5]).sum().backward()
+    assert torch.isfinite(z.grad).all()
+
+
+def test_stages_mix_with_probability_p_each_on_its_own():
+    torch.manual_seed(0)
+    training = MixStyleTraining(MixStyle(p=0.3), Net())
+    mixed = []
+    for _ in range(1000):
+        training.draw(torch.zeros(2, 1, 4, 4))
+        mixed.append([training.draws[stage] is not None for stage in (0, 1)])
+    shares = torch.tensor(mixed).float()
+    assert (shares.mean(0) - 0.3).abs().max() < 0.05
+    assert (shares.prod(1).mean() - 0.09).abs() < 0.03
+
+
+def test_shares_are_near_zero_or_one_as_the_small_alpha_says():
+    torch.manual_seed(0)
+    share = draw_share(4000, 0.1)
+    assert share.shape == (4000, 1)
+    assert (share.mean() - 0.5).abs() < 0.03
+    assert share.var() == pytest.approx(0.25 / 1.2, abs=0.01)  # of Beta(a, a): 1 / (4 (2 a + 1))
+
+
+@pytest.mark.parametrize(("domains", "expected"), [((0, 1, 1), {1, 2}), ((0, 0, 1), {2})])
+def test_partners_are_of_other_domains(domains, expected):
+    net = Net(domains)
+    training = MixStyleTraining(MixStyle(p=1.0), net)
+    training.domains = net.of_cases
+    found = set()
+    for _ in range(60):
+        training.draw(torch.zeros(3, 1, 4, 4))
+        found.add(int(training.draws[0][0][0]))
+    assert found == expected
+
+
+def test_a_single_sample_takes_an_earlier_ones_statistics():
+    net = Net()
+    MixStyleTraining(MixStyle(p=1.0, alpha=1e3, stages=(0,)), net)  # shares of one half
+    torch.manual_seed(0)
+    first, second = torch.randn(1, 1, 50) + 10, torch.randn(1, 1, 50)
+    torch.testing.assert_close(net(first), 6 * first, atol=1e-3, rtol=1e-4)
+    assert net(second).mean() == pytest.approx(3 * (10 + 0), abs=2)  # half way to the first one's mean, doubled
+
+
+def test_both_stages_change_what_comes_after_them():
+    net = Net()
+    MixStyleTraining(MixStyle(p=1.0), net)
+    assert set(net.changes) == {0, 1}
+    x = torch.cat([torch.randn(1, 1, 40), torch.randn(1, 1, 40) * 5 + 3])
+    torch.manual_seed(0)
+    assert not torch.allclose(net(x), 6 * x)
+
+
+@pytest.mark.parametrize("stages", [[], [0, 0], [-1], ["0"], [True], [0.5], 1, [64]])
+def test_stages_are_a_list_of_different_numbers(stages):
+    with pytest.raises(SettingsError, match="stages must be a list of different stages of the encoder, from 0 on; got"):
+        MixStyle(stages=stages)
+    assert MixStyle(stages=[0, 2]).stages == (0, 2)

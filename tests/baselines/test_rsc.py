@@ -1,0 +1,145 @@
+"""RSC: the values of the specification, a naive loop, properties, and the loss of a challenged step."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nnunet_dg.baselines.rsc import RSC, RSCTraining, challenge_mask
+from nnunet_dg.method import Batch, Step, Student
+
+Z = torch.tensor([[[1.0, 2, 0, -1], [0.5, 0, 3, 1]]])  # (sample, channel, voxel)
+
+
+def test_hand_value_of_elements_the_largest_signed_gradients_are_muted():
+    """RSC-1."""
+    gradient = torch.tensor([[[0.3, -2.0, 0.1, 0.9, 0.0, 0.2, 0.8, -0.1, 0.05, 0.4]]])
+    mask = challenge_mask(torch.ones(1, 1, 10), gradient, 0.2)
+    assert mask.flatten().tolist() == [1, 1, 1, 0, 1, 1, 0, 1, 1, 1]
+
+
+def test_hand_value_of_channels_and_positions():
+    """RSC-2: channel scores .2 and -.05; position scores .175, .4, -.15, -.25."""
+    gradient = torch.tensor([[[0.2, 0.4, -0.1, 0.3], [-0.5, 0.1, 0.1, 0.1]]])
+    assert challenge_mask(Z, gradient, 0.5, "channel").flatten().tolist() == [0, 1]
+    assert challenge_mask(Z, gradient, 0.25, "spatial").flatten().tolist() == [1, 0, 1, 1]
+    assert challenge_mask(Z, gradient, 0.5, "spatial").flatten().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("unit", ["element", "channel", "spatial"])
+@pytest.mark.parametrize("spatial", [(4, 5), (3, 4, 2)])
+def test_agrees_with_a_loop_that_sorts(unit, spatial):
+    torch.manual_seed(0)
+    z, g = torch.randn(3, 5, *spatial), torch.randn(3, 5, *spatial)
+    mask = challenge_mask(z, g, 0.3, unit).expand_as(z)
+    for sample in range(3):
+        channel_means = [float(g[sample, c].mean()) for c in range(5)]
+        scores = {}
+        for place in torch.cartesian_prod(torch.arange(5), *(torch.arange(n) for n in spatial)).tolist():
+            c, where = place[0], tuple(place[1:])
+            if unit == "element":
+                scores[tuple(place)] = float(g[(sample, *place)])
+            elif unit == "channel":
+                scores[c] = channel_means[c]
+            else:
+                scores[where] = sum(float(z[(sample, k, *where)]) * channel_means[k] for k in range(5))
+        muted = set(sorted(scores, key=scores.get, reverse=True)[: math.ceil(0.3 * len(scores))])
+        for place in torch.cartesian_prod(torch.arange(5), *(torch.arange(n) for n in spatial)).tolist():
+            unit_of_place = {"element": tuple(place), "channel": place[0], "spatial": tuple(place[1:])}[unit]
+            assert mask[(sample, *place)] == (0 if unit_of_place in muted else 1)
+
+
+def test_ties_mute_exactly_the_share():
+    mask = challenge_mask(torch.zeros(2, 4, 5, 5), torch.zeros(2, 4, 5, 5), 0.2)
+    assert (mask == 0).flatten(1).sum(1).tolist() == [20, 20]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_mask_has_the_features_dtype_and_no_gradient(dtype):
+    z = torch.randn(1, 2, 4, 4, dtype=dtype, requires_grad=True)
+    mask = challenge_mask(z, torch.randn(1, 2, 4, 4, dtype=dtype), 0.2)
+    assert mask.dtype == dtype
+    assert not mask.requires_grad
+
+
+class Head(nn.Module):
+    """A bottleneck that is the identity, and a 1 x 1 head."""
+
+    def __init__(self):
+        super().__init__()
+        self.bottleneck, self.head = nn.Identity(), nn.Conv1d(2, 2, 1, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[[1.0], [0.5]], [[-1.0], [0.5]]]))
+
+    def forward(self, x):
+        return self.head(self.bottleneck(x))
+
+
+class Trained(Student):
+    """A student in plain PyTorch, with cross entropy."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def module(self, stage):
+        return self.network.bottleneck
+
+    def loss(self, output, target):
+        return F.cross_entropy(output, target)
+
+    def agreed(self, value):
+        return value
+
+    def scaled(self, loss):
+        return 1024 * loss  # ranks do not depend on it
+
+    full_resolution_loss = classes = domains = log = None
+    domain_names = num_training_domains = pretrained = None
+
+
+def losses(p, **settings):
+    network = Head().train()
+    student = Trained(network)
+    training = RSCTraining(RSC(p=p, **settings), student)
+    x, target = Z.clone().requires_grad_(), torch.tensor([[0, 0, 1, 1]])
+    terms = training.losses(Step(student, Batch(x, target, ("a",), 2), 0))
+    return network, terms, F.cross_entropy(network(x), target)
+
+
+def test_hand_value_of_a_challenged_step():
+    """RSC-3: two of eight elements are muted, and the loss rises from .2413 to .5516."""
+    network, terms, plain = losses(1.0)
+    assert float(plain) == pytest.approx(0.241288, abs=1e-6)
+    assert float(terms["segmentation"]) == pytest.approx(0.551592, abs=1e-6)
+    assert network.head.weight.grad is None  # the first pass adds no gradient
+    terms["segmentation"].backward()
+    keep = torch.tensor([[[0.0, 0, 1, 1], [1, 1, 1, 1]]])
+    other = Head()
+    F.cross_entropy(other.head(Z * keep), torch.tensor([[0, 0, 1, 1]])).backward()
+    torch.testing.assert_close(network.head.weight.grad, other.head.weight.grad)
+    x = torch.rand(1, 2, 4)
+    torch.testing.assert_close(network(x), network.head(x))  # nothing stays muted
+
+
+def test_other_batches_are_left_to_nnunet():
+    assert losses(0.0)[1] == {}
+
+
+def test_batches_are_challenged_with_probability_p():
+    torch.manual_seed(0)
+    assert sum(bool(losses(0.3)[1]) for _ in range(400)) / 400 == pytest.approx(0.3, abs=0.07)
+
+
+def test_nothing_stays_muted_after_an_exception(monkeypatch):
+    network = Head().train()
+    student = Trained(network)
+    training = RSCTraining(RSC(p=1.0), student)
+    step = Step(student, Batch(Z.clone().requires_grad_(), torch.tensor([[0, 0, 1, 1]]), ("a",), 2), 0)
+    assert step.output.shape == (1, 2, 4)
+    monkeypatch.setattr(student, "run", lambda data: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.losses(step)
+    torch.testing.assert_close(network(Z), network.head(Z))

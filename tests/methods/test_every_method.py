@@ -1,0 +1,304 @@
+"""What every method of the catalogue must do, on noise, inside nnU-Net's own trainer."""
+
+import copy
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from on_noise import DATASET, initialized, plans
+from torch import nn
+
+from nnunet_dg.errors import SettingsError
+from nnunet_dg.method import SLOTS, Method, describe_settings
+from nnunet_dg.training.catalog import METHODS
+from nnunet_dg.training.checkpoint import IN_OPTIMIZER_STATE
+from nnunet_dg.training.plans import as_json, resolve
+from nnunet_dg.training.trainer import MethodsTrainer
+
+CPU = torch.device("cpu")
+WITHOUT_DOWNLOADS = {  # settings that need no weights of other people
+    "dropgen": {"extractor": "mind"},
+    "tinymig": {"teacher": "random:anatomix"},
+}
+IN_2D = {"tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]}}  # a teacher in 2-D is a ViT of gigabytes
+LABELS = {
+    "labels": ({"background": 0, "a": 1, "b": 2}, None),
+    "regions": ({"background": 0, "whole": [1, 2], "core": 2}, [1, 2]),
+    "ignore": ({"background": 0, "a": 1, "b": 2, "ignore": 3}, None),
+}
+
+
+def planned(dims=3, channels=1, samples=2):
+    """Plans of a small network."""
+    content = copy.deepcopy(plans(16, samples).plans)
+    configuration = content["configurations"].pop("3d_fullres")
+    network = configuration["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [4, 8, 16]
+    configuration |= {
+        "patch_size": [16] * dims,
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [False] * channels,
+    }
+    if dims == 2:
+        network |= {"kernel_sizes": [[3, 3]] * 3, "strides": [[1, 1], [2, 2], [2, 2]]}
+        network |= {
+            "conv_op": "torch.nn.modules.conv.Conv2d",
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+        }
+    content["configurations"]["2d" if dims == 2 else "3d_fullres"] = configuration
+    return content
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A trainer of one method, initialized and with its frozen weights."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+    def make(method, dims=3, channels=1, samples=2, labels="labels", network=None, **settings):
+        class Trainer(MethodsTrainer):
+            methods = (METHODS[method](),) if network is None else (METHODS[method](), network)
+
+        given = WITHOUT_DOWNLOADS.get(method, {}) | (IN_2D.get(method, {}) if dims == 2 else {}) | settings
+        content = planned(dims, channels, samples) | {"nnunet_dg": {method: given}}
+        kinds, order = LABELS[labels]
+        dataset = DATASET | {"labels": kinds, "channel_names": {str(i): "MRI" for i in range(channels)}}
+        dataset |= {"regions_class_order": order} if order else {}
+        torch.manual_seed(0)
+        trainer = initialized(Trainer, content, CPU, "2d" if dims == 2 else "3d_fullres", dataset)
+        trainer.prepare_training()
+        trainer.current_epoch = trainer.num_epochs - 1  # every term counts
+        return trainer
+
+    return make
+
+
+def batch(trainer, seed=0, constant=False):
+    """Noise with blocks of labels, of whatever kind the dataset has, at every scale of deep supervision."""
+    rng = torch.Generator().manual_seed(seed)
+    configuration, labels = trainer.configuration_manager, trainer.label_manager
+    samples, patch = configuration.batch_size, configuration.patch_size
+    targets = []
+    for scale in trainer._get_deep_supervision_scales():
+        shape = [round(size * part) for size, part in zip(patch, scale, strict=True)]
+        channels = 1
+        if labels.has_regions:
+            channels = len(labels.foreground_regions)
+        high = 2 if labels.has_regions else 4 if labels.has_ignore_label else 3
+        targets.append(torch.randint(0, high, (samples, channels, *shape), generator=rng).to(torch.int16))
+    data = torch.randn(samples, len(configuration.normalization_schemes), *patch, generator=rng)
+    data = torch.full_like(data, 0.5) if constant else data
+    return {"data": data, "target": targets, "keys": [f"case_{i % 2}" for i in range(samples)]}
+
+
+def step(trainer, given, seed=0):
+    torch.manual_seed(seed)
+    trainer.network.train()
+    trainer.auxiliary.train()
+    return trainer.train_step(given)
+
+
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.network.state_dict().items()}
+
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@every_method
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize(("dims", "channels", "samples"), [(3, 1, 2), (2, 1, 2), (3, 4, 2), (3, 1, 1)])
+def test_trains_on_every_kind_of_data(make, method, labels, dims, channels, samples):
+    trainer = make(method, dims, channels, samples, labels)
+    before = weights(trainer)
+    for seed in range(2):
+        result = step(trainer, batch(trainer, seed), seed)
+        assert np.isfinite([float(value) for value in result.values()]).all(), result
+    after = weights(trainer)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(after[key], before[key]) for key in after)
+
+
+@every_method
+def test_a_constant_image_gives_finite_gradients(make, method):
+    trainer = make(method)
+    result = step(trainer, batch(trainer, constant=True))
+    assert np.isfinite([float(value) for value in result.values()]).all(), result
+    gradients = [p.grad for p in [*trainer.network.parameters(), *trainer.auxiliary.parameters()] if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@every_method
+def test_half_precision_gives_finite_gradients(make, method):
+    trainer = make(method)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = step(trainer, batch(trainer))
+    assert np.isfinite([float(value) for value in result.values()]).all(), result
+    assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+
+
+@every_method
+def test_the_same_seed_gives_the_same_step_and_another_seed_another_one_where_chance_decides(make, method):
+    results = []
+    for seed in (1, 1, 2, 3, 4, 5):  # a method that acts with probability 0.5 may rest in one step
+        trainer = make(method)
+        step(trainer, batch(trainer), seed)
+        results.append(weights(trainer))
+    first, again, *others = results
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first for other in others)
+
+
+@every_method
+def test_nothing_is_random_at_inference(make, method):
+    trainer = make(method)
+    step(trainer, batch(trainer))
+    trainer.network.eval()
+    data = batch(trainer, seed=5)["data"]
+    with torch.no_grad():
+        first, second = (trainer.network(data)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@every_method
+def test_the_network_is_the_planned_one_unless_the_method_says_otherwise(make, method):
+    trainer = make(method)
+    step(trainer, batch(trainer))
+    keys = {key: value.shape for key, value in trainer.network.state_dict().items()}
+
+    class Plain(MethodsTrainer):
+        methods = ()
+
+    plain = initialized(Plain, planned() | {"plans_name": "others"}, CPU)
+    same = keys == {key: value.shape for key, value in plain.network.state_dict().items()}
+    assert same != METHODS[method].changes_network
+
+
+@every_method
+def test_at_inference_an_unchanged_network_computes_what_the_planned_one_computes(make, method):
+    if METHODS[method].changes_network:
+        pytest.skip(f"{method} changes the network")
+    trainer = make(method)
+    step(trainer, batch(trainer))
+
+    class Plain(MethodsTrainer):
+        methods = ()
+
+    plain = initialized(Plain, planned() | {"plans_name": "others"}, CPU).network.eval()
+    plain.load_state_dict(trainer.network.state_dict())
+    data = batch(trainer, seed=5)["data"]
+    with torch.no_grad():
+        assert torch.equal(trainer.network.eval()(data)[0], plain(data)[0])
+
+
+@every_method
+def test_a_resumed_training_equals_an_uninterrupted_one(make, method, tmp_path):
+    """Also in what the method has next to the network. Memory of earlier samples is in no checkpoint, by design."""
+    whole = make(method)
+    step(whole, batch(whole, 0), 0)
+    whole.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    resumed = make(method)
+    resumed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    resumed.prepare_training()
+    for trainer in (whole, resumed):
+        trainer.current_epoch = trainer.num_epochs - 1
+        step(trainer, batch(trainer, 1), 1)
+    for module, other in ((whole.network, resumed.network), (whole.auxiliary, resumed.auxiliary)):
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-6, atol=1e-7, msg=key)
+
+
+@every_method
+def test_a_checkpoint_of_another_method_is_refused(make, method, tmp_path):
+    trainer = make(method)
+    if not trainer.auxiliary:
+        pytest.skip(f"{method} has nothing next to the network")
+    state = trainer.optimizer.state_dict()
+    state[IN_OPTIMIZER_STATE]["modules"] = {"another": {}}
+    with pytest.raises(ValueError, match=f"training-only state of another, and Trainer needs {method}"):
+        trainer.optimizer.load_state_dict(state)
+
+
+@every_method
+def test_settings_come_back_from_json_and_mistakes_are_refused_by_name(method):
+    defaults = METHODS[method](**WITHOUT_DOWNLOADS.get(method, {}))
+    assert resolve({"nnunet_dg": {method: as_json(defaults)}}, defaults) == defaults
+    with pytest.raises(SettingsError, match=rf'plans\["nnunet_dg"\]\["{method}"\].*\'no_such_setting\''):
+        resolve({"nnunet_dg": {method: {"no_such_setting": 1}}}, defaults)
+    for field in fields(METHODS[method]):
+        with pytest.raises(SettingsError, match=field.name):
+            resolve({"nnunet_dg": {method: {field.name: object()}}}, defaults)
+
+
+@every_method
+def test_every_method_says_what_it_is(method):
+    described = METHODS[method]
+    assert described.key == method
+    assert described.slot in SLOTS
+    paper = described.paper
+    assert paper.url.startswith("https://")
+    assert all(len(text) > 3 for text in (paper.title, paper.authors, paper.venue))
+    assert paper.title in paper.bibtex("key")
+    assert [setting.name for setting in describe_settings(described)] == [field.name for field in fields(described)]
+    assert all(len(setting.description) > 20 and setting.accepted for setting in describe_settings(described))
+
+
+def test_methods_are_combined_in_the_order_in_which_they_are_listed(make):
+    """The first method's network is the outermost, and every method's terms are in the loss."""
+    trainer = make("sgcg", network=METHODS["dropgen"](extractor="mind"))
+    result = step(trainer, batch(trainer))
+    assert type(trainer.network).__name__ == "DropGenNetwork"
+    assert {"segmentation", "segmentation_mixed", "contrast"} <= set(result)
+
+
+def test_a_method_of_ones_own_needs_no_place_in_the_catalog(make, tmp_path):
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    from nnunet_dg.method import Paper, TrainingModule, number
+
+    class Noise(TrainingModule):
+        def __init__(self, strength, student):
+            super().__init__()
+            student.change(0, lambda feature: feature * (1 + strength * torch.randn_like(feature)), always=True)
+
+    @dataclass(frozen=True)
+    class FeatureNoise(Method):
+        """Multiplies features by noise.
+
+        Attributes:
+            strength: Deviation of the noise.
+        """
+
+        key: ClassVar[str] = "noise"
+        slot: ClassVar[str] = "feature statistics"
+        paper: ClassVar[Paper] = Paper("Noise", "Nobody", "Nowhere", 2026, "https://example.org")
+        strength: float = number(0.1, 0, 1)
+
+        def training_module(self, student):
+            return Noise(self.strength, student)
+
+    class Trainer(MethodsTrainer):
+        methods = (FeatureNoise(),)
+
+    trainer = initialized(Trainer, planned() | {"nnunet_dg": {"noise": {"strength": 0.5}}}, CPU)
+    assert trainer.settings("noise").strength == 0.5
+    data = batch(trainer)["data"]
+    noisy, again = (trainer.network.train()(data)[0] for _ in range(2))
+    assert not torch.equal(noisy, again)
+    assert set(step(trainer, batch(trainer))) == {"loss", "segmentation"}
+    with pytest.raises(SettingsError, match=r"strength must be a number in \[0, 1\]; got 2"):
+        initialized(Trainer, planned() | {"nnunet_dg": {"noise": {"strength": 2}}}, CPU)
+
+
+def test_where_no_method_has_a_training_module_nnunets_own_step_runs(make, monkeypatch):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    called = []
+    own = nnUNetTrainer.train_step
+    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, given: (called.append(1), own(self, given))[1])
+    trainer = make("dropgen")
+    step(trainer, batch(trainer))
+    assert called == [1]
+    assert isinstance(trainer.auxiliary, nn.ModuleDict)

@@ -1,0 +1,24 @@
+"""Trainers of published baselines, each with its paper's settings."""
+
+from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.training.trainer import MethodsTrainer
+
+
+class nnUNetTrainerMixStyle(MethodsTrainer):
+    """MixStyle in the first two encoder stages, p = 0.5, alpha = 0.1."""
+
+    methods = (MixStyle(),)
+
+
+class nnUNetTrainerGIN(MethodsTrainer):
+    """GIN on every training image, four random layers with two channels between them."""
+
+    methods = (GIN(),)
+
+
+class nnUNetTrainerRSC(MethodsTrainer):
+    """RSC on every second batch, a fifth of the bottleneck's elements muted."""
+
+    methods = (RSC(),)
