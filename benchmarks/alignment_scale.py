@@ -1,11 +1,12 @@
-"""Does TinyMIG's alignment fall because features become alike, or because the enhancement shrinks them?
+"""Does TinyMIG's alignment loss fall because features become similar, or because the enhancement shrinks them?
 
     python benchmarks/alignment_scale.py                # 3000 steps, a few minutes on a CPU
     python benchmarks/alignment_scale.py --steps 300
 
-Teacher and student features are fixed and unrelated, so nothing but the enhancement (FDCE) can lower the term. It is
-trained as nnU-Net trains: SGD, learning rate 0.01, Nesterov momentum 0.99, weight decay 3e-5, weight 0.5 of the term.
-The last column is the norm of the term's gradient with respect to the student's features, last over first.
+Teacher and student features are fixed and unrelated, so only the enhancement (FDCE) can lower the loss term. It is
+trained with nnU-Net's optimizer: SGD, learning rate 0.01, Nesterov momentum 0.99, weight decay 3e-5. The weight of the
+term is 0.5. The last column is the norm of the term's gradient with respect to the student's features after training,
+divided by that before.
 """
 
 import argparse
@@ -25,7 +26,7 @@ WIDTHS, GRIDS = (8, 16), ((16, 16, 16), (8, 8, 8))
 
 @dataclass
 class Record:
-    """What is seen at one step."""
+    """Values of one step: the loss term, the gain of the enhancement, and the norm of the gradient."""
 
     term: float
     gain: float
@@ -33,14 +34,14 @@ class Record:
 
 
 def unrelated_features(seed: int) -> list[Tensor]:
-    """As nnU-Net's stages give them: smooth noise, instance norm, leaky ReLU."""
+    """Features similar to those of nnU-Net's stages: smooth noise after instance norm and leaky ReLU."""
     generator = torch.Generator().manual_seed(seed)
     noise = [torch.randn(2, w, *g, generator=generator) for w, g in zip(WIDTHS, GRIDS, strict=True)]
     return [F.leaky_relu(F.instance_norm(F.avg_pool3d(n, 3, 1, 1)), 0.01) for n in noise]
 
 
 def trained(scale: str, steps: int) -> tuple[ContentAlignment, list[Record]]:
-    """The enhancement after some steps on fixed features, and what was seen before each step and at the end."""
+    """The alignment after some steps on fixed features, with records from before each step and at the end."""
     torch.manual_seed(0)
     alignment = ContentAlignment(WIDTHS, GRIDS, scale=scale)
     optimizer = torch.optim.SGD(alignment.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)

@@ -1,8 +1,8 @@
-"""Sets nnU-Net's folders to temporary ones. To be imported before nnU-Net, which may read them as it is imported."""
+"""Sets nnU-Net's folders to temporary ones. Import it before nnU-Net, which may read them during its import."""
 
 import os
 import tempfile
 
-folder = tempfile.TemporaryDirectory(prefix="nnunet_dg-")  # removed as Python ends
+folder = tempfile.TemporaryDirectory(prefix="nnunet_dg-")  # removed when Python exits
 for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     os.environ[name] = os.path.join(folder.name, name)

@@ -48,12 +48,13 @@ def test_weights_are_listed_installed_and_refused(tmp_path, anatomix_weights):
     assert "not on this machine" in cli("weights", "list", **home)
     refused = cli("weights", "install", "anatomix", str(tmp_path / "mine.pth"), status=1, **home)
     assert "not the published file" in refused
+    assert "with the option --unpublished" in refused
     assert "Traceback" not in refused
     installed = cli("weights", "install", "anatomix", str(tmp_path / "mine.pth"), "--unpublished", **home)
     assert str(tmp_path / "home" / "anatomix.pth") in installed
     assert "installed as unpublished" in cli("weights", **home)
     unknown = cli("weights", "install", "dino", str(tmp_path / "mine.pth"), status=1, **home)
-    assert "Weights are fetched for anatomix and ViTs of timm; got 'dino'" in unknown
+    assert "Weights can be fetched for anatomix and ViTs of timm; got 'dino'" in unknown
     vit = cli("weights", "install", "samvit_base_patch16.sa1b", str(tmp_path / "mine.pth"), status=1, **home)
     assert 'set weights in plans["nnunet_dg"]["tinymig"] to its path' in vit
 

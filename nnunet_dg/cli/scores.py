@@ -75,9 +75,10 @@ def add_evaluate(commands: Commands) -> None:
         "evaluate",
         help="compute Dice, HD95, ASSD and normalized surface Dice of a folder of predictions",
         description="Writes evaluation.csv and evaluation.json, with one row per case and label. Distances are in mm, "
-        "measured with the truth's spacing. If both masks are empty, no metric is defined and the case is not counted. "
-        "If one is empty, Dice is 0 and distances are the diagonal of the image. Voxels with the ignore label are not "
-        "counted. If cases cannot be evaluated, all of them are named, nothing is written, and the exit status is 1.",
+        "measured with the truth's spacing. If both masks of a label are empty, it has no metrics and is left out of "
+        "means. If one is empty, Dice is 0 and distances are the diagonal of the image. Voxels with the ignore label "
+        "are excluded. If cases cannot be evaluated, all of them are named, nothing is written, and the exit status is "
+        "1.",
     )
     evaluate.add_argument("truths", metavar="TRUTHS", type=Path, help="folder of segmentations, for example labelsTs")
     evaluate.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of segmentations")

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nnunet_dg.extractors import vit
-from nnunet_dg.extractors import weights as room
+from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.names import printable
 from nnunet_dg.plugin import GROUPS
 
@@ -128,8 +128,9 @@ def weights_table() -> Table:
     table = Table("weights", title="weights of extractors and teachers")
     table.add_column("state", overflow="fold")
     table.add_column("where", overflow="fold")
-    for weights in room.PUBLISHED.values():
-        table.add_row(weights.name, escape(room.state(weights)), escape(str(room.cached_path(weights))))
+    for weights in weight_files.PUBLISHED.values():
+        path = weight_files.cached_path(weights)
+        table.add_row(weights.name, escape(weight_files.state(weights)), escape(str(path)))
     for name, path in vit.on_this_machine():
         table.add_row(name, "fetched", escape(str(path)))
     return table
