@@ -6,6 +6,9 @@ The plan has patches of 512 x 512, batch size 12, and eight stages with 32 to 51
 tensors, see live_memory.py. For LRA it is the peak of its forward and backward pass, without the features of network
 and teacher. It is given without and with the gradients of the student's features, which the network's backward pass
 computes anyway.
+
+TinyMIG: Liu et al., "TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical
+Imaging", ICML 2025, https://proceedings.mlr.press/v267.
 """
 
 import aside  # noqa: F401, before nnU-Net

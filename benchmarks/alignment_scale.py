@@ -7,6 +7,9 @@ Teacher and student features are fixed and unrelated, so only the enhancement (F
 trained with nnU-Net's optimizer: SGD, learning rate 0.01, Nesterov momentum 0.99, weight decay 3e-5. The weight of the
 term is 0.5. The last column is the norm of the term's gradient with respect to the student's features after training,
 divided by that before.
+
+TinyMIG: Liu et al., "TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical
+Imaging", ICML 2025, https://proceedings.mlr.press/v267.
 """
 
 import argparse

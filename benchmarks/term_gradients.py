@@ -6,6 +6,8 @@
 Loads the checkpoint as nnU-Net's ``--c`` does, and draws batches like the training. For every term it prints the value
 and the norm of the gradient with respect to the features of the image and of its amplitude-mixed copy, without the
 weight of the term, in single precision. nnU-Net's trainer leaves an empty training log in the fold's folder.
+
+SgCG: "Semantic-Guided Contrastive Generalization for Medical Image Segmentation", submission to ICLR 2025.
 """
 
 import argparse

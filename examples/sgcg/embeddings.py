@@ -8,6 +8,8 @@
 Computes the L2-normalized penultimate features of voxels in the fold's validation cases, up to the same number per
 class. Prints the ratio of between-class to within-class scatter, and writes a figure with one panel per model. Works
 with any U-Net of nnU-Net.
+
+SgCG: "Semantic-Guided Contrastive Generalization for Medical Image Segmentation", submission to ICLR 2025.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ class AnyModalityNormalization(ZScoreNormalization):
     if at least 1 % of its voxels are below -100, it is treated as CT in Hounsfield units and clipped first. Every other
     image gets exactly nnU-Net's ``ZScoreNormalization``. Both respect the mask if the plans use one.
 
-    The range is that of the DropGen paper (arXiv 2604.02564, appendix C). If the plans name this class, preprocessing
-    and prediction need this package.
+    The range is that of the DropGen paper, appendix C: Diaz et al., "Why Invariance is Not Enough for Biomedical Domain
+    Generalization and How to Fix It", 2026, https://arxiv.org/abs/2604.02564. If the plans name this class,
+    preprocessing and prediction need this package.
     """
 
     def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:

@@ -19,7 +19,9 @@ class FrozenExtractor(nn.Module):
     """Base class of all extractors: ``(B, 1, *spatial)``, any range -> ``(B, out_channels, *spatial)``.
 
     The input is scaled per sample and padded by replication to a size that `features` accepts. The features are cropped
-    back and normalized (DropGen, arXiv 2604.02564, section 3: ``s = InstanceNorm(f(minmax(x)))``).
+    back and normalized: ``s = InstanceNorm(f(minmax(x)))``. This is section 3 of the DropGen paper: Diaz et al., "Why
+    Invariance is Not Enough for Biomedical Domain Generalization and How to Fix It", 2026,
+    https://arxiv.org/abs/2604.02564.
 
     A frozen extractor computes without gradient, stays in eval mode even if a parent is set to training mode, and has
     no parameter that requires a gradient. A subclass sets the attributes below and implements `features`. Parameters

@@ -1,4 +1,8 @@
-"""Simulated domain shifts of increasing strength, applied to raw images (DropGen paper, "Corruption Analysis")."""
+"""Simulated domain shifts of increasing strength, applied to raw images.
+
+They follow the section "Corruption Analysis" of the DropGen paper: Diaz et al., "Why Invariance is Not Enough for
+Biomedical Domain Generalization and How to Fix It", 2026, https://arxiv.org/abs/2604.02564.
+"""
 
 from __future__ import annotations
 

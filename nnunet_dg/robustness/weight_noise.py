@@ -1,4 +1,8 @@
-"""Gaussian noise on trained weights, to see how flat a minimum is (DropGen paper, "Corruption Analysis")."""
+"""Gaussian noise on trained weights, to see how flat a minimum is.
+
+It follows the section "Corruption Analysis" of the DropGen paper: Diaz et al., "Why Invariance is Not Enough for
+Biomedical Domain Generalization and How to Fix It", 2026, https://arxiv.org/abs/2604.02564.
+"""
 
 from __future__ import annotations
 
