@@ -1,4 +1,4 @@
-"""Imports point one way: from trainers, planners and cli down to extractors; the plugin imports nothing of ours."""
+"""Imports point one way: from trainers, planners and cli down to extractors. The plugin imports none of our modules."""
 
 import ast
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_imports_point_one_way(path):
         assert host or module.split(".")[0] != "nnunetv2", f"{room(path)} must not import nnunetv2"
 
 
-def test_the_door_imports_the_standard_library_only():
+def test_the_plugin_imports_the_standard_library_only():
     import sys
 
     modules = {module.split(".")[0] for module in imported(LIBRARY / "plugin.py")}
