@@ -2,9 +2,13 @@
 
     python benchmarks/alignment_memory.py
 
-512 x 512, batch 12, eight stages of 32 to 512 channels. Counted on fake tensors, see live_memory.py. LRA: the most that
-is alive at once in forward and backward pass beyond the features that the network and the teacher have made, without
-and with the gradients of the student's features, which the network's backward pass makes in any case.
+The plan has patches of 512 x 512, batch size 12, and eight stages with 32 to 512 channels. Memory is counted with fake
+tensors, see live_memory.py. For LRA it is the peak of its forward and backward pass, without the features of network
+and teacher. It is given without and with the gradients of the student's features, which the network's backward pass
+computes anyway.
+
+TinyMIG: Liu et al., "TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical
+Imaging", ICML 2025, https://proceedings.mlr.press/v267.
 """
 
 import aside  # noqa: F401, before nnU-Net
@@ -27,8 +31,8 @@ WIDTHS = [min(32 * 2**stage, 512) for stage in range(STAGES)]
 
 def plans_2d() -> dict:
     """nnU-Net's default plan for images of 512 x 512."""
-    made = plans(64).plans
-    configuration = made["configurations"].pop("3d_fullres")
+    content = plans(64).plans
+    configuration = content["configurations"].pop("3d_fullres")
     configuration |= {"patch_size": list(PATCH), "batch_size": BATCH}
     configuration["architecture"]["arch_kwargs"] |= {
         "n_stages": STAGES,
@@ -40,12 +44,12 @@ def plans_2d() -> dict:
         "n_conv_per_stage": [2] * STAGES,
         "n_conv_per_stage_decoder": [2] * (STAGES - 1),
     }
-    made["configurations"]["2d"] = configuration
-    return made
+    content["configurations"]["2d"] = configuration
+    return content
 
 
 def alignment_memory(depths: int = 4) -> tuple[float, float]:
-    """GiB of the alignment, without and with the gradients of the student's features."""
+    """Peak memory of the alignment in GiB, without and with the gradients of the student's features."""
     widths, grids = WIDTHS[:depths], stage_grids(PATCH, [1] + [2] * (depths - 1))
     alignment = ContentAlignment(widths, grids)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -63,7 +67,7 @@ def main() -> None:
     trainer = initialized(nnUNetTrainer, plans_2d(), torch.device("cpu"), "2d")
     network = peak_live_memory(trainer, batch(trainer))
     without, whole = alignment_memory()
-    print("| part | peak, GiB | of the network's step |\n| --- | --- | --- |")
+    print("| part | peak, GiB | relative to the network's step |\n| --- | --- | --- |")
     for name, peak in (
         ("the network's training step", network),
         ("LRA", without),

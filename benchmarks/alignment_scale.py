@@ -1,11 +1,15 @@
-"""Does TinyMIG's alignment fall because features become alike, or because the enhancement shrinks them?
+"""Does TinyMIG's alignment loss fall because features become similar, or because the enhancement shrinks them?
 
     python benchmarks/alignment_scale.py                # 3000 steps, a few minutes on a CPU
     python benchmarks/alignment_scale.py --steps 300
 
-Teacher and student features are fixed and unrelated, so nothing but the enhancement (FDCE) can lower the term. It is
-trained as nnU-Net trains: SGD, learning rate 0.01, Nesterov momentum 0.99, weight decay 3e-5, weight 0.5 of the term.
-The last column is the norm of the term's gradient with respect to the student's features, last over first.
+Teacher and student features are fixed and unrelated, so only the enhancement (FDCE) can lower the loss term. It is
+trained with nnU-Net's optimizer: SGD, learning rate 0.01, Nesterov momentum 0.99, weight decay 3e-5. The weight of the
+term is 0.5. The last column is the norm of the term's gradient with respect to the student's features after training,
+divided by that before.
+
+TinyMIG: Liu et al., "TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical
+Imaging", ICML 2025, https://proceedings.mlr.press/v267.
 """
 
 import argparse

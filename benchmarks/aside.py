@@ -9,6 +9,6 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "tests" / "support"))
-folder = tempfile.TemporaryDirectory(prefix="nnunet_dg-")  # removed as Python ends
+folder = tempfile.TemporaryDirectory(prefix="nnunet_dg-")  # removed when Python exits
 for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     os.environ[name] = os.path.join(folder.name, name)

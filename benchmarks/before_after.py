@@ -1,10 +1,10 @@
-"""Training steps of two versions of this package, interleaved in one run: is any trainer slower than before?
+"""Compares the training steps of two versions of this package, interleaved, to see whether a trainer became slower.
 
     python benchmarks/before_after.py BEFORE/.venv/bin/python BEFORE AFTER/.venv/bin/python AFTER
 
-BEFORE and AFTER are checkouts, each with an environment in which it is installed. Every trainer runs in two processes,
-one per version, which take turns step by step (A B A B ...), so that a machine whose speed drifts slows both alike. The
-ratio is the median over the rounds. Steps are on noise, late in the training, so that every loss term counts.
+BEFORE and AFTER are checkouts, each installed in its own environment. Every trainer runs in two processes, one per
+version, which take turns step by step (A B A B ...), so that changes in the speed of the machine affect both. The ratio
+is the median over the rounds. Steps use noise, late in the training, when every loss term has its full weight.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LATE = 900  # epoch
 
 
 def serve(checkout: str, row: str, patch: int, batch: int) -> None:
-    """Take a training step for every line on standard input, and answer with its seconds."""
+    """Run a training step for every line on standard input, and print its duration in seconds."""
     sys.path.insert(0, os.path.join(checkout, "benchmarks"))
     import step_cost
     import torch
@@ -47,7 +47,7 @@ def serve(checkout: str, row: str, patch: int, batch: int) -> None:
 
 
 class Version:
-    """A process of one version, for one trainer."""
+    """A process that runs one version of one trainer."""
 
     def __init__(self, python: str, checkout: str, row: str, patch: int, batch: int) -> None:
         command = [python, os.path.abspath(__file__), "--serve", checkout, row, str(patch), str(batch)]
@@ -83,9 +83,8 @@ def main() -> None:
     a = parser.parse_args()
     print("| training step | before, s | after, s | after / before |\n| --- | --- | --- | --- |")
     for row in a.rows:
-        versions = [
-            Version(*of, row, a.patch, a.batch) for of in ((a.before_python, a.before), (a.after_python, a.after))
-        ]
+        checkouts = ((a.before_python, a.before), (a.after_python, a.after))
+        versions = [Version(*checkout, row, a.patch, a.batch) for checkout in checkouts]
         rounds = [[version.step() for version in versions] for _ in range(a.rounds + 2)][2:]
         for version in versions:
             version.end()

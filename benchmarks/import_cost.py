@@ -1,8 +1,8 @@
-"""What the door adds to `import torch`: loading our entry point and activating it, in fresh processes.
+"""Measures the time that the plugin adds to `import torch`: loading and activating our entry point, in new processes.
 
     python benchmarks/import_cost.py
 
-PyTorch scans the installed entry points whether or not this package is there; what is timed is what we add.
+PyTorch scans the installed entry points with or without this package, so the scan is not included.
 """
 
 import os
@@ -22,13 +22,13 @@ print(1000 * (time.perf_counter() - start))
 
 
 def main(processes: int = 9) -> None:
-    environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # so that ours is still to be loaded
+    environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # so that ours has not been loaded yet
     command = [sys.executable, "-W", "ignore", "-c", CODE]
     runs = [
         float(subprocess.check_output(command, env=environment, cwd=tempfile.gettempdir())) for _ in range(processes)
     ]
     print(
-        f"added to import torch: {statistics.median(runs):.2f} ms, the median of {processes}; most {max(runs):.2f} ms"
+        f"added to import torch: median {statistics.median(runs):.2f} ms, maximum {max(runs):.2f} ms, {processes} runs"
     )
 
 

@@ -1,8 +1,8 @@
-"""What a training step holds at most, counted without a GPU: the bytes of all tensors alive, none of them computed.
+"""Peak memory of a training step, counted without a GPU: the bytes of all live tensors, without computing them.
 
-PyTorch's fake tensors have shapes and types, but no numbers, so a step for a 40 GB card is counted in seconds on any
-machine. Counted are weights, optimiser, batch, activations and gradients, activations in 16 bits as under nnU-Net's
-autocast. Not counted: workspaces of cuDNN, fragmentation, and the CUDA context.
+PyTorch's fake tensors have shapes and types but no content, so a step for a 40 GB card is counted in seconds on any
+machine. Included are weights, optimizer, batch, activations and gradients, with activations in 16 bits as under
+nnU-Net's autocast. Not included are cuDNN's workspaces, fragmentation, and the CUDA context.
 """
 
 from typing import Any
@@ -18,16 +18,16 @@ from nnunet_dg.extractors.memory import LiveMemory
 def _make_fake(network: torch.nn.Module, fake: FakeTensorMode) -> None:
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            made = torch.nn.Parameter(fake.from_tensor(parameter.detach()), parameter.requires_grad)
-            setattr(module, name, made)
+            replacement = torch.nn.Parameter(fake.from_tensor(parameter.detach()), parameter.requires_grad)
+            setattr(module, name, replacement)
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, fake.from_tensor(buffer))
 
 
 def peak_live_memory(trainer: nnUNetTrainer, batch: dict[str, Any]) -> float:
-    """GiB at the peak of two training steps: forward pass, loss, backward pass and optimiser, as in `train_step`.
+    """Peak memory in GiB of two training steps: forward pass, loss, backward pass and optimizer, as in `train_step`.
 
-    The trainer's network is of fake tensors from then on.
+    Afterwards the trainer's network consists of fake tensors.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         _make_fake(trainer.network, fake)

@@ -1,12 +1,12 @@
-"""Does DropGen stay within what nnU-Net planned? Peak memory of a training step: plain plans against DropGen's.
+"""Compares the peak memory of training steps with nnU-Net's plans and with DropGen's plans.
 
     nnUNetv2_plan_experiment -d 501
     nnUNetv2_plan_experiment -d 501 -pl nnUNetPlannerDropGen
     python benchmarks/planned_memory.py $nnUNet_preprocessed/Dataset501_NAME
 
-On CUDA: PyTorch's allocations in a process of its own, under autocast as nnU-Net trains. Without: the tensors that are
-alive, counted and not computed (see live_memory.py), so that plans for any card are compared on any machine.
-The first row is nnUNetTrainer on nnU-Net's own plans.
+On CUDA, it measures PyTorch's allocations in a separate process, under autocast as in nnU-Net's training. Without CUDA,
+it counts the bytes of live tensors without computing them (see live_memory.py), so plans for any card can be compared
+on any machine. The first row is nnUNetTrainer with nnU-Net's own plans.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TRAINERS = {trainer.__name__: trainer for trainer in (nnUNetTrainerDropGen, nnUN
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the preprocessed dataset, which holds the plans")
+    parser.add_argument("folder", type=Path, help="preprocessed dataset folder, which contains the plans")
     parser.add_argument("--plain", default="nnUNetPlans")
     parser.add_argument("--dropgen", default="nnUNetDropGenPlans")
     parser.add_argument("--configuration", default="3d_fullres")

@@ -1,12 +1,12 @@
-"""What our trainers cost: nnUNetTrainer against ours on the same plan, and the extractor against a plain build.
+"""Measures the cost of our trainers relative to nnUNetTrainer, and of the extractor relative to a plain implementation.
 
     python benchmarks/step_cost.py                 # CPU, and CUDA where there is one
     python benchmarks/step_cost.py --rounds 15 --patch 64 --device cpu
 
-Steps are interleaved (A B C A B C ...), so that a machine whose speed drifts slows all of them alike; ratios are taken
-round by round and their median is reported. A training step is the trainer's own `train_step`, on noise and without
-nnU-Net's augmentation, which runs in other processes. The extractor's weights are random: its cost does not depend on
-them.
+Steps are interleaved (A B C A B C ...), so that changes in the speed of the machine affect all of them. Ratios are
+computed per round, and their median is reported. A training step is the trainer's own `train_step` on noise, without
+nnU-Net's augmentation, which runs in other processes. The extractor's weights are random, since its cost does not
+depend on them.
 """
 
 import argparse
@@ -39,28 +39,28 @@ from nnunet_dg.training.trainer import MethodsTrainer
 
 
 def tinymig(*ablate: str, **settings: Any) -> dict[str, Any]:
-    """Settings with a random teacher, whose cost is that of any other, without some of the method."""
+    """Settings with a random teacher, which costs as much as a trained one, and with parts of the method left out."""
     return {"tinymig": {"teacher": "random:anatomix", "ablate": ablate} | settings}
 
 
-ROWS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {  # the trainer, and settings in the plans
+ROWS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {  # trainer, and settings in the plans
     "nnUNetTrainer": (nnUNetTrainer, {}),
     "nnUNetTrainerDropGen": (nnUNetTrainerDropGen, {}),
     "nnUNetTrainerDropGen_MIND": (nnUNetTrainerDropGen_MIND, {}),
-    "nnUNetTrainerSgCG, the contrast alone": (nnUNetTrainerSgCG, {"sgcg": {"amplitude_mixup": False}}),
+    "nnUNetTrainerSgCG, contrast only": (nnUNetTrainerSgCG, {"sgcg": {"amplitude_mixup": False}}),
     "nnUNetTrainerSgCG": (nnUNetTrainerSgCG, {}),
-    "nnUNetTrainerTinyMIG, styled passes alone": (
+    "nnUNetTrainerTinyMIG, styled passes only": (
         nnUNetTrainerTinyMIG,
         tinymig("lra", "co_training", statistics="dsu"),
     ),
-    "nnUNetTrainerTinyMIG, teacher and its labels alone": (nnUNetTrainerTinyMIG, tinymig("lra", "ufdm")),
-    "nnUNetTrainerTinyMIG, teacher and alignment alone": (nnUNetTrainerTinyMIG, tinymig("co_training", "ufdm")),
+    "nnUNetTrainerTinyMIG, teacher and its labels only": (nnUNetTrainerTinyMIG, tinymig("lra", "ufdm")),
+    "nnUNetTrainerTinyMIG, teacher and alignment only": (nnUNetTrainerTinyMIG, tinymig("co_training", "ufdm")),
     "nnUNetTrainerTinyMIG": (nnUNetTrainerTinyMIG, tinymig()),
 }
 
 
 class Step:
-    """A trainer of nnU-Net's, ready for one training step after the other, on noise."""
+    """A trainer that is ready for training steps on noise."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Step:
             network.extractor.load_published(random_weights())
         if isinstance(self.trainer, MethodsTrainer):
             self.trainer.prepare_training()
-        self.trainer.current_epoch = self.trainer.num_epochs - 1  # every term counts
+        self.trainer.current_epoch = self.trainer.num_epochs - 1  # every loss term has its full weight
         self.batch = batch(self.trainer)
         self.device = device
 
@@ -105,13 +105,13 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call in each round, after one round that is not counted."""
+    """Seconds of each call in each round, after a warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds + 1):
         for name, call in calls.items():
-            taken = seconds(call, device)
+            duration = seconds(call, device)
             if i:
-                times[name].append(taken)
+                times[name].append(duration)
     return times
 
 
@@ -120,15 +120,16 @@ def report(title: str, times: dict[str, list[float]], memory: dict[str, float] |
     base = next(iter(times.values()))
     print(f"\n| {title} | seconds | ratio | {'peak memory, GiB |' if memory else ''}")
     print(f"| --- | --- | --- | {'--- |' if memory else ''}")
-    for name, taken in times.items():
-        ratio = median(t / b for t, b in zip(taken, base, strict=True))
-        print(f"| {name} | {median(taken):.3f} | {ratio:.2f} | {f'{memory[name]:.2f} |' if memory else ''}", flush=True)
+    for name, durations in times.items():
+        ratio = median(t / b for t, b in zip(durations, base, strict=True))
+        gib = f"{memory[name]:.2f} |" if memory else ""
+        print(f"| {name} | {median(durations):.3f} | {ratio:.2f} | {gib}", flush=True)
 
 
 def peak_memory(
     trainer: type, plans: dict[str, Any], device: torch.device, configuration_name: str, dataset: dict[str, Any]
 ) -> float:
-    """GiB at the peak of two training steps: the process's resident set on CPU, PyTorch's allocations on CUDA."""
+    """Peak memory in GiB of two training steps: the process's resident set on CPU, PyTorch's allocations on CUDA."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -156,27 +157,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--patch", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: both, where there is CUDA")
-    parser.add_argument("--compile", action="store_true", help="also with torch.compile (CUDA)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: both, if CUDA is available")
+    parser.add_argument("--compile", action="store_true", help="also measure with torch.compile (CUDA)")
     arguments = parser.parse_args()
     both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for name in [arguments.device] if arguments.device else both:
         device = torch.device(name)
-        what = (
+        hardware = (
             torch.cuda.get_device_name()
             if name == "cuda"
             else f"{platform.machine()}, {torch.get_num_threads()} threads"
         )
         versions = ", ".join(f"{package} {version(package)}" for package in ("nnunet-dg", "nnunetv2", "torch"))
         print(
-            f"\n{name}: {what}; {versions}; "
+            f"\n{name}: {hardware}; {versions}; "
             f"patch {arguments.patch}^3, batch {arguments.batch}, {arguments.rounds} rounds"
         )
         for compiled in (False, True) if arguments.compile and name == "cuda" else (False,):
             plain = plans(arguments.patch, arguments.batch).plans
             rows = {row: (trainer, plain | {"nnunet_dg": given}) for row, (trainer, given) in ROWS.items()}
-            memory = {row: peak_memory_in_a_fresh_process(*what, device) for row, what in rows.items()}
-            steps = {row: Step(*what, device, compiled) for row, what in rows.items()}
+            memory = {row: peak_memory_in_a_fresh_process(*training, device) for row, training in rows.items()}
+            steps = {row: Step(*training, device, compiled) for row, training in rows.items()}
             suffix = ", compiled" if compiled else ""
             for label, method in (("training step", "train"), ("prediction of a batch", "predict")):
                 calls = {trainer: getattr(step, method) for trainer, step in steps.items()}
@@ -193,9 +194,9 @@ def main() -> None:
 
         expected = unfolded(image)["penultimate"]
         difference = (folded() - expected).abs().max() / expected.abs().max()
-        calls = {"plain, to the end": partial(unfolded, image), "ours, penultimate": folded}
+        calls = {"plain, all layers": partial(unfolded, image), "ours, penultimate": folded}
         times = interleaved(calls, 3 * arguments.rounds, device)
-        report("anatomix alone", times)
+        report("anatomix only", times)
         speedup = median(a / b for a, b in zip(*times.values(), strict=True))
         print(f"\nanatomix: {speedup:.2f}x as fast, largest difference {difference:.1e} of the largest value")
 

@@ -1,11 +1,13 @@
-"""How much each loss term of SgCG pulls at the penultimate features, on the batches of a training.
+"""Gradient of each loss term of SgCG with respect to the penultimate features, on batches of a training.
 
     nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerSgCG
     python benchmarks/term_gradients.py $nnUNet_results/DATASET/nnUNetTrainerSgCG__nnUNetPlans__3d_fullres/fold_0
 
-Loads the checkpoint as ``--c`` does, takes batches as the training does, and prints for every term its value and the
-norm of its gradient with respect to the features of the image and of its amplitude-mixed twin, without its weight. In
-single precision. (nnU-Net's trainer leaves an empty training log in the fold's folder.)
+Loads the checkpoint as nnU-Net's ``--c`` does, and draws batches like the training. For every term it prints the value
+and the norm of the gradient with respect to the features of the image and of its amplitude-mixed copy, without the
+weight of the term, in single precision. nnU-Net's trainer leaves an empty training log in the fold's folder.
+
+SgCG: "Semantic-Guided Contrastive Generalization for Medical Image Segmentation", submission to ICLR 2025.
 """
 
 import argparse
@@ -20,12 +22,12 @@ from nnunetv2.run.run_training import get_trainer_from_args
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fold", type=Path, help="fold folder of a training with a trainer of SgCG")
+    parser.add_argument("fold", type=Path, help="fold folder of a training with an SgCG trainer")
     parser.add_argument("-chk", default="checkpoint_final.pth")
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--batches", type=int, default=10)
     arguments = parser.parse_args()
-    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112, batches come from this process: there is none to shut down
+    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112, load batches in this process, so none must be shut down
     name, plans, configuration = arguments.fold.resolve().parent.name.split("__")
     fold = arguments.fold.resolve().name.removeprefix("fold_")
     dataset = arguments.fold.resolve().parents[1].name

@@ -1,1 +1,1 @@
-"""Domain generalization for nnU-Net. Importing this package imports nothing heavy: the door is `plugin`."""
+"""Domain generalization for nnU-Net. Importing this package imports nothing heavy; nnU-Net enters through `plugin`."""

@@ -1,4 +1,4 @@
-"""Reading trained models of other people: without running code, and held against what nnU-Net writes."""
+"""Reading trained models from other people: their files are validated, and no code in them is run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 def safe_checkpoint(path: Path, model: type[T] = Checkpoint) -> dict[str, Any]:  # type: ignore[assignment]
-    """nnU-Net's checkpoint, on the CPU, from a reader that runs no code.
+    """Read nnU-Net's checkpoint to the CPU without running code from the file.
 
-    nnU-Net's own commands and its predictor unpickle checkpoints, which runs whatever the file asks for. So every file
-    of this package's commands is read here first, and refused if it holds more than tensors, numbers, strings,
-    containers and what nnU-Net puts there.
+    nnU-Net's own commands and its predictor unpickle checkpoints, which can run arbitrary code. This package's commands
+    therefore read every checkpoint here first. It is refused if it contains anything other than tensors, numbers,
+    strings, containers and the objects that nnU-Net saves.
 
     Args:
-        path: The file.
-        model: What it must hold, a type of `nnunet_dg.formats`.
+        path: Checkpoint file.
+        model: Expected content, a type of `nnunet_dg.formats`.
 
     Raises:
-        DataError: The file cannot be read in this way, lacks something, or its weights are not finite tensors.
+        DataError: The file cannot be read safely, lacks a required entry, or has weights that are not finite tensors.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -50,17 +50,17 @@ def _problem(weight: torch.Tensor) -> str:
 
 
 def check_trainer(folder: Path, plans: Mapping[str, Any], checkpoints: Mapping[Path, Mapping[str, Any]]) -> str:
-    """The trainer of all checkpoints, which the name of a folder ``TRAINER__PLANS__CONFIGURATION`` must agree with.
+    """The trainer that wrote all checkpoints. A folder named ``TRAINER__PLANS__CONFIGURATION`` must agree with it.
 
-    Folders of other names, such as exported ones, say nothing about the trainer.
+    Folders with other names, such as exported models, are not compared.
 
     Args:
-        folder: The model folder.
+        folder: Model folder.
         plans: Content of its ``plans.json``.
-        checkpoints: Content of the checkpoints by file.
+        checkpoints: Content of the checkpoints, by file.
 
     Raises:
-        DataError: Trainers or configurations differ, or the plans have no such configuration.
+        DataError: Trainers or configurations differ, or the plans lack the configuration.
     """
     parts = folder.resolve().name.split("__")
     named = len(parts) == 3 and parts[1] == plans.get("plans_name")
@@ -82,29 +82,29 @@ def _trained_by(checkpoint: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def check_folds(folds: Sequence[int | str]) -> list[str]:
-    """Folds as text.
+    """The folds as strings.
 
     Raises:
-        SettingsError: There are none, one is neither a number nor ``all``, or one is given twice.
+        SettingsError: No fold is given, one is neither a number nor ``all``, or one is given twice.
     """
     names = [str(int(fold)) if str(fold).isdecimal() else str(fold) for fold in folds]
     for name in names:
         if name != "all" and not name.isdecimal():
-            raise SettingsError(f"A fold is a number or all; got {name!r}.")
+            raise SettingsError(f"A fold must be a number or all; got {name!r}.")
         if names.count(name) > 1:
-            raise SettingsError(f"Fold {name} is given twice: an ensemble counts each fold once. Name it once.")
+            raise SettingsError(f"Fold {name} is given twice. An ensemble uses each fold once; name it once.")
     if not names:
         raise SettingsError("Name at least one fold.")
     return names
 
 
 def check_checkpoint_name(name: str) -> None:
-    """Refuse what is not the name of a file in a fold's folder.
+    """Refuse a checkpoint that is not given as the plain name of a file in the fold's folder.
 
     Raises:
-        SettingsError: The name has folders in it, or is empty.
+        SettingsError: The name is empty or contains a folder.
     """
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise SettingsError(
-            f"A checkpoint is the name of a file in fold_X, such as checkpoint_final.pth; got {name!r}."
+            f"`checkpoint` must be the name of a file in fold_X, such as checkpoint_final.pth; got {name!r}."
         )

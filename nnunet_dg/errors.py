@@ -1,10 +1,10 @@
-"""The errors that a user can mend. The command line prints these as one line; a bug keeps its traceback."""
+"""Errors that a user can fix. The command line prints them as one line; all other exceptions keep their traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Base of the expected errors: a message that names the value, what is accepted, and what to do."""
+    """Base class of expected errors. The message names the value, what is accepted, and what to do."""
 
 
 class SettingsError(UserError, ValueError):
@@ -12,11 +12,11 @@ class SettingsError(UserError, ValueError):
 
 
 class WeightsError(UserError, RuntimeError):
-    """Weights are missing and cannot be fetched, or a file does not hold the weights it should."""
+    """Weights are missing and cannot be fetched, or a file does not contain the expected weights."""
 
 
 class DataError(UserError, ValueError):
-    """A file or a folder of the user's is missing, cannot be read, or does not hold what it should."""
+    """A user's file or folder is missing, cannot be read, or does not contain what it should."""
 
 
 class ExtraError(UserError, ImportError):
@@ -24,8 +24,8 @@ class ExtraError(UserError, ImportError):
 
 
 class HostError(UserError, RuntimeError):
-    """nnU-Net is missing, not set up, or refuses what it was asked for."""
+    """nnU-Net is missing, is not set up, or rejects a request."""
 
 
 class DimensionError(SettingsError, NotImplementedError):
-    """Something exists for another number of spatial axes than the configuration has."""
+    """Something is not available for the configuration's number of spatial axes."""

@@ -1,4 +1,4 @@
-"""Handing a model whose network is nnU-Net's own to people who have nnU-Net alone."""
+"""Exporting a model whose network is nnU-Net's own, for people who have only nnU-Net."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from nnunet_dg.training.plans import KEY
 
 PLAIN = "nnUNetTrainer"
 RECORD = "exported_by_nnunet-dg.json"
-COPIED = ("progress.png", "validation/summary.json")  # of a fold, as nnU-Net's own export
+COPIED = ("progress.png", "validation/summary.json")  # from each fold, as in nnU-Net's own export
 COPIED_CROSS_VALIDATION = ("summary.json", "postprocessing.pkl", "postprocessing.json")
 ZIP = ".zip"
 NO_FOLDERS = {ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings} - {ZIP}
@@ -45,7 +45,7 @@ NO_FOLDERS |= {".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".pth", ".pt"}
 
 
 class ExportError(DataError, RuntimeError):
-    """Nothing was exported, and why."""
+    """Nothing was exported; the message says why."""
 
 
 def export(
@@ -57,17 +57,17 @@ def export(
     folds: Sequence[int | str] = (0, 1, 2, 3, 4),
     checkpoint: str = "checkpoint_final.pth",
 ) -> Path:
-    """Write the model of a training as one of plain nnUNetTrainer, after checking that both give the same logits.
+    """Write a trained model as a model of plain nnUNetTrainer, after checking that both give the same logits.
 
     Args:
-        dataset: name or number.
-        configuration: for example ``"3d_fullres"``.
-        trainer: the trainer that trained it.
-        output: a folder, for ``nnUNetv2_predict_from_modelfolder -m``, or a file ``*.zip``, for
+        dataset: Dataset name or number.
+        configuration: Configuration name, for example ``"3d_fullres"``.
+        trainer: Name of the trainer that trained the model.
+        output: A folder, for ``nnUNetv2_predict_from_modelfolder -m``, or a file ``*.zip``, for
             ``nnUNetv2_install_pretrained_model_from_zip``. Must not exist.
-        plans: the plans' name.
-        folds: numbers, or ``"all"``.
-        checkpoint: the file of each fold.
+        plans: Name of the plans.
+        folds: Fold numbers, or ``"all"``.
+        checkpoint: File name of the checkpoint in each fold.
 
     Returns:
         The output.
@@ -76,7 +76,7 @@ def export(
         ExportError: The model is missing or damaged, or plain nnU-Net cannot run it.
         DataError: A file of the model cannot be read, see `safe_checkpoint`.
         SettingsError: The output, a fold, the dataset or the checkpoint's name is not accepted.
-        OSError: The output cannot be written. Nothing is left under its name then.
+        OSError: The output cannot be written. Nothing is left at its path.
     """
     _check_output(output)
     check_checkpoint_name(checkpoint)
@@ -87,10 +87,10 @@ def export(
     _refuse_other_preprocessing(results, configuration)
     sources = {f"fold_{fold}": results / f"fold_{fold}" / checkpoint for fold in names}
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _folder_beside(output) as temporary:
+    with _folder_next_to(output) as temporary:
         model = temporary / results.parent.name / f"{PLAIN}__{plans}__{configuration}"
         _write_plain_model(results, model, sources)
-        print(f"Comparing the logits of {trainer} and {PLAIN}, on the CPU, {len(names)} folds", flush=True)
+        print(f"Comparing the logits of {trainer} and {PLAIN} on the CPU ({len(names)} folds)", flush=True)
         _compare(results, model, names, checkpoint, trainer)
         write_json(model / RECORD, _record(results, trainer, configuration, plans, sources), indent=4)
         if output.suffix.lower() == ZIP:
@@ -101,11 +101,11 @@ def export(
 
 
 def _check_output(output: Path) -> None:
-    """Refuse an output that exists, or whose name says that it is what it would not be."""
+    """Refuse an output that exists, or whose extension belongs to another type of file."""
     name = output.name.lower()
     if wrong := [ending for ending in sorted(NO_FOLDERS) if name.endswith(ending)]:
         raise SettingsError(
-            f"The output is a folder, or a file that ends in {ZIP}; got {output}, which ends in {wrong[0]}."
+            f"The output must be a folder, or a file that ends in {ZIP}; got {output}, which ends in {wrong[0]}."
         )
     if output.is_symlink() or output.exists():
         raise ExportError(f"{output} exists already. Remove it, or choose another output.")
@@ -116,14 +116,14 @@ def _results_folder(dataset: str | int, trainer: str, plans: str, configuration:
         raise ExportError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
     try:
         return Path(get_output_folder(str(dataset), trainer, plans, configuration))
-    except (RuntimeError, ValueError) as error:  # how nnU-Net refuses a dataset
+    except (RuntimeError, ValueError) as error:  # nnU-Net raises these for an unknown dataset
         reason = str(error).splitlines()[0]
-        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r} (-d ID): {reason}") from error
+        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason}") from error
 
 
 @contextmanager
-def _folder_beside(output: Path) -> Iterator[Path]:
-    """A temporary folder on the output's disk, from which a rename is the last step, and never half done."""
+def _folder_next_to(output: Path) -> Iterator[Path]:
+    """A temporary folder on the output's disk, so that the last step is a rename, which is atomic."""
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name[:40]}.", suffix=".partial", dir=output.parent))
     try:
         yield folder
@@ -138,7 +138,7 @@ def _zip(folder: Path, output: Path) -> None:
 
 
 def _write_plain_model(results: Path, model: Path, sources: dict[str, Path]) -> None:
-    """What nnUNetTrainer would have left in its results folder, and nnU-Net's own export takes along."""
+    """Write the files that nnUNetTrainer leaves in its results folder and that nnU-Net's own export includes."""
     model.mkdir(parents=True)
     plans = _read_plans(results)
     write_json(model / "plans.json", _without_ours(plans), indent=4)
@@ -160,7 +160,7 @@ def _read_plans(results: Path) -> dict[str, Any]:
 
 
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Like `torch.save`, which reports a full disk as an error of its own; this raises the operating system's."""
+    """Like `torch.save`, but a full disk raises the operating system's error, which `torch.save` replaces."""
     with path.open("wb") as file:
         try:
             torch.save(checkpoint, file)
@@ -174,15 +174,15 @@ def _check_complete(results: Path, folds: Sequence[str], checkpoint: str) -> Non
     if not results.is_dir():
         trained = [path.name for path in results.parent.glob("*__*__*") if path.is_dir()]
         raise ExportError(
-            f"There is no folder {results}.{did_you_mean(results.name, trained)} Choose with -d, -c, -tr and -p, or "
-            f"train this model."
+            f"There is no folder {results}.{did_you_mean(results.name, trained)} Choose another `dataset`, "
+            f"`configuration`, `trainer` or `plans`, or train this model."
         )
     wanted = ["plans.json", "dataset.json", *(f"fold_{fold}/{checkpoint}" for fold in folds)]
     if missing := [name for name in wanted if not (results / name).is_file()]:
-        there = sorted(str(path.relative_to(results)) for path in results.glob("fold_*/*.pth"))
+        present = sorted(str(path.relative_to(results)) for path in results.glob("fold_*/*.pth"))
         raise ExportError(
-            f"{results} lacks {', '.join(missing)}. There: {', '.join(there) or 'no checkpoint'}. Choose with -f and "
-            f"-chk, or train what is missing."
+            f"{results} lacks {', '.join(missing)}. It has {', '.join(present) or 'no checkpoint'}. Choose other "
+            f"`folds` or another `checkpoint`, or train what is missing."
         )
     read_json(results / "dataset.json", Dataset, "Restore the file: nnU-Net writes it when it trains.")
 
@@ -196,7 +196,7 @@ def _refuse_other_networks(trainer: str) -> None:
 
 
 def _refuse_other_preprocessing(results: Path, configuration: str) -> None:
-    """Refuse what nnU-Net looks up by name to predict, where its own source does not define it."""
+    """Refuse plans that name preprocessing classes or functions which nnU-Net's own source does not define."""
     content = _configuration(results, configuration)
     names = dict.fromkeys(content["normalization_schemes"], "normalization")
     names |= {content["preprocessor_name"]: "preprocessor"}
@@ -212,7 +212,7 @@ def _refuse_other_preprocessing(results: Path, configuration: str) -> None:
 
 
 def _configuration(results: Path, name: str) -> PlannedConfiguration:
-    """A configuration with what it inherits."""
+    """A configuration of the plans, with inherited values."""
     path, plans = results / "plans.json", _read_plans(results)
     try:
         return validate(PlansManager(plans).get_configuration(name).configuration, PlannedConfiguration)
@@ -226,9 +226,9 @@ def _without_ours(plans: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What nnUNetTrainer would have written: its own parameter group, its own curves, plans without our settings."""
+    """The checkpoint as nnUNetTrainer writes it: one parameter group, its own curves, plans without our settings."""
     optimizer = checkpoint["optimizer_state"]
-    own = optimizer["param_groups"][0]  # auxiliary modules have a group of their own, added after the network's
+    own = optimizer["param_groups"][0]  # auxiliary modules have their own group, added after the network's
     state = {i: optimizer["state"][i] for i in own["params"] if i in optimizer["state"]}
     return checkpoint | {
         "trainer_name": PLAIN,
@@ -239,9 +239,10 @@ def _plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare(results: Path, model: Path, folds: Sequence[str], checkpoint: str, trainer: str) -> None:
-    """Refuse a model whose logits change: those for a volume of noise larger than one patch, all folds together.
+    """Refuse a model whose logits change.
 
-    On the CPU, where the same network gives the same logits to the last bit.
+    Both models predict a volume of noise larger than one patch, with all folds together, on the CPU, where equal
+    networks give bit-identical logits.
     """
     logits = []
     for folder in (results, model):
@@ -255,11 +256,11 @@ def _compare(results: Path, model: Path, folds: Sequence[str], checkpoint: str, 
         shape = [channels, *([1] if len(configuration.patch_size) == 2 else []), *shape, last + last // 4]
         volume = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         logits.append(predictor.predict_logits_from_preprocessed_data(volume).float())
-    if not all(bool(of.isfinite().all()) for of in logits):
+    if not all(bool(output.isfinite().all()) for output in logits):
         raise ExportError(f"{results} gives logits that are not finite. Nothing was exported; train it again.")
     if difference := float((logits[0] - logits[1]).abs().max()):
         raise ExportError(
-            f"Plain {PLAIN} gives other logits than {trainer}: they differ by up to {difference:g}. Nothing was "
+            f"Plain {PLAIN} and {trainer} give different logits: they differ by up to {difference:g}. Nothing was "
             f"exported; please report this with the plans.json of {results}."
         )
 

@@ -1,7 +1,7 @@
-"""The one way in for files that are not ours, and the one way out for files that we write.
+"""How this package reads text and JSON files, and how it writes files.
 
-Reading: UTF-8 text and JSON, held against a type (pydantic). Writing: into a temporary file in the same folder, which
-then replaces the final one, so that an interruption leaves the old content or the new one.
+Reading: UTF-8 text and JSON, validated against a type with pydantic. Writing: to a temporary file in the same folder,
+which then replaces the target, so that an interruption leaves either the old content or the new.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what cannot be read as a file: reading a pipe would wait forever.
+    """Refuse a path that is not a regular file. Reading a pipe, for example, would block forever.
 
     Raises:
         DataError: There is no such file, it is a link to a missing file, or it is not a regular file.
@@ -40,7 +40,10 @@ def check_regular(path: Path) -> None:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL character in the path
         if path.is_symlink():
-            raise DataError(f"{path} is a link to {os.readlink(path)}, which does not exist. Put it back.") from error
+            target = os.readlink(path)
+            raise DataError(
+                f"{path} is a link to {target}, which does not exist. Restore that file, or remove the link."
+            ) from error
         raise DataError(f"There is no file {path}.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {_reason(error)}.") from error
@@ -52,7 +55,7 @@ def read_text(path: Path) -> str:
     """The text of a regular file, UTF-8 with or without a byte order mark.
 
     Raises:
-        DataError: There is no such file, it is not a regular file, cannot be read, or does not hold text.
+        DataError: There is no such file, it is not a regular file, it cannot be read, or it is not text.
     """
     check_regular(path)
     try:
@@ -62,7 +65,9 @@ def read_text(path: Path) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path} is UTF-16 text. Save it as UTF-8.")
     if b"\0" in content:
-        raise DataError(f"{path} holds NUL bytes: it is binary, or was damaged by a power cut. Restore or remove it.")
+        raise DataError(
+            f"{path} contains NUL bytes: it is binary, or was damaged by a power cut. Restore or remove it."
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -70,18 +75,18 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, model: type[T], advice: str = "") -> T:
-    """The content of a JSON file, held against ``model``.
+    """The content of a JSON file, validated against ``model``.
 
     Args:
-        path: The file.
-        model: A type that pydantic knows: for our readers, the ones in `nnunet_dg.formats`.
-        advice: What the user can do about a file that does not fit, one sentence.
+        path: JSON file.
+        model: Expected type, normally one of `nnunet_dg.formats`; any type that pydantic can validate.
+        advice: One sentence that tells the user what to do about an invalid file.
 
     Returns:
-        The content as ``model`` says.
+        The validated content.
 
     Raises:
-        DataError: The file cannot be read, is not JSON, has a key twice, or does not fit the model. The message names
+        DataError: The file cannot be read, is not JSON, repeats a key, or does not match the model. The message names
             the file, the place in it, what is expected there, and the advice.
     """
     try:
@@ -95,11 +100,12 @@ def parse_json(text: str) -> Any:
     """JSON as Python values; NaN and Infinity are accepted, since nnU-Net writes them.
 
     Raises:
-        DataError: It is not JSON, is nested too deeply, an object has a key twice, or a string is not Unicode text.
+        DataError: The text is not JSON, is nested too deeply, repeats a key in an object, or has a string that is not
+            Unicode.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique)
-        if _SURROGATE.search(text):  # half a character could be read, and never written
+        if _SURROGATE.search(text):  # Python reads a lone surrogate, but cannot write it
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         return content
     except RecursionError as error:
@@ -108,18 +114,19 @@ def parse_json(text: str) -> Any:
         place = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"not valid JSON, or cut off: {error.msg} at {place}.") from error
     except UnicodeEncodeError as error:
-        raise DataError(f"a string has {error.object[error.start]!r}, half of a character. Correct it.") from error
+        found = error.object[error.start]
+        raise DataError(f"a string contains {found!r}, half of a surrogate pair. Correct the string.") from error
     except DataError:
         raise
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # such as a number with thousands of digits
         raise DataError(f"not valid JSON: {error}.") from error
 
 
 def validate(content: Any, model: type[T]) -> T:
-    """``content`` as ``model`` says.
+    """Validate ``content`` against the type ``model``, and return it.
 
     Raises:
-        DataError: It does not fit; the message says where, and what is expected there.
+        DataError: The content does not match; the message says where, and what is expected there.
     """
     try:
         adapter: TypeAdapter[T] = _adapter(model)  # type: ignore[arg-type]
@@ -135,19 +142,19 @@ def validate(content: Any, model: type[T]) -> T:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file next to ``path``, which takes its place when the block ends, and is removed if it raises.
+    """A temporary file next to ``path``, which replaces ``path`` when the block ends and is removed if it raises.
 
-    A link at ``path`` is replaced, never followed. Permissions are those of `share`.
+    A link at ``path`` is replaced, never followed. Permissions are set by `share`.
 
     Raises:
         OSError: The folder cannot be written to, or the disk is full.
     """
-    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")  # a name has at most 255 bytes
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")  # names have at most 255 bytes
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         yield partial
         with partial.open("rb+") as file:
-            os.fsync(file.fileno())  # else a power cut can leave a file of NUL bytes under the final name
+            os.fsync(file.fileno())  # without it, a power cut can leave NUL bytes under the final name
         share(partial)
         partial.replace(path)
     finally:
@@ -156,11 +163,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with Unix line ends, all of it or nothing; see `replacing`.
+    """Write UTF-8 text with Unix line endings, atomically; see `replacing`.
 
     Raises:
-        DataError: The text holds half a character, such as a file name that is not UTF-8.
-        OSError: See `replacing`.
+        DataError: The text contains a lone surrogate, for example from a file name that is not UTF-8.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     try:
         content = text.encode("utf-8")
@@ -172,15 +179,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write JSON, all of it or nothing; see `replacing` and `write_text`."""
+    """Write JSON as UTF-8, atomically; see `write_text` for what it raises."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def share(path: Path) -> None:
-    """Give a file the usual permissions, but never more than its folder has, and never write permission for everybody.
+    """Give a file the usual permissions, but none that its folder lacks, and never write permission for all users.
 
-    The usual ones follow the process's umask, except in folders that others than the owner may write to: there, files
-    are as shared as the folder, whatever the umask is.
+    The usual permissions follow the process's umask. In folders that users other than the owner may write to, the umask
+    is ignored, and the file is as accessible as the folder.
     """
     folder = stat.S_IMODE(path.parent.stat().st_mode)
     shared = 0o064 if folder & (stat.S_IWGRP | stat.S_IWOTH) else 0
@@ -189,18 +196,18 @@ def share(path: Path) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV that a spreadsheet opens without running anything, see `cell`; all of it or nothing."""
+    """Write a table as CSV, atomically. `cell` keeps spreadsheets from running its text as formulas."""
     text = table.map(cell).to_csv(index=False, lineterminator="\n")
     write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
 def cell(value: Any) -> Any:
-    """A value for a CSV file: text that a spreadsheet would run as a formula is preceded by an apostrophe."""
+    """A value for a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _umask() -> int:
-    mask = os.umask(0o077)  # it can only be read by setting it
+    mask = os.umask(0o077)  # the umask can be read only by setting it
     os.umask(mask)
     return mask
 
@@ -213,8 +220,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise DataError(f"the key {twice!r} is there twice. Remove one.")
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"the key {repeated!r} appears more than once. Keep one.")
     return result
 
 
@@ -243,11 +250,11 @@ def _kind(mode: int) -> str:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold a lock on a folder, for commands that continue what is in it; it ends with the process at the latest.
+    """Lock a folder for a command that resumes earlier work in it. The lock ends with the process at the latest.
 
     Args:
-        folder: An existing folder. A file ``.nnunet-dg.lock`` stays in it.
-        what: The command that would be in the way, for the message.
+        folder: Existing folder. A file ``.nnunet-dg.lock`` stays in it.
+        what: Name of the command, for the message.
 
     Raises:
         DataError: Another process holds the lock.

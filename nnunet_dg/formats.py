@@ -1,6 +1,6 @@
-"""The shapes of the JSON files that are not ours, for `nnunet_dg.files.read_json`.
+"""Types of the JSON files that this package reads, for `nnunet_dg.files.read_json`.
 
-Keys that are not named here are kept. The types say what this package relies on, not all that nnU-Net writes.
+Keys that are not named here are kept. The types cover what this package relies on, not everything that nnU-Net writes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _STRICT = ConfigDict(extra="allow", strict=True)
 
 
 class Dataset(TypedDict):
-    """nnU-Net's ``dataset.json``. What the values of ``labels`` mean is `LabelManager`'s to say."""
+    """nnU-Net's ``dataset.json``. nnU-Net's ``LabelManager`` interprets the values of ``labels``."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     labels: Annotated[dict[str, Any], Field(min_length=1)]
@@ -65,7 +65,7 @@ class Summary(TypedDict):
     metric_per_case: list[CaseSummary]
 
 
-# evaluate
+# Read by `nnunet-dg evaluate`
 
 
 class TiffSpacing(TypedDict):
@@ -75,14 +75,14 @@ class TiffSpacing(TypedDict):
     spacing: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
 
 
-# What `nnunet-dg report` reads
+# Read by `nnunet-dg report`
 
 
 def _in_unit_interval(value: float | None) -> float:
-    if value is None:  # what nnU-Net writes as NaN, in strict JSON
+    if value is None:  # NaN in strict JSON
         return math.nan
     if not (math.isnan(value) or 0 <= value <= 1):
-        raise ValueError("Input should be a number from 0 to 1, or NaN where there is nothing to find")
+        raise ValueError("Input should be a number from 0 to 1, or NaN if both masks are empty")
     return value
 
 
@@ -90,7 +90,7 @@ def _distance(value: float | None) -> float:
     if value is None:
         return math.nan
     if not (math.isnan(value) or 0 <= value < math.inf):
-        raise ValueError("Input should be a distance in mm, 0 or more, or NaN where there is nothing to find")
+        raise ValueError("Input should be a distance in mm, 0 or more, or NaN if both masks are empty")
     return value
 
 
@@ -106,7 +106,7 @@ class LabelScores(TypedDict):
 
 
 class CaseScores(TypedDict):
-    """One case in ``summary.json``, with what the report reads of it."""
+    """One case in ``summary.json``, with the values that the report reads."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     reference_file: Name
@@ -122,7 +122,7 @@ class ValidationSummary(TypedDict):
 
 
 class EvaluatedLabel(TypedDict):
-    """One row of ``evaluation.json``. Other columns are dropped: trainer, domain and setting are not its to say."""
+    """One row of ``evaluation.json``. Other columns are dropped: the report adds trainer, domain and setting itself."""
 
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
     case: Name
@@ -136,14 +136,14 @@ class EvaluatedLabel(TypedDict):
 
 
 class EvaluationSettings(TypedDict):
-    """How `nnunet-dg evaluate` was told to measure."""
+    """The settings that `nnunet-dg evaluate` was run with."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     tolerance_mm: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Evaluation(TypedDict):
-    """``evaluation.json``, which `nnunet-dg evaluate` writes. The hashes are ``{path: SHA-256}``."""
+    """``evaluation.json``, which `nnunet-dg evaluate` writes. Hashes are ``{path: SHA-256}``."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     settings: EvaluationSettings
@@ -182,7 +182,7 @@ class TrainedPlans(Plans):
 
 
 class PlannedConfiguration(TypedDict):
-    """One configuration of the plans, with what it inherits."""
+    """One configuration of the plans, with inherited values."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     preprocessor_name: Name
@@ -204,7 +204,7 @@ class TrainedWith(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """What prediction needs of nnU-Net's checkpoint."""
+    """The part of nnU-Net's checkpoint that prediction needs."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     trainer_name: Name
@@ -214,7 +214,7 @@ class Checkpoint(TypedDict):
 
 
 class TrainedWithPlans(TrainedWith):
-    """``init_args`` of a checkpoint, with the plans, as nnU-Net writes them."""
+    """``init_args`` of a checkpoint, including the plans."""
 
     plans: dict[str, Any]
 
@@ -227,7 +227,7 @@ class ParameterGroup(TypedDict):
 
 
 class OptimizerState(TypedDict):
-    """The state of an optimizer of PyTorch's."""
+    """The state of a PyTorch optimizer."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     state: dict[int, Any]
@@ -235,7 +235,7 @@ class OptimizerState(TypedDict):
 
 
 class WholeCheckpoint(Checkpoint):
-    """All of nnU-Net's checkpoint that an export passes on or changes."""
+    """The part of nnU-Net's checkpoint that an export copies or changes."""
 
     init_args: TrainedWithPlans  # type: ignore[misc]
     optimizer_state: OptimizerState
@@ -253,7 +253,7 @@ class StressMetrics(TypedDict):
 
 
 class StressMeasurement(TypedDict):
-    """What was measured, see `nnunet_dg.robustness.stress_record.Measurement`."""
+    """Identifies one measurement; see `nnunet_dg.robustness.stress_record.Measurement`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
     kind: Name
@@ -273,7 +273,7 @@ class StressEntry(TypedDict):
 
 
 class StressSettings(TypedDict):
-    """The first line of the record of `nnunet-dg stress`: what its measurements have in common."""
+    """The first line of the record of `nnunet-dg stress`: the settings that its measurements share."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     checkpoints: Annotated[list[Name], Field(min_length=1)]

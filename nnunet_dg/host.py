@@ -1,4 +1,4 @@
-"""What this package calls in nnU-Net without changing it: class lookup, and the network inside its wrappers."""
+"""Calls to nnU-Net that several parts of this package need: class lookup, and unwrapping a network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TRAINERS = "nnunetv2.training.nnUNetTrainer"
 def look_up(package: str, name: str) -> type | None:
     """Find a class by name as nnU-Net's commands do, on every supported release.
 
-    nnU-Net 2.8 has its own function for trainers; before, all classes are found by walking the package's folder.
+    nnU-Net 2.8 has a separate function for trainers; earlier releases find all classes by walking the package's folder.
 
     Args:
-        package: Package of nnU-Net in which to look, for example ``"nnunetv2.training.nnUNetTrainer"``.
+        package: nnU-Net package to search, for example ``"nnunetv2.training.nnUNetTrainer"``.
         name: Name of the class.
     """
     if package.endswith("nnUNetTrainer") and find_spec("nnunetv2.utilities.find_objects"):
@@ -43,17 +43,21 @@ def trainer_class(name: str) -> type:
         found = look_up(TRAINERS, name)
     except UserError:
         raise
-    except ImportError as error:  # of the module that defines it; the message says whose it is
+    except ImportError as error:  # raised by the module that defines the trainer; the message names that module
         raise HostError(f"The trainer {name} cannot be imported: {error}") from error
-    except (RuntimeError, AssertionError) as error:  # how nnU-Net says that there is no such trainer
-        raise HostError(f"nnU-Net does not find a trainer {name}. `nnunet-dg doctor` lists ours.") from error
+    except (RuntimeError, AssertionError) as error:  # nnU-Net raises these if there is no such trainer
+        raise _not_found(name) from error
     if found is None:
-        raise HostError(f"nnU-Net does not find a trainer {name}. `nnunet-dg doctor` lists ours.")
+        raise _not_found(name)
     return found
 
 
+def _not_found(trainer: str) -> HostError:
+    return HostError(f"nnU-Net does not find a trainer {trainer}. `nnunet-dg doctor` lists this package's trainers.")
+
+
 def unwrap(network: nn.Module) -> nn.Module:
-    """The module inside `torch.compile` and `DistributedDataParallel`, as nnU-Net nests them."""
+    """The network without the wrappers that nnU-Net adds: `torch.compile` and `DistributedDataParallel`."""
     if isinstance(network, DistributedDataParallel):
         network = network.module
     if isinstance(network, OptimizedModule):

@@ -1,13 +1,12 @@
 """Which voxels of a preprocessed patch show the subject.
 
-nnU-Net leaves exact zeros outside a mask, and pads small images with zeros.
-After z-score normalization zero is the mean of the image, so to a frozen network these voxels look like tissue. For a
-feature extractor they become the darkest value (`Outside.to_minimum`); for statistics of classes they are left out
-(`Outside.voxels`).
+nnU-Net leaves exact zeros outside a mask, and pads small images with zeros. After z-score normalization zero is the
+mean of the image, so these voxels look like tissue to a frozen network. For a feature extractor they are set to the
+darkest value (`Outside.to_minimum`); class statistics exclude them (`Outside.voxels`).
 
-In training, nnU-Net sets what is outside a mask to zero last of all. In validation and prediction it does not: where
-the image was resampled, the cubic spline leaves ripples of falling height outside the mask, and not one exact zero.
-They are found as regions that are flat and near zero.
+In training, nnU-Net's last step sets all voxels outside a mask to zero. In validation and prediction it does not: if
+the image was resampled, the cubic spline leaves decaying ripples outside the mask instead of exact zeros. These are
+detected as regions that are flat and near zero.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 RIPPLE = 0.01
-"""The largest magnitude of what resampling leaves outside a mask, in standard deviations of the image. At the mask's
-edge it is more; a cubic spline falls below this after four voxels."""
+"""Largest magnitude of resampling ripples outside a mask, in standard deviations of the image. At the mask's edge they
+are larger; a cubic spline falls below this value after four voxels."""
 ZERO_IS_THE_MEAN = ("ZScoreNormalization", "CTNormalization", "AnyModalityNormalization")
 
 
@@ -31,9 +30,9 @@ class Outside:
     """What exact zeros mean in each image channel of a configuration.
 
     Args:
-        masked: Per channel: zeros are outside the mask (``use_mask_for_norm``).
-        centered: Per channel: zero is the mean of the image, so that only padding is exactly zero in all channels.
-            Elsewhere zero is an ordinary intensity, and nothing is done.
+        masked: Whether zeros are outside the mask (``use_mask_for_norm``), per channel.
+        centered: Whether zero is the mean of the image, so that only padding is exactly zero in all channels, per
+            channel. In other channels zero is an ordinary intensity and is left alone.
     """
 
     masked: tuple[bool, ...]
@@ -49,19 +48,19 @@ class Outside:
 
     @classmethod
     def zeros(cls, use_mask_for_norm: Sequence[bool]) -> Outside:
-        """For images that are all centered on zero: masks as given, and padding."""
+        """For images whose channels are all centered on zero, with the given masks."""
         return cls(tuple(bool(mask) for mask in use_mask_for_norm), (True,) * len(use_mask_for_norm))
 
     @classmethod
     def nowhere(cls, channels: int) -> Outside:
-        """For images in which every voxel counts."""
+        """For images in which every voxel shows the subject."""
         return cls((False,) * channels, (False,) * channels)
 
     def channels(self, image: Tensor) -> Tensor:
-        """Where each channel does not show the subject: ``(B, C, *spatial) -> (B, C, *spatial)``, bool.
+        """Whether each voxel of each channel is outside the subject: ``(B, C, *spatial) -> (B, C, *spatial)``, bool.
 
-        Padding, which is exactly zero in all channels; and in masked channels, exact zeros and the ripples of
-        resampling: cubes of 3 voxels a side in which no magnitude exceeds `RIPPLE`.
+        Outside are padding, which is exactly zero in all channels, and in masked channels exact zeros and resampling
+        ripples: cubes of 3 voxels a side in which no magnitude exceeds `RIPPLE`.
         """
         padding = (image == 0).all(1, keepdim=True) & all(self.centered)
         return torch.cat([self._channel(image, c) | padding for c in range(image.shape[1])], dim=1)
@@ -73,9 +72,9 @@ class Outside:
         return (channel == 0) | _flat(channel)
 
     def voxels(self, image: Tensor) -> Tensor:
-        """Where no channel shows the subject: ``(B, C, *spatial) -> (B, *spatial)``, bool. For training patches.
+        """Whether each voxel is outside the subject in all channels: ``(B, C, *spatial) -> (B, *spatial)``, bool.
 
-        A voxel is outside if all masked channels are exactly zero there, or if it is padding.
+        For training patches. A voxel is outside if all masked channels are exactly zero there, or if it is padding.
         """
         outside = torch.zeros_like(image[:, 0], dtype=torch.bool)
         if masked := [image[:, c] == 0 for c in range(image.shape[1]) if self.masked[c]]:
@@ -85,10 +84,14 @@ class Outside:
         return outside
 
     def to_minimum(self, image: Tensor) -> Tensor:
-        """The image ``(B, C, *spatial)`` with the minimum of each sample and channel where it shows no subject.
+        """Set voxels outside the subject to the minimum of their sample and channel.
 
-        In the dtype of the image. The image itself, not a copy, where a configuration has neither masks nor padding
-        that can be told.
+        Args:
+            image: ``(B, C, *spatial)``.
+
+        Returns:
+            The changed image, same shape and dtype. The same object, not a copy, if the configuration has neither
+            masks nor recognizable padding.
         """
         if not any(self.masked) and not all(self.centered):
             return image
@@ -97,13 +100,13 @@ class Outside:
 
 
 def _flat(channel: Tensor) -> Tensor:
-    """Where cubes of 3 voxels a side are near zero throughout: a morphological opening, ``(B, 1, *spatial)``, bool."""
+    """Voxels in cubes of 3 voxels a side that are all near zero: a morphological opening, ``(B, 1, *spatial)``."""
     middles = _largest_of_three(channel.abs()) <= RIPPLE
     return _largest_of_three(middles.to(torch.uint8)) > 0
 
 
 def _largest_of_three(x: Tensor) -> Tensor:
-    """The maximum of nonnegative values over cubes of 3 voxels a side; on CPUs slices are faster than pooling."""
+    """Maximum of nonnegative values over cubes of 3 voxels a side. On CPUs, slices are faster than pooling."""
     sizes = x.shape[2:]
     x = F.pad(x, [1, 1] * len(sizes))
     for axis, size in enumerate(sizes, 2):

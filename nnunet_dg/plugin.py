@@ -1,17 +1,17 @@
 """Entry-point discovery: nnU-Net finds the trainers, planners and preprocessors that installed packages declare.
 
 nnU-Net looks for trainers, planners and preprocessors by walking its own source tree. PyTorch calls the entry points of
-the group ``torch.backends`` at the end of ``import torch``; ours is `activate`. It makes nnU-Net's lookup ask the
+the group ``torch.backends`` at the end of ``import torch``; ours is `activate`. It makes nnU-Net's lookup search the
 entry-point groups below first, so that any installed package can declare classes like this::
 
     [project.entry-points."nnunetv2.trainers"]
     nnUNetTrainerMine = "my_package.my_module:nnUNetTrainerMine"
 
-A name that no package declares is looked up by nnU-Net exactly as before, and so is a name that nnU-Net's own source
-defines, whoever else declares it. Nothing is written anywhere.
+Names that no package declares, and names that nnU-Net's own source defines, are looked up exactly as before. No file is
+written.
 
-This module runs inside every ``import torch``: standard library only, and nothing here may raise into it. Messages are
-printed to stderr and never issued as warnings, which ``-W error`` would turn into exceptions.
+This module runs inside every ``import torch``, so it imports only the standard library and must never raise. Messages
+are printed to stderr rather than issued as warnings, which ``-W error`` would turn into exceptions.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from typing import Any
 LOOKUP_MODULE = "nnunetv2.utilities.find_class_by_name"
 LOOKUP_NAME = "recursive_find_python_class"
 
-GROUPS = {  # the package that nnU-Net walks, subpackages included -> the entry-point group that is asked first
+GROUPS = {  # package that nnU-Net searches, including subpackages -> entry-point group that is searched first
     "nnunetv2.training.nnUNetTrainer": "nnunetv2.trainers",
     "nnunetv2.experiment_planning": "nnunetv2.planners",
     "nnunetv2.preprocessing": "nnunetv2.preprocessors",
 }
-FUNCTIONS = "nnunetv2.preprocessing.resampling"  # what nnU-Net looks up there is a function
+FUNCTIONS = "nnunetv2.preprocessing.resampling"  # nnU-Net looks up functions in this package, not classes
 
 
 def activate() -> None:
-    """Make nnU-Net's class lookup ask entry points first, now or as soon as nnU-Net is imported. Idempotent."""
+    """Make nnU-Net's class lookup search entry points first, now or as soon as nnU-Net is imported. Idempotent."""
     try:
         if not _extend_loaded() and not any(isinstance(finder, _OnLookupImport) for finder in sys.meta_path):
             sys.meta_path.insert(0, _OnLookupImport())
@@ -60,20 +60,20 @@ def _say(message: str) -> None:
 
 
 def walked_package(package: str | None) -> str | None:
-    """The package in `GROUPS` that is ``package`` or its closest parent; None for packages that are not walked."""
+    """The package in `GROUPS` that is ``package`` or its closest parent; None if there is none."""
     while package and package not in GROUPS:
         package = package.rpartition(".")[0]
     return package or None
 
 
 def declared_class(package: str | None, name: str, folder: str | None = None) -> type | None:
-    """The class that an installed package declares for what nnU-Net looks up in ``package``, or None.
+    """The class that an installed package declares under ``name`` for lookups in nnU-Net's ``package``, or None.
 
     Args:
         package: The package that nnU-Net searches, for example ``"nnunetv2.training.nnUNetTrainer"``.
         name: Name of the class.
-        folder: Folder of that package. A name that its source defines is nnU-Net's own: other packages' declarations
-            of it are ignored, with a message on stderr.
+        folder: Folder of that package. If its source defines ``name``, other packages' declarations of it are ignored,
+            with a message on stderr.
 
     Raises:
         ImportError: The entry point exists but cannot be loaded or is not a class, or two packages declare different
@@ -89,24 +89,24 @@ def declared_class(package: str | None, name: str, folder: str | None = None) ->
         return None
     if folder is not None and defines(_parent(folder, package.count(".") - walked.count(".")), name):
         owners = ", ".join(sorted({_distribution(e) for e in targets.values()}))
-        _say(f"nnunet-dg: {name!r} is nnU-Net's own; what {owners} declares under that name in {group!r} is ignored.")
+        _say(f"nnunet-dg: nnU-Net itself defines {name!r}. Its declaration by {owners} in {group!r} is ignored.")
         return None
     if len(targets) > 1:
         claims = ", ".join(f"{_distribution(e)} ({e.value})" for e in targets.values())
         raise ImportError(
-            f"'{name}' is declared more than once in the entry points '{group}': {claims}. Uninstall one."
+            f"'{name}' is declared more than once in the entry-point group '{group}': {claims}. Uninstall all but one."
         )
     (entry_point,) = targets.values()
     return _load(entry_point, callable if package.startswith(FUNCTIONS) else _is_class)
 
 
-@functools.lru_cache(maxsize=256)  # reading all packages' metadata takes milliseconds, and nnU-Net asks per subpackage
+@functools.lru_cache(maxsize=256)  # reading all packages' metadata takes milliseconds, once per subpackage otherwise
 def _declared(group: str, name: str) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=group, name=name))
 
 
 def _parent(folder: str, levels: int) -> str:
-    """nnU-Net's lookup calls itself for each subpackage; the name may be defined in another one of them."""
+    """The folder ``levels`` above: nnU-Net's lookup recurses into subpackages, and a sibling may define the name."""
     return str(Path(folder, *[".."] * levels).resolve())
 
 
@@ -126,15 +126,17 @@ def _is_class(found: Any) -> bool:
 
 
 def _load(entry_point: EntryPoint, accepts: Callable[[Any], bool]) -> Any:
-    whose = f"{entry_point.name!r} is declared by {_distribution(entry_point)} as {entry_point.value}, which"
+    declaration = f"{entry_point.name!r} is declared by {_distribution(entry_point)} as {entry_point.value}, which"
     try:
         found = entry_point.load()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too: users need to know whose module it is
-        raise ImportError(f"{whose} cannot be loaded: {str(error) or 'no message'} ({type(error).__name__})") from error
+    except BaseException as error:  # including SystemExit, so that the message names the package at fault
+        reason = f"{str(error) or 'no message'} ({type(error).__name__})"
+        raise ImportError(f"{declaration} cannot be loaded: {reason}") from error
     if not accepts(found):
-        raise ImportError(f"{whose} is not a class, but of type {type(found).__name__}. Correct it, or uninstall it.")
+        kind = type(found).__name__
+        raise ImportError(f"{declaration} is not a class, but of type {kind}. Correct or uninstall that package.")
     return found
 
 
@@ -143,7 +145,7 @@ def _distribution(entry_point: EntryPoint) -> str:
 
 
 def _extend_loaded() -> bool:
-    """Extend nnU-Net's lookup module if it is loaded; whether it is."""
+    """Extend nnU-Net's lookup module if it is loaded; return whether it is."""
     lookup = sys.modules.get(LOOKUP_MODULE)
     if lookup is None or not hasattr(lookup, LOOKUP_NAME):
         return False
@@ -170,7 +172,7 @@ def _extend(lookup: ModuleType) -> None:
 
 
 class _OnLookupImport(MetaPathFinder):
-    """Waits for the import of nnU-Net's lookup module, has it extended once it has run, and leaves."""
+    """Import hook that extends nnU-Net's lookup module right after its import, and then removes itself."""
 
     searching = False
 
@@ -180,7 +182,7 @@ class _OnLookupImport(MetaPathFinder):
             return None
         if self.searching:
             return None
-        self.searching = True  # so that the search below asks the other finders
+        self.searching = True  # so that the search below uses the other finders
         try:
             spec = importlib.util.find_spec(fullname)
         finally:
@@ -190,7 +192,7 @@ class _OnLookupImport(MetaPathFinder):
         return spec
 
     def _leave_if_done(self) -> None:
-        """A finder that was put in front of this one, such as pytest's, may have served the module."""
+        """Leave if a finder placed before this one, such as pytest's, has already loaded the module."""
         try:
             if LOOKUP_MODULE in sys.modules and _extend_loaded():
                 self.leave()
@@ -203,13 +205,13 @@ class _OnLookupImport(MetaPathFinder):
 
 
 class _Extending(Loader):
-    """Loads one module with its own loader, then extends it. The loader, which modules may share, is not changed."""
+    """Loads one module with its own loader, then extends it. Several modules may share that loader: it stays as is."""
 
     def __init__(self, loader: Any, finder: _OnLookupImport) -> None:
         self.loader, self.finder = loader, finder
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not there yet: copied, or unpickled
+        if name == "loader":  # not set yet, while this object is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.loader, name)
 

@@ -1,7 +1,7 @@
-"""Planners whose plans fit CT and MR: images are normalized by `AnyModalityNormalization`, each by its own statistics.
+"""Planners whose plans fit CT and MR: `AnyModalityNormalization` normalizes each image by its own statistics.
 
-nnU-Net clips and scales CT by the training images' statistics, and an MR image then saturates. Prediction with these
-plans needs this package installed.
+nnU-Net clips and scales CT by statistics of the training images, which saturates MR images. Prediction with these plans
+needs this package.
 """
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner

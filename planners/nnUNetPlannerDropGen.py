@@ -1,4 +1,4 @@
-"""nnU-Net's planners, for networks that see the image beside its features: same memory target, same data."""
+"""nnU-Net's planners for networks whose input is the image and its features: same memory target, same data."""
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (

@@ -1,4 +1,4 @@
-"""Model folders of other people: nothing in them runs, and what is damaged or does not belong is named."""
+"""Model folders from other people: no code in them is run, and damaged or foreign files are named."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_code_in_a_checkpoint_does_not_run(command, folder, cases, tmp_path, cap
 
 
 def test_a_checkpoint_as_nnunet_writes_it_is_read(folder):
-    """With numpy's numbers and a device, which nnU-Net puts there."""
+    """nnU-Net saves NumPy numbers and a device in it."""
     checkpoint = safe_checkpoint(folder / "fold_0" / "checkpoint_final.pth")
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     assert checkpoint["logging"]["dice"] == [0.5]
@@ -82,7 +82,7 @@ def test_a_checkpoint_as_nnunet_writes_it_is_read(folder):
     ("change", "message"),
     [
         (nan, "holds NaN or infinite values"),
-        (renamed, "does not hold the network of its plans.json"),
+        (renamed, "does not match the network in its plans.json"),
         (lambda c: c["network_weights"].clear(), "network_weights"),
         (lambda c: c["network_weights"].update(x="text"), "the weight x is not a tensor"),
         (lambda c: c.update(trainer_name="nnUNetTrainer_5epochs"), "is a checkpoint of nnUNetTrainer_5epochs"),
@@ -152,7 +152,7 @@ def test_a_checkpoint_is_a_file_in_its_fold(folder, name):
         load(folder, None, name)
 
 
-def test_the_name_of_a_folder_of_another_kind_says_nothing_about_the_trainer(tmp_path, folder):
+def test_folders_without_nnunets_naming_may_hold_any_trainer(tmp_path, folder):
     for name in ("exported", "my__model__of_2024"):
         shutil.copytree(folder, tmp_path / name)
         assert load(tmp_path / name).predictor.trainer_name == "nnUNetTrainer"
@@ -164,7 +164,7 @@ def test_the_name_of_a_folder_of_another_kind_says_nothing_about_the_trainer(tmp
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerDoesNotExist", "autocast"])
-def test_a_trainer_that_is_none_is_named(name):
+def test_a_trainer_that_does_not_exist_is_named(name):
     with pytest.raises(HostError, match=f"does not find a trainer {name}"):
         trainer_class(name)
 
@@ -173,7 +173,7 @@ def write(path, array):
     sitk.WriteImage(sitk.GetImageFromArray(array), path)
 
 
-def test_a_case_is_held_against_what_is_declared(folder, tmp_path):
+def test_a_case_is_checked_against_the_plans_and_the_dataset(folder, tmp_path):
     images, truths = write_cases(tmp_path / "cases", ["a"])
     plans = json.loads((folder / "plans.json").read_text())
     (folder / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "NibabelIO"}))  # ITK's reads NaN as 0
@@ -192,7 +192,7 @@ def test_a_case_is_held_against_what_is_declared(folder, tmp_path):
             model.read(case)
     write(case.truth, truth)
     write(case.images[0], np.where(truth > 0, np.inf, image).astype(np.float32))
-    with pytest.raises(ModelError, match=r"a_0000\.nii\.gz holds NaN or infinite values"):
+    with pytest.raises(ModelError, match=r"a_0000\.nii\.gz contains NaN or infinite values"):
         model.read(case)
     case.images[0].write_bytes(b"no image")
     with pytest.raises(DataError, match=r"a_0000\.nii\.gz"):
@@ -203,7 +203,7 @@ def test_a_case_is_held_against_what_is_declared(folder, tmp_path):
         model.read(model.cases(images, truths)[0])
 
 
-def test_hidden_files_are_no_cases(folder, tmp_path):
+def test_hidden_files_are_not_cases(folder, tmp_path):
     images, truths = write_cases(tmp_path / "cases", ["a"])
     for path in (images / "._a_0000.nii.gz", truths / "._a.nii.gz"):
         path.write_bytes(b"\0\5\26\7")
@@ -246,12 +246,12 @@ def test_validation_cases_are_found_where_the_dataset_lists_them(validated, tmp_
 
 
 def test_a_case_that_was_removed_from_the_dataset_is_named(validated):
-    """nnU-Net keeps its truth in gt_segmentations, which is no case of any other fold."""
+    """nnU-Net keeps its truth in gt_segmentations."""
     model, raw, preprocessed = validated
     (raw / "imagesTr" / "b_0000.nii.gz").unlink()
     assert [case.name for case in model.cases()] == ["a"]
     (preprocessed / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
-    with pytest.raises(ModelError, match=r"splits_final\.json names 'b', of which .* has no images"):
+    with pytest.raises(ModelError, match=r"splits_final\.json names 'b', which has no images in"):
         model.cases()
 
 

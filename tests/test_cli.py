@@ -23,7 +23,7 @@ def cli(*arguments, status=0, **environment):
     return done.stdout + done.stderr
 
 
-def test_doctor_finds_every_class_and_says_what_is_there(tmp_path):
+def test_doctor_finds_every_class_and_lists_packages_and_weights(tmp_path):
     printed = cli("doctor", NNUNET_DG_HOME=str(tmp_path))
     for name in ("nnUNetTrainerDropGen", "_p025", "_p075", "_MIND", "_Paper"):
         assert any(
@@ -38,7 +38,7 @@ def test_doctor_finds_every_class_and_says_what_is_there(tmp_path):
 
 def test_doctor_says_what_is_wrong_without_autoload():
     printed = cli("doctor", status=1, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    assert "FAILED" not in printed  # nnU-Net's own advice, nine lines for each class, is not ours
+    assert "FAILED" not in printed  # nnU-Net's own advice, nine lines per class, is not printed
     assert printed.count("NOT FOUND") >= 10
     assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches off" in printed
 
@@ -63,16 +63,17 @@ def test_weights_are_listed_installed_and_refused(weights, tmp_path, anatomix_we
     assert "not on this machine" in weights("list")
     refused = weights("install", "anatomix", mine, status=1)
     assert "not the published file" in refused
+    assert "with the option --unpublished" in refused
     assert "Traceback" not in refused
     assert str(tmp_path / "home" / "anatomix.pth") in weights("install", "anatomix", mine, "--unpublished")
     assert "installed as unpublished" in weights()
     unknown = weights("install", "dino", mine, status=1)
-    assert "Weights are fetched for anatomix and ViTs of timm; got 'dino'" in unknown
+    assert "Weights can be fetched for anatomix and ViTs of timm; got 'dino'" in unknown
     vit = weights("install", "samvit_base_patch16.sa1b", mine, status=1)
-    assert 'set weights in plans["nnunet_dg"]["tinymig"] to it' in vit
+    assert 'set weights in plans["nnunet_dg"]["tinymig"] to its path' in vit
 
 
-def test_paths_with_brackets_are_shown_as_they_are(tmp_path, monkeypatch, capsys):
+def test_brackets_in_paths_are_printed_unchanged(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NNUNET_DG_HOME", str(tmp_path / "cache[/lab]"))
     monkeypatch.setenv("COLUMNS", "300")
     assert main(["weights", "list"]) == 0
@@ -105,7 +106,7 @@ def test_an_unknown_command_is_refused(capsys):
 
 @pytest.fixture
 def ended_by(monkeypatch, capsys):
-    """The exit status and stderr of a command that raises what is given."""
+    """A function that runs a command which raises the given error; returns its exit status and stderr."""
 
     def run(error):
         def command(_):
@@ -122,7 +123,7 @@ def test_expected_errors_are_one_line(ended_by, kind):
     assert ended_by(kind("p must be in [0, 1); got 2.")) == (1, "nnunet-dg: p must be in [0, 1); got 2.\n")
 
 
-def test_a_terminal_does_not_obey_what_is_in_names(ended_by):
+def test_control_characters_in_messages_are_escaped(ended_by):
     assert ended_by(DataError("\x1b[2Jcase\udcff"))[1] == "nnunet-dg: \\x1b[2Jcase\\udcff\n"
 
 
@@ -141,6 +142,7 @@ def test_bugs_keep_their_traceback_and_ask_for_a_report(ended_by, error):
     *_, last = printed.splitlines()
     assert last.startswith("nnunet-dg 0.")
     assert "please report it" in last
+    assert "unexpected error" in last
 
 
 @pytest.mark.parametrize(
@@ -153,17 +155,17 @@ def test_bugs_keep_their_traceback_and_ask_for_a_report(ended_by, error):
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", b"e"), "Not a directory: b'e'"),
     ],
 )
-def test_what_the_operating_system_refuses_is_one_line(ended_by, error, line):
+def test_errors_of_the_operating_system_are_one_line(ended_by, error, line):
     assert ended_by(error) == (1, f"nnunet-dg: {line}\n")
 
 
-def test_an_interrupted_command_ends_its_line(ended_by):
+def test_an_interrupted_command_prints_only_a_newline(ended_by):
     assert ended_by(KeyboardInterrupt()) == (130, "\n")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", None), signal.SIGINT])
-def test_a_signal_leaves_nothing_behind(tmp_path, number):
+def test_a_signal_leaves_no_temporary_file(tmp_path, number):
     command = [sys.executable, SUPPORT / "slow_command.py", "writes", tmp_path / "file"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"there\n"
@@ -176,7 +178,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     command = [sys.executable, SUPPORT / "slow_command.py", "prints"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
@@ -186,16 +188,16 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["stability", "features", "a", "b", "-o", "c"]])
-def test_without_nnunet_a_command_says_so(command):
+def test_commands_say_that_nnunet_is_missing(command):
     code = "import sys; sys.modules['nnunetv2'] = None\nfrom nnunet_dg.cli import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *command], capture_output=True, text=True,
                           env=environment, check=False)  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "nnunet-dg: nnU-Net is not installed here, and this command needs it: pip install nnunetv2\n"
+    assert done.stderr == "nnunet-dg: This command needs nnU-Net, which is not installed: pip install nnunetv2\n"
 
 
-def test_the_command_line_starts_without_what_its_commands_need():
+def test_the_command_line_starts_without_heavy_imports():
     code = "import sys, nnunet_dg.cli\nnnunet_dg.cli._parser()\nprint(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "numpy", "pandas", "pydantic", "matplotlib", "nnunetv2", "rich", "filelock"}

@@ -16,7 +16,7 @@ from nnunet_dg.errors import DataError
 from nnunet_dg.files import locked
 
 
-def test_both_domains_show_the_same_anatomies_in_other_contrasts(tmp_path):
+def test_both_domains_show_the_same_anatomies_with_different_contrasts(tmp_path):
     folder = tmp_path / run.DATASET
     phantom.write_dataset(folder, num_training=2, num_test=3)
     dataset = json.loads((folder / "dataset.json").read_text())
@@ -36,7 +36,7 @@ def test_both_domains_show_the_same_anatomies_in_other_contrasts(tmp_path):
         image = label.name.replace(".nii.gz", "_0000.nii.gz")
         source, target = (read(folder / "imagesTs" / image.replace("source", d)) for d in ("source", "target"))
         organ, around = truth == 1, (truth == 0) & (source > 200)
-        assert source[organ].mean() > source[around].mean()  # brighter than what is around it
+        assert source[organ].mean() > source[around].mean()  # brighter than its surroundings
         assert target[organ].mean() < target[around].mean()  # darker
 
 
@@ -48,7 +48,7 @@ def test_the_same_seed_writes_the_same_dataset(tmp_path):
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-def test_the_table_is_of_all_cases_in_each_setting(tmp_path):
+def test_the_table_shows_the_mean_over_all_cases_in_each_setting(tmp_path):
     rows = [
         f"{t},1,{setting},{domain},{mean},0.01,8,{metric}"
         for t in run.TRAINERS
@@ -100,8 +100,8 @@ def is_running(process):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked at in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_commands_end_with_the_demo_however_it_ends(number):
-    """With the processes that they have started."""
+def test_commands_and_their_child_processes_end_when_the_demo_ends(number):
+    """For any signal, including SIGKILL."""
     command = [sys.executable, SUPPORT / "guarded_parent.py", guard.__file__]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         worker = int(parent.stdout.readline())
@@ -116,10 +116,10 @@ def test_commands_end_with_the_demo_however_it_ends(number):
 
 
 @pytest.mark.parametrize(("code", "status"), [("", 0), ("raise SystemExit(7)", 7)])
-def test_a_command_that_ends_by_itself_gives_its_status_and_its_output(code, status):
+def test_exit_status_and_output_of_a_finished_command_are_passed_on(code, status):
     command = [sys.executable, guard.__file__, sys.executable, "-c", f"print('done', flush=True)\n{code}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.wait(60) == status  # the pipe to it is open until here
+        assert process.wait(60) == status  # its standard input is open until here
         assert process.stdout.read() == b"done\n"
 
 
@@ -129,7 +129,7 @@ def test_one_demo_at_a_time_in_a_folder(tmp_path, capsys):
     assert f"Another nnunet-dg demo is running in {tmp_path}" in capsys.readouterr().err
 
 
-def test_logs_are_utf_8_whatever_the_locale_is(tmp_path):
+def test_logs_are_read_as_utf8_in_any_locale(tmp_path):
     log = tmp_path / "a.log"
     log.write_bytes("2026: Epoch 3\nDice 0.5 ± 0.1\n".encode() + b"\xff\n")
     assert run._last_line(log) == "\ufffd"
@@ -143,7 +143,7 @@ def test_damaged_plans_of_the_demo_are_named(tmp_path, capsys):
             run._write_small_plans(tmp_path)
 
 
-def test_an_interrupted_training_goes_on(tmp_path):
+def test_an_interrupted_training_is_resumed(tmp_path):
     command = run._train(tmp_path, run.TRAINERS[1], "cpu")
     assert "--c" not in command
     fold = tmp_path / "nnUNet_results" / run.DATASET / f"{run.TRAINERS[1]}__{run.PLANS}__3d_fullres" / "fold_0"
@@ -155,7 +155,7 @@ def test_an_interrupted_training_goes_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo as a user runs it: its folder, and Dice of nnUNetTrainer and of DropGen, in-domain and unseen."""
+    """The demo as a user runs it: its folder, and the Dice of nnUNetTrainer and DropGen, in-domain and unseen."""
     folder = tmp_path_factory.mktemp("demo")
     assert main(["demo", "-o", str(folder)]) == 0
     dice = run.read_scores(folder / "report" / "domains.csv")
@@ -166,11 +166,11 @@ def demo(tmp_path_factory):
 def test_the_demo_gains_on_the_unseen_domain(demo):
     folder, plain, dropgen = demo
     assert dropgen["unseen"] - plain["unseen"] >= 0.20
-    assert plain["in-domain"] >= 0.90  # the baseline is a good one
+    assert plain["in-domain"] >= 0.90  # the baseline is well trained
     assert (folder / "demo.png").stat().st_size > 10_000
     assert "Against nnUNetTrainer_20epochs" in (folder / "report" / "report.html").read_text()
     trained = folder / "nnUNet_results" / run.DATASET / f"{run.TRAINERS[1]}__{run.PLANS}__3d_fullres" / "plans.json"
-    assert json.loads(trained.read_text())["nnunet_dg"]["dropgen"]["p"] == run.P  # as the table's title says
+    assert json.loads(trained.read_text())["nnunet_dg"]["dropgen"]["p"] == run.P  # the value in the table's title
 
 
 @pytest.mark.demo

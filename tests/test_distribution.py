@@ -1,4 +1,4 @@
-"""The wheel, as pip installs it."""
+"""The built wheel and its installation."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ def wheel(tmp_path_factory):
         ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     ).stdout.split()
     if not tracked:
-        pytest.skip("not a git checkout: nothing says which files belong to the distribution")
+        pytest.skip("not a git checkout, so the files that belong to the distribution are unknown")
     for name in tracked:  # a copy, so that building leaves nothing behind in the repository
         if (REPOSITORY / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_has_one_top_level_name_and_all_rooms(wheel):
+def test_has_one_top_level_name_and_all_packages(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"nnunet_dg"}
     for expected in (
@@ -47,7 +47,7 @@ def test_has_one_top_level_name_and_all_rooms(wheel):
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def test_installed_from_the_wheel_nnunet_finds_the_trainers(wheel, tmp_path):
+def test_nnunet_finds_the_trainers_when_installed_from_the_wheel(wheel, tmp_path):
     pip = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--no-index", "--target", tmp_path, wheel]
     subprocess.run(pip, check=True)
     printed = python(

@@ -1,4 +1,4 @@
-"""Export leaves a whole model under its final name, or nothing; and damaged models are named."""
+"""Export writes a complete model or nothing, and names damaged files."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def left(folder):
 
 
 @pytest.mark.parametrize("name", ["model", "model.v1.2", "model.zip", "model.ZIP"])
-def test_a_whole_model_is_there_and_nothing_else(results, tmp_path, name):
+def test_a_complete_model_is_written_and_no_other_file(results, tmp_path, name):
     assert export(tmp_path / "out" / name) == 0
     assert left(tmp_path / "out") == [name]
     model = tmp_path / "out" / name
@@ -47,13 +47,13 @@ def test_a_whole_model_is_there_and_nothing_else(results, tmp_path, name):
 @pytest.mark.parametrize("name", ["m.tar.gz", "m.tgz", "m.tar", "m.gz", "m.7z", "M.RAR", "m.pth"])
 def test_names_of_other_archives_are_refused(results, tmp_path, name, capsys):
     assert export(tmp_path / "out" / name) == 1
-    assert "The output is a folder, or a file that ends in .zip; got" in capsys.readouterr().err
+    assert "The output must be a folder, or a file that ends in .zip; got" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["model", "model.zip"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=repr)
-def test_nothing_is_left_where_it_ends_at_the_last_step(results, tmp_path, name, error, monkeypatch, capsys):
+def test_a_failure_in_the_last_step_leaves_no_file(results, tmp_path, name, error, monkeypatch, capsys):
     def fail(*_, **__):
         raise error
 
@@ -65,7 +65,7 @@ def test_nothing_is_left_where_it_ends_at_the_last_step(results, tmp_path, name,
 
 
 def test_a_full_disk_is_one_line(results, tmp_path, monkeypatch, capsys):
-    """PyTorch reports it as an error of its own."""
+    """PyTorch reports it as an error of another type."""
     if not os.path.exists("/dev/full"):
         pytest.skip("needs a device that is full")
     path_open = os.open
@@ -115,7 +115,7 @@ def test_damaged_json_is_named(results, tmp_path, name, capsys):
         ("resampling_fn_probabilities", "their_function", "the resampling function their_function"),
     ],
 )
-def test_what_plain_nnunet_cannot_preprocess_is_refused(results, tmp_path, name, value, message, inherited, capsys):
+def test_preprocessing_that_plain_nnunet_lacks_is_refused(results, tmp_path, name, value, message, inherited, capsys):
     plans = json.loads((results / "plans.json").read_text())
     plans["configurations"][CONFIGURATION][name] = value
     if inherited:
@@ -145,6 +145,7 @@ def test_a_model_that_was_never_trained_is_named_with_a_similar_one(results, tmp
     printed = capsys.readouterr().err
     assert f"There is no folder {results.parent / f'{TRAINER}__nnUNetPlans__3d_fulres'}." in printed
     assert f"Did you mean '{results.name}'?" in printed
+    assert "Choose another -d, -c, -tr or -p, or train this model." in printed
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,8 @@ def test_a_model_that_was_never_trained_is_named_with_a_similar_one(results, tmp
         (("-f", "0", "0"), "Fold 0 is given twice"),
         (("-d", "x"), "nnU-Net does not know the dataset 'x'"),
         (("-tr", "nnUNetTrainerNone"), "does not find a trainer nnUNetTrainerNone"),
-        (("-chk", "../fold_0/checkpoint_final.pth"), "A checkpoint is the name of a file"),
+        (("-f", "3"), "Choose other -f or another -chk, or train what is missing."),
+        (("-chk", "../fold_0/checkpoint_final.pth"), "-chk must be the name of a file"),
     ],
 )
 def test_options_that_are_not_accepted_are_named(results, tmp_path, options, message, capsys):

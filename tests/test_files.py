@@ -1,4 +1,4 @@
-"""The one way in for files that are not ours, and the one way out for files that we write."""
+"""Reading and validating text and JSON files, and writing files atomically."""
 
 import json
 import multiprocessing
@@ -20,11 +20,11 @@ DAMAGE = {  # what power cuts, editors, other programs and other systems leave
     "empty": (b"", "not valid JSON, or cut off"),
     "cut off": (b'{"labels": {"backgr', "not valid JSON, or cut off"),
     "binary": (bytes(range(1, 256)), "is not UTF-8 text"),
-    "NUL bytes": (b"\0" * 64, "holds NUL bytes"),
+    "NUL bytes": (b"\0" * 64, "contains NUL bytes"),
     "UTF-16": ("\ufeff{}".encode("utf-16-le"), "is UTF-16 text. Save it as UTF-8"),
     "Latin-1": ('{"labels": {"Zürich": 1}}'.encode("latin-1"), "is not UTF-8 text"),
-    "half a character": (b'{"labels": {"\\ud800": 1}}', "half of a character"),
-    "a key twice": (b'{"labels": {"a": 1, "a": 2}}', "the key 'a' is there twice"),
+    "a lone surrogate": (b'{"labels": {"\\ud800": 1}}', "half of a surrogate pair"),
+    "a repeated key": (b'{"labels": {"a": 1, "a": 2}}', "the key 'a' appears more than once"),
     "nested": (b"[" * 100_000, "nested too deeply"),
     "thousands of digits": (b'{"labels": ' + b"1" * 5000 + b"}", "not valid JSON"),
     "two documents": (b"{}{}", "not valid JSON, or cut off: Extra data at line 1, column 3"),
@@ -38,7 +38,7 @@ DAMAGE = {  # what power cuts, editors, other programs and other systems leave
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_every_damage_is_one_line_that_names_the_file_the_fault_and_the_advice(tmp_path, what):
+def test_errors_about_damaged_files_are_one_line_with_the_file_the_fault_and_the_advice(tmp_path, what):
     content, fault = DAMAGE[what]
     path = tmp_path / "dataset.json"
     path.write_bytes(content)
@@ -68,8 +68,8 @@ def test_the_place_in_the_file_is_named(tmp_path, model, content, place):
     assert f"x.json: {place}" in str(raised.value)
 
 
-def test_what_is_right_is_read_as_it_is_with_unknown_keys_and_a_byte_order_mark(tmp_path):
-    content = DATASET | {"labels": {"background": 0, "Zürich 北京 😀": [1, 2]}, "of somebody else": {"x": [None, 1.5]}}
+def test_valid_json_is_read_unchanged_with_unknown_keys_and_a_byte_order_mark(tmp_path):
+    content = DATASET | {"labels": {"background": 0, "Zürich 北京 😀": [1, 2]}, "unknown key": {"x": [None, 1.5]}}
     path = tmp_path / "dataset.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())  # json writes 😀 as two escapes
     assert read_json(path, Dataset) == content
@@ -78,14 +78,14 @@ def test_what_is_right_is_read_as_it_is_with_unknown_keys_and_a_byte_order_mark(
     assert "Zürich 北京 😀" in path.read_bytes().decode("utf-8")
 
 
-def test_nan_is_read_for_nnunet_writes_it(tmp_path):
+def test_nan_is_read_because_nnunet_writes_it(tmp_path):
     case = {"reference_file": "a", "prediction_file": "b", "metrics": {"1": {"Dice": float("nan")}}}
     (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [case]}))
     dice = read_json(tmp_path / "summary.json", Summary)["metric_per_case"][0]["metrics"]["1"]["Dice"]
     assert dice != dice
 
 
-def test_what_is_no_file_is_said_and_never_waited_for(tmp_path):
+def test_paths_that_are_not_regular_files_are_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -110,7 +110,7 @@ def test_what_is_no_file_is_said_and_never_waited_for(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_said(tmp_path):
+def test_a_file_without_read_permission_is_named(tmp_path):
     (tmp_path / "x").touch(0o000)
     with pytest.raises(DataError, match="x cannot be read: Permission denied"):
         read_text(tmp_path / "x")
@@ -122,7 +122,7 @@ def test_a_link_to_a_file_is_read(tmp_path):
     assert read_text(tmp_path / "link") == "text"
 
 
-def test_text_is_written_as_utf8_with_unix_line_ends_in_any_locale(tmp_path):
+def test_text_is_written_as_utf8_with_unix_line_endings_in_any_locale(tmp_path):
     code = "from pathlib import Path; from nnunet_dg.files import *; p = Path(__file__).with_name('x.json'); "
     code += "write_json(p, {'Zürich': '北京\\n±'}, None); assert '北京' in read_text(p)"
     (tmp_path / "code.py").write_text(code, encoding="utf-8")
@@ -145,7 +145,7 @@ def test_a_planted_link_is_replaced_and_its_target_stays(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["out.csv", "precious"]
 
 
-def test_an_error_while_writing_leaves_the_old_file_and_no_litter(tmp_path):
+def test_an_error_while_writing_leaves_the_old_file_and_no_temporary_one(tmp_path):
     write_text(tmp_path / "x", "old")
 
     def write_half():
@@ -161,16 +161,16 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_litter(tmp_path):
     assert os.listdir(tmp_path) == ["x"]
 
 
-def write_for_ever(path):
+def write_forever(path):
     for number in range(10**9):
         write_json(path, [number] * 20_000, None)
 
 
-def test_a_process_killed_while_it_writes_leaves_one_whole_file(tmp_path):
+def test_a_process_killed_while_writing_leaves_a_complete_file(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, [-1] * 20_000, None)
     for attempt in range(8):
-        process = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,))
+        process = multiprocessing.get_context("fork").Process(target=write_forever, args=(path,))
         process.start()
         time.sleep(0.02 + 0.013 * attempt)
         os.kill(process.pid, signal.SIGKILL)
@@ -187,11 +187,11 @@ def test_a_process_killed_while_it_writes_leaves_one_whole_file(tmp_path):
         (0o755, 0o022, 0o644),
         (0o700, 0o022, 0o600),
         (0o750, 0o022, 0o640),
-        (0o777, 0o000, 0o664),  # never writable for everybody
-        (0o2775, 0o022, 0o664),  # a group's folder: the group may replace what its members write
+        (0o777, 0o000, 0o664),  # never writable for all users
+        (0o2775, 0o022, 0o664),  # a group's folder: the group may replace files that its members write
         (0o775, 0o077, 0o664),  # a shared folder
         (0o2770, 0o077, 0o660),
-        (0o755, 0o077, 0o600),  # somebody who wants privacy
+        (0o755, 0o077, 0o600),  # a private umask
         (0o755, 0o000, 0o644),
     ],
 )
@@ -202,11 +202,11 @@ def test_permissions_follow_the_folder_and_the_umask(tmp_path, folder, umask, ex
     before = os.umask(umask)
     try:
         write_text(shared / "x", "text")
-        assert os.umask(umask) == umask  # as it was
+        assert os.umask(umask) == umask  # unchanged
     finally:
         os.umask(before)
     assert stat.S_IMODE((shared / "x").stat().st_mode) == expected
-    (shared / "x").chmod(0o600)  # as tempfile and others make them
+    (shared / "x").chmod(0o600)  # the mode that tempfile sets
     before = os.umask(umask)
     share(shared / "x")
     os.umask(before)

@@ -14,7 +14,7 @@ from nnunet_dg.names import did_you_mean, file_names, foreign_path, printable, p
         ("not UTF-8 \udcff", r"not UTF-8 \udcff"),
     ],
 )
-def test_control_characters_are_shown_and_all_others_stay(text, shown):
+def test_control_characters_are_escaped_and_all_others_are_kept(text, shown):
     assert printable(text) == shown
     shown.encode("utf-8")
 
@@ -54,7 +54,7 @@ def test_file_names_are_plain_and_differ_on_every_file_system():
     "text",
     [r"D:\data\case.nii.gz", "D:/data/case.nii.gz", r"\\server\share\case.nii.gz", "/data/case.nii.gz", "case.nii.gz"],
 )
-def test_paths_of_any_machine_have_a_file_name(text):
+def test_windows_and_unix_paths_have_a_file_name(text):
     assert foreign_path(text).name == "case.nii.gz"
 
 
@@ -62,7 +62,7 @@ def test_a_backslash_in_a_unix_path_is_part_of_a_name():
     assert foreign_path(r"/data/a\b.nii.gz").name == r"a\b.nii.gz"
 
 
-def test_names_cannot_command_a_terminal():
+def test_names_cannot_control_a_terminal():
     assert printable_lines("a\x1b[31m\tb\r\x07\x9b\udcff\u202ec") == r"a\x1b[31m\tb\r\x07\x9b\udcff\u202ec"
     for text in ("Zürich 北京 ±\nline", "[bold]x[/bold]", "\\alpha", "نيم\u200cفاصله"):
         assert printable_lines(text) == text

@@ -1,4 +1,4 @@
-"""What exact zeros mean in preprocessed patches, and what becomes of them."""
+"""Exact zeros in preprocessed patches: what they mean, and how they are replaced."""
 
 from itertools import product
 from types import SimpleNamespace
@@ -79,7 +79,7 @@ def test_agrees_with_a_loop_over_voxels(spatial, masked, centered):
     torch.manual_seed(0)
     outside = Outside(masked, centered)
     image = torch.randn(2, 2, *spatial)
-    image[:, :, :4] *= 0.004  # as resampling leaves it
+    image[:, :, :4] *= 0.004  # as small as resampling ripples
     image[:, 1, 4:, :2] = 0
     image[1, :, :, -1:] = 0
     assert torch.equal(outside.to_minimum(image), naive(outside, image))
@@ -87,7 +87,7 @@ def test_agrees_with_a_loop_over_voxels(spatial, masked, centered):
     assert torch.equal(outside.to_minimum(image), one_by_one)
 
 
-def test_tissue_near_the_mean_is_not_a_background():
+def test_tissue_near_the_mean_is_not_background():
     torch.manual_seed(0)
     image = torch.randn(1, 1, 24, 24, 24)
     image[0, 0, 3, 4, 5] = 0.001
@@ -95,8 +95,8 @@ def test_tissue_near_the_mean_is_not_a_background():
     assert torch.equal(MASKED.to_minimum(image), image)
 
 
-def test_what_resampling_leaves_outside_a_mask_is_background_too():
-    """nnU-Net's own cubic resampling: no voxel outside stays exactly zero, and prediction does not mask again."""
+def test_resampling_ripples_outside_a_mask_are_background():
+    """After nnU-Net's own cubic resampling no voxel outside is exactly zero, and prediction does not mask again."""
     rng = np.random.default_rng(0)
     data = np.zeros((1, 40, 40, 40), np.float32)
     data[:, 10:30, 10:30, 10:30] = rng.standard_normal((20, 20, 20)) - 0.5
@@ -142,9 +142,9 @@ def test_compiles_into_one_graph_without_copies_to_the_device(outside):
     torch._dynamo.reset()
     compiled = torch.compile(outside.to_minimum, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(image), outside.to_minimum(image))
-    with torch.device("meta"):  # a constant made by the call would be here, and not where the image is
-        made = outside.to_minimum(image)
-    assert torch.equal(made, outside.to_minimum(image))
+    with torch.device("meta"):  # a constant created by the call would be on this device, not on the image's
+        result = outside.to_minimum(image)
+    assert torch.equal(result, outside.to_minimum(image))
 
 
 def test_gradients_of_the_image_pass_where_it_shows_the_subject():
@@ -154,5 +154,5 @@ def test_gradients_of_the_image_pass_where_it_shows_the_subject():
     MASKED.to_minimum(image).sum().backward()
     lowest = image == image.detach().min()
     assert torch.equal(image.grad[0, 0, 0], torch.zeros(4, dtype=torch.float64))
-    assert image.grad[lowest].item() == 5  # its own, and the four voxels that became it
+    assert image.grad[lowest].item() == 5  # its own, and those of the four voxels that were set to it
     assert (image.grad[..., 1:, :][~lowest[..., 1:, :]] == 1).all()

@@ -1,4 +1,5 @@
-"""The door, in fresh processes against the real nnU-Net: found in any order, nothing else changed, nothing raised."""
+"""The plugin in fresh processes with the real nnU-Net: it works in any import order, changes no other lookup, and never
+raises."""
 
 import importlib.util
 import json
@@ -29,14 +30,14 @@ HAS_EXT_TRAINER = importlib.util.find_spec("nnunetv2.utilities.find_objects") is
         "import torch; import nnunetv2.run.run_training",
     ],
 )
-def test_found_whichever_is_imported_first(first):
+def test_trainers_are_found_in_any_import_order(first):
     printed = python(
         f"{first}\nimport torch\nfrom lookup import *\nprint(trainer('nnUNetTrainerDropGen_MIND').__module__)"
     )
     assert "nnunet_dg.trainers.nnUNetTrainerDropGen" in printed
 
 
-def test_callers_that_bound_the_lookup_before_torch_use_ours():
+def test_modules_that_imported_the_lookup_before_torch_use_the_extended_one():
     printed = python(
         "import sys; from nnunetv2.utilities.find_class_by_name import recursive_find_python_class\n"
         "assert 'torch' not in sys.modules\nimport torch, os, nnunetv2\n"
@@ -46,7 +47,7 @@ def test_callers_that_bound_the_lookup_before_torch_use_ours():
     assert "nnunet_dg.trainers.nnUNetTrainerDropGen.nnUNetTrainerDropGen" in printed
 
 
-def test_found_in_a_spawned_worker():
+def test_trainers_are_found_in_a_spawned_worker():
     command = [sys.executable, SUPPORT / "lookup_in_a_worker.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "nnUNetTrainerDropGen" in done.stdout
@@ -67,7 +68,7 @@ def test_any_package_can_declare_its_classes(group, package, tmp_path):
 
 
 def test_declared_classes_are_found_before_the_tree_walk(tmp_path):
-    """A broken module in nnU-Net's tree, met by the walk before anything is found, cannot hide them."""
+    """Otherwise a broken module in nnU-Net's tree would stop the walk before it reaches them."""
     declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
     code = (
         "import torch\nfrom lookup import *\nimport importlib\n"
@@ -94,7 +95,7 @@ def test_other_names_are_looked_up_as_before():
     assert "None" in with_plugin
 
 
-def test_our_names_mean_nothing_elsewhere_in_the_tree():
+def test_trainers_are_not_found_in_other_packages_of_nnunet():
     printed = python("import torch\nfrom lookup import *\nprint(look_up('nnUNetTrainerDropGen', 'imageio'))")
     assert printed.strip().endswith("None")
 
@@ -117,7 +118,7 @@ def test_a_declaration_that_cannot_be_loaded_names_its_package(tmp_path):
         ("def X(): pass", "is not a class, but of type function"),
     ],
 )
-def test_a_declaration_that_is_no_class_or_ends_the_process_names_its_package(module, message, tmp_path):
+def test_a_declaration_that_is_not_a_class_or_exits_names_its_package(module, message, tmp_path):
     declare(tmp_path, "foreign", f"{module}\n", "[nnunetv2.trainers]\nBroken = foreign:X\n")
     printed = python(
         "import torch\nfrom lookup import *\ntry: trainer('Broken')\nexcept ImportError as e: print(e)",
@@ -126,8 +127,8 @@ def test_a_declaration_that_is_no_class_or_ends_the_process_names_its_package(mo
     assert re.search(f"'Broken' is declared by foreign as foreign:X, which {message}", printed), printed
 
 
-def test_names_of_nnunets_own_are_never_taken_over(tmp_path):
-    """Whoever declares them, whatever it would do when imported; other names of the same package are still found."""
+def test_names_that_nnunet_defines_are_never_replaced(tmp_path):
+    """The declaring package is not even imported. Names that nnU-Net does not define are still found."""
     names = {"trainers": "nnUNetTrainer", "planners": "ResEncUNetPlanner", "preprocessors": "DefaultPreprocessor"}
     points = "".join(f"[nnunetv2.{group}]\n{name} = hostile:X\n" for group, name in names.items())
     declare(tmp_path, "hostile", "raise SystemExit('imported')\n", points)
@@ -143,11 +144,11 @@ def test_names_of_nnunets_own_are_never_taken_over(tmp_path):
     assert "nnunetv2.experiment_planning" in printed
     assert "nnunetv2.preprocessing" in printed
     assert "foreign.TheirClass" in printed
-    assert printed.count("'nnUNetTrainer' is nnU-Net's own; what hostile declares") == 1
+    assert printed.count("nnU-Net itself defines 'nnUNetTrainer'. Its declaration by hostile") == 1
 
 
-def test_what_nnunet_looks_up_below_a_package_is_declared_in_the_packages_group(tmp_path):
-    """Normalization schemes, and resampling functions, which are not classes."""
+def test_subpackages_use_the_entry_point_group_of_their_package(tmp_path):
+    """For normalization schemes and for resampling functions, which are not classes."""
     points = (
         "[nnunetv2.preprocessors]\nTheirScheme = foreign:TheirScheme\ntheir_resampling = foreign:their_resampling\n"
     )
@@ -162,7 +163,7 @@ def test_what_nnunet_looks_up_below_a_package_is_declared_in_the_packages_group(
     assert "ZScoreNormalization" in printed
 
 
-def test_two_packages_that_claim_one_name_are_both_named(tmp_path):
+def test_two_packages_that_declare_one_name_are_both_named(tmp_path):
     for name in ("one", "two"):
         declare(tmp_path, name, "class Mine: pass\n", f"[nnunetv2.trainers]\nMine = {name}:Mine\n")
     printed = python(
@@ -174,7 +175,7 @@ def test_two_packages_that_claim_one_name_are_both_named(tmp_path):
     assert "two (two:Mine)" in printed
 
 
-def test_activating_twice_changes_nothing_more():
+def test_activating_twice_has_no_further_effect():
     printed = python(
         "import torch, nnunet_dg.plugin as p, sys; p.activate(); p.activate()\n"
         "assert sum(type(f).__module__ == 'nnunet_dg.plugin' for f in sys.meta_path) == 1\n"
@@ -199,21 +200,21 @@ def test_never_raises_into_import_torch():
 @pytest.mark.parametrize(
     "order", ["sys.meta_path.insert(0, shared); import torch", "import torch; sys.meta_path.insert(0, shared)"]
 )
-def test_a_loader_that_modules_share_is_left_as_it_is(order):
-    """In front of our finder or behind it, with warnings as errors: our trainers are found, and nothing is said."""
+def test_a_loader_that_modules_share_is_not_changed(order):
+    """Placed before or after our finder, with warnings as errors: our trainers are found, and nothing is printed."""
     printed = python(
         f"import sys; from shared_loader import Shared, shared\n{order}\n"
         "import warnings; warnings.simplefilter('error', UserWarning)\nfrom lookup import *\n"
         "import nnunetv2.utilities.find_class_by_name as f, nnunetv2.utilities.json_export as other\n"
         "assert f.__loader__ is f.__spec__.loader is other.__loader__ is shared\n"
         "assert shared.exec_module.__func__ is Shared.exec_module and other.__name__ in shared.executed\n"
-        "import colorsys\nprint(trainer('nnUNetTrainerDropGen'))"  # ours, if behind, acts at the next import
+        "import colorsys\nprint(trainer('nnUNetTrainerDropGen'))"  # our finder, if it comes second, acts at this import
     )
     assert "nnUNetTrainerDropGen.nnUNetTrainerDropGen" in printed
     assert "could not register" not in printed
 
 
-def test_nothing_raises_where_warnings_are_errors():
+def test_activation_does_not_raise_where_warnings_are_errors():
     printed = python(
         "import warnings; warnings.simplefilter('error')\nimport nnunet_dg.plugin as p\n"
         "import sys; sys.meta_path = None\np.activate()\nprint('survived')"
@@ -222,17 +223,17 @@ def test_nothing_raises_where_warnings_are_errors():
     assert "nnunet-dg could not register its trainers" in printed
 
 
-def test_a_lookup_costs_less_than_an_eye_sees(tmp_path):
+def test_a_lookup_takes_less_than_50_milliseconds(tmp_path):
     declare(tmp_path, "foreign", "class TheirClass: pass\n", "[nnunetv2.trainers]\nTheirClass = foreign:TheirClass\n")
     printed = python(
         "import torch, time\nfrom lookup import *\ntrainer('nnUNetTrainerDropGen')\nstart = time.process_time()\n"
         "trainer('TheirClass'); print(time.process_time() - start)",
         tmp_path,
     )
-    assert float(printed.splitlines()[-1]) < 0.05  # nnU-Net may say something first
+    assert float(printed.splitlines()[-1]) < 0.05  # nnU-Net may print other lines first
 
 
-def test_asking_where_the_lookup_lives_does_not_disarm_the_door():
+def test_find_spec_of_the_lookup_module_does_not_disable_the_plugin():
     printed = python(
         "import torch, importlib.util\nimportlib.util.find_spec('nnunetv2.utilities.find_class_by_name')\n"
         "from lookup import *\nprint(trainer('nnUNetTrainerDropGen').__module__)"
@@ -240,7 +241,7 @@ def test_asking_where_the_lookup_lives_does_not_disarm_the_door():
     assert "nnunet_dg.trainers" in printed
 
 
-def test_a_host_without_the_lookup_function_still_imports(tmp_path):
+def test_an_nnunet_without_the_lookup_function_can_still_be_imported(tmp_path):
     package = tmp_path / "nnunetv2" / "utilities"
     package.mkdir(parents=True)
     (tmp_path / "nnunetv2" / "__init__.py").touch()
@@ -263,7 +264,7 @@ def test_imports_nothing_heavy():
     assert loaded - set(sys.stdlib_module_names) == {"nnunet_dg"}
 
 
-def test_nothing_in_nnunets_folder_is_ours():
+def test_no_file_is_written_into_nnunets_folder():
     folder = Path(importlib.util.find_spec("nnunetv2").origin).parent
     assert not [path for path in folder.rglob("*") if "DropGen" in path.name or "nnunet_dg" in path.name]
 
@@ -287,7 +288,7 @@ def test_without_autoload_nnunet_finds_the_same_classes_through_the_environment(
     assert again.stdout.strip() == line
 
 
-def test_every_entry_point_of_ours_loads_what_it_names():
+def test_every_entry_point_loads_the_class_it_names():
     groups = {group: entry_points(group=group) for group in plugin.GROUPS.values()}
     ours = [e for found in groups.values() for e in found if e.value.startswith("nnunet_dg.")]
     assert len(ours) >= 6

@@ -1,57 +1,62 @@
 """What the README promises exists, and its commands are those that CI runs."""
 
-import json
 import re
 import shlex
 from importlib.metadata import entry_points
 
+import pytest
 from helpers import REPOSITORY
 
 from nnunet_dg.cli import _parser
-from nnunet_dg.dropgen import DropGenSettings
-from nnunet_dg.sgcg import SgCGSettings
-from nnunet_dg.tinymig import TinyMIGSettings
-from nnunet_dg.training.plans import resolve
 
-SETTINGS = {"dropgen": DropGenSettings, "sgcg": SgCGSettings, "tinymig": TinyMIGSettings}
-README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
-    for line in block.replace("\\\n", " ").splitlines()
-]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+OURS = {e.name: e.value for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")}
+MAIN = {name for name, value in OURS.items() if not value.startswith("nnunet_dg.trainers.baselines:")}
+
+
+def commands_in(text: str) -> list[str]:
+    """The commands in the Bash blocks of a page, without comments, one for each line."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split("  #")[0].strip() for line in lines]
+
+
+def test_is_short():
+    assert len(README.splitlines()) <= 130
 
 
 def test_every_trainer_is_in_the_table_and_every_name_in_it_exists():
-    ours = {e.name for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")}
-    assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", README, re.M)) == ours
+    assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", README, re.M)) == MAIN
 
 
 def test_every_trainer_is_in_the_table_of_what_was_run():
-    ours = {e.name for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")}
-    table = (REPOSITORY / "docs" / "capabilities.md").read_text()
-    assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", table, re.M)) == ours
+    table = (REPOSITORY / "docs" / "reference" / "capabilities.md").read_text(encoding="utf-8")
+    assert MAIN <= set(re.findall(r"`(nnUNetTrainer\w+)`", table)) <= OURS.keys()
 
 
-def test_the_example_settings_are_accepted():
-    (example,) = (block for block in re.findall(r"```json\n(.*?)```", README, re.S) if "nnunet_dg" in block)
-    settings = resolve(json.loads("{" + example + "}"), DropGenSettings())
-    assert (settings.p, settings.combine) == (0.25, "mean")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_our_own_commands_parse(page):
+    for command in commands_in(page.read_text(encoding="utf-8")):
+        if command.startswith("nnunet-dg"):
+            _parser().parse_args(shlex.split(command)[1:])
 
 
-def test_our_own_commands_parse():
-    ours = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("nnunet-dg")]
-    assert len(ours) == 9
-    for arguments in ours:
-        _parser().parse_args(arguments)
+def test_the_readme_shows_the_commands_that_ci_runs():
+    commands = commands_in(README)
+    assert 'python3 -m venv .venv && .venv/bin/pip install ".[all]" && .venv/bin/nnunet-dg demo' in commands
+    assert 'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest' in commands
+    assert "grep -m1 '/bin/pytest$' README.md" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_ci_runs_the_readmes_test_command():
-    assert any(command.endswith("/bin/pytest") for command in COMMANDS)
-    assert "grep -m1 '/bin/pytest$' README.md" in (REPOSITORY / ".ci" / "run").read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
 
 
-def test_links_lead_to_files():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert len(links) >= 3
-    assert all((REPOSITORY / link).exists() for link in links)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_of_the_repository_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:examples|benchmarks|tests|nnunet_dg|docs)/[\w./-]*)", text):
+        assert (REPOSITORY / name).exists(), name

@@ -90,24 +90,36 @@ class RSCTraining(TrainingModule):
         super().__init__()
         self.settings, self.student = settings, student
         self.mask: Tensor | None = None
+        self.probe: Tensor | None = None
         self.tap = student.tap(-1)
-        self.muting = student.change(-1, self._muted)
+        self.challenge = student.change(-1, self._challenged)
 
-    def _muted(self, feature: Tensor) -> Tensor:
-        return feature if self.mask is None else feature * self.mask
+    def _challenged(self, feature: Tensor) -> Tensor:
+        if self.mask is not None:
+            feature = feature * self.mask
+        return feature if self.probe is None else feature + self.probe.to(feature.dtype)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """nnU-Net's loss of the masked pass, for a challenged batch."""
         chance = self.student.agreed(torch.rand(()))
         if float(chance) >= self.settings.p:
             return {}
-        feature = step.own.features(self.tap)
-        loss = self.student.scaled(step.segmentation(step.output))
-        (gradient,) = torch.autograd.grad(loss, feature)
-        self.mask = challenge_mask(feature, -gradient, self.settings.share, self.settings.unit)
         try:
-            with self.muting:
-                output = step.forward(step.batch.data).output
+            with self.challenge:
+                self.mask = self._mask_of(step)
+                return {"segmentation": step.segmentation(step.forward(step.batch.data).output)}
         finally:
-            self.mask = None
-        return {"segmentation": step.segmentation(output)}
+            self.mask, self.probe = None, None
+
+    def _mask_of(self, step: Step) -> Tensor:
+        """The mask from a first pass, whose bottleneck has a zero added: the gradient is the zero's.
+
+        A compiled network gives no gradient of its intermediate results, but one of what it takes.
+        """
+        student, data = self.student, step.batch.data
+        shape = (len(data), student.widths[-1], *student.grids[-1])
+        probe = self.probe = torch.zeros(shape, device=data.device, requires_grad=True)
+        first = step.forward(data)
+        self.probe = None
+        (gradient,) = torch.autograd.grad(student.scaled(step.segmentation(first.output)), probe)
+        return challenge_mask(first.features(self.tap), -gradient, self.settings.share, self.settings.unit)

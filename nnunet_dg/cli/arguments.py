@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, and the translation of argument names to options in error messages."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from typing import Any, TypeAlias
 from nnunet_dg.errors import UserError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+CASE_OPTIONS = {
+    "images": "-i", "truths": "-t", "folds": "-f", "checkpoint": "-chk", "max_cases": "--max-cases",
+    "device": "-device",
+}  # fmt: skip
+"""Options of `add_cases` by the argument names of our functions, for `in_options`."""
 
 
 def positive(text: str) -> int:
-    """A positive whole number."""
+    """Parse a positive whole number."""
     if not text.isdecimal() or len(text) > 18 or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"a positive number; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a positive whole number; got {text!r}")
     return int(text)
 
 
 def fold(text: str) -> int | str:
-    """A fold: a number, or all."""
+    """Parse a fold, which is a number or ``all``."""
     if text != "all" and not (text.isdecimal() and len(text) < 5):
-        raise argparse.ArgumentTypeError(f"a fold is a number or all; got {text!r}")
+        raise argparse.ArgumentTypeError(f"a fold must be a number or all; got {text!r}")
     return text if text == "all" else int(text)
 
 
 @contextmanager
 def in_options(options: Mapping[str, str]) -> Iterator[None]:
-    """Expected errors name the options of a command in place of the arguments, in backticks, of our functions.
+    """Replace argument names in backticks by the options of a command in the messages of expected errors.
+
+    Messages of the library name the arguments of its functions, since it does not know the command line.
 
     Args:
         options: ``{argument: option}``, for example ``{"trained_on": "--trained-on"}``.
@@ -43,26 +50,28 @@ def in_options(options: Mapping[str, str]) -> Iterator[None]:
 
 
 def add_cases(parser: argparse.ArgumentParser) -> None:
-    """Labeled cases, how a trained model predicts them, and where to write."""
-    parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="folder")
+    """Add options for labeled cases, for how a trained model predicts them, and for the output folder."""
+    parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="output folder")
     parser.add_argument(
         "-i", metavar="IMAGES", type=Path,
         help="folder of images in nnU-Net's format (default: the validation cases of the fold)",
     )  # fmt: skip
-    parser.add_argument("-t", metavar="TRUTHS", type=Path, help="folder of their segmentations")
+    parser.add_argument("-t", metavar="TRUTHS", type=Path, help="folder of their true segmentations")
     parser.add_argument(
-        "-f", metavar="FOLD", nargs="+", type=fold, help="several are an ensemble (default: the one that was trained)"
+        "-f", metavar="FOLD", nargs="+", type=fold, help="fold, or several as an ensemble (default: the trained one)"
     )
-    parser.add_argument("-chk", metavar="FILE", default="checkpoint_final.pth", help="default: %(default)s")
-    parser.add_argument("--max-cases", metavar="N", type=positive, help="only the first N cases")
+    parser.add_argument(
+        "-chk", metavar="FILE", default="checkpoint_final.pth", help="checkpoint (default: %(default)s)"
+    )
+    parser.add_argument("--max-cases", metavar="N", type=positive, help="use only the first N cases (default: all)")
     parser.add_argument(
         "-device", choices=("cpu", "cuda", "mps"), default="cuda", help="same as nnU-Net's (default: %(default)s)"
     )
-    parser.add_argument("--disable_tta", action="store_true", help="no test-time mirroring, same as nnU-Net's")
+    parser.add_argument("--disable_tta", action="store_true", help="turn off test-time mirroring, same as nnU-Net's")
 
 
 def cases_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_cases` has added, by the names that our functions have for it."""
+    """The values of the options of `add_cases`, by the argument names of our functions."""
     a = arguments
     return {
         "images": a.i, "truths": a.t, "folds": a.f, "checkpoint": a.chk, "max_cases": a.max_cases, "device": a.device,

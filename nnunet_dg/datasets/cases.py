@@ -1,4 +1,4 @@
-"""The image files of cases in nnU-Net's folders."""
+"""Finding the image files of cases in nnU-Net's folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_dg.files import read_json
 
 
 def images_of(truth: Path, case: str, ending: str) -> tuple[Path, ...]:
-    """A case's image files, one per channel, found from where its truth is; empty if they are elsewhere."""
+    """A case's image files, one per channel, found from the location of its truth; empty if they cannot be found."""
     name, dataset = truth.parent.name, truth.parent.parent
     if name == "labelsTs":
         return images_in(dataset / "imagesTs", case, ending)
@@ -26,7 +26,7 @@ def images_of(truth: Path, case: str, ending: str) -> tuple[Path, ...]:
 
 
 def training_images(raw: Path, cases: Sequence[str], ending: str) -> dict[str, tuple[Path, ...]]:
-    """Image files of training cases: those that the raw ``dataset.json`` lists, or those in ``imagesTr``."""
+    """Image files of training cases, as listed in the raw ``dataset.json``, or else found in ``imagesTr``."""
     path = raw / "dataset.json"
     content = dict(read_json(path, formats.ListedDataset)) if path.is_file() else {}
     if "dataset" not in content:

@@ -1,4 +1,4 @@
-"""Which case comes from which domain: a site, a scanner, a contrast. ``domains.json`` in the raw dataset folder."""
+"""The domain of each case, such as its site, scanner or contrast: ``domains.json`` in the raw dataset folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnunet_dg.files import read_json, replacing
 from nnunet_dg.names import printable
 
 FILE = "domains.json"
-UNNAMED = ""  # the one domain of a dataset without domains.json; in that file, a name is never empty
+UNNAMED = ""  # the only domain of a dataset without domains.json, where names must not be empty
 
 
 @dataclass(frozen=True)
@@ -25,35 +25,35 @@ class Domains:
     """The domain of every training case.
 
     Attributes:
-        names: The domains, sorted; a domain's number is its place here. (`UNNAMED`,) without ``domains.json``.
-        of_case: ``{case: number}``.
+        names: Domain names, sorted; a domain's number is its index. (`UNNAMED`,) without ``domains.json``.
+        of_case: ``{case: number of its domain}``.
     """
 
     names: tuple[str, ...]
     of_case: dict[str, int]
 
     def of_batch(self, keys: Iterable[str]) -> Tensor:
-        """Numbers ``(B,)``, int64, on the CPU, of the cases that nnU-Net's batch dictionary names under ``keys``."""
+        """Domain numbers ``(B,)``, int64, on the CPU, of the cases in ``keys``, an entry of nnU-Net's batch."""
         return torch.tensor([self.of_case[key] for key in keys])
 
 
 def read_domains(
     raw: Path | None, preprocessed: Path, cases: Iterable[str], log: Callable[[str], None] = print
 ) -> Domains:
-    """The domains of a dataset's cases; one domain, `UNNAMED`, where there is no ``domains.json``.
+    """Read the domains of a dataset's cases. Without ``domains.json`` there is one domain, `UNNAMED`.
 
-    The raw dataset's file is copied to the preprocessed folder, for machines that have only preprocessed data. Where
-    there is a raw dataset folder, only its file counts, also if it has none.
+    The raw dataset's file is copied to the preprocessed folder, for machines that have only preprocessed data. If the
+    raw dataset folder exists, the copy is ignored, even if the raw folder has no ``domains.json``.
 
     Args:
-        raw: The raw dataset folder, which may be missing; None where nnUNet_raw is not set.
-        preprocessed: The preprocessed dataset folder.
-        cases: All training cases of the dataset, of all folds.
-        log: Called with what a user should know, such as a domain with a single case.
+        raw: Raw dataset folder, which may be missing; None if nnUNet_raw is not set.
+        preprocessed: Preprocessed dataset folder.
+        cases: Training cases of all folds of the dataset.
+        log: Function that receives messages for the user, such as one about a domain with a single case.
 
     Raises:
-        DataError: The file is not ``{case: domain}``, is a folder or a link to nowhere, a case has no domain, or a case
-            is unknown.
+        DataError: The file is not ``{case: domain}``, is a folder or a broken link, lacks a case, or has an unknown
+            case.
     """
     cases = sorted(cases)
     path = locate(raw, preprocessed)
@@ -67,38 +67,45 @@ def read_domains(
         raise DataError(f"{path}: {_some(unknown)} not in the dataset. Remove every case that is not a training case.")
     if single := sorted(domain for domain, count in Counter(given.values()).items() if count == 1):
         log(
-            f"{path}: there is a single case from {', '.join(map(printable, single))}. Where that case is validated "
-            f"on, the domain is not trained on; where it is trained on, it is never validated."
+            f"{path}: there is a single case from {', '.join(map(printable, single))}. A fold can either train or "
+            f"validate on that domain, not both."
         )
     if path.parent != preprocessed:
-        _carry(path, preprocessed / FILE, log)
+        _copy(path, preprocessed / FILE, log)
     names = tuple(sorted(set(given.values())))
     log(f"Domains: {', '.join(map(printable, names))}, from {path}")
     return Domains(names, {case: names.index(domain) for case, domain in given.items()})
 
 
-def _carry(source: Path, target: Path, log: Callable[[str], None]) -> None:
-    """Copy the file; other folds may copy and read it at the same time."""
+def _copy(source: Path, target: Path, log: Callable[[str], None]) -> None:
+    """Copy the file. The trainings of other folds may copy and read it at the same time."""
     content = source.read_bytes()
     if target.is_file() and target.read_bytes() == content:
         return
     try:
         with replacing(target) as partial:
             partial.write_bytes(content)
-    except OSError as error:  # the training has what it needs
+    except OSError as error:  # the copy is not needed for this training
         log(f"{source} could not be copied to {target.parent}: {error}")
 
 
 def locate(raw: Path | None, preprocessed: Path) -> Path:
-    """Where a dataset's domains are given: in its raw folder, where there is one. The file may be missing."""
+    """Path of a dataset's ``domains.json``: in its raw folder if that exists, else in the preprocessed one.
+
+    The file itself may be missing.
+    """
     return (raw if raw is not None and raw.is_dir() else preprocessed) / FILE
 
 
 def read_file(path: Path, what: str = "domain") -> dict[str, str]:
-    """``{case: domain}`` as it is written, or ``{case: group}``.
+    """The content ``{case: domain}`` or ``{case: group}`` of a JSON file.
+
+    Args:
+        path: JSON file.
+        what: What the values are, for error messages.
 
     Raises:
-        DataError: The file cannot be read, or holds something else.
+        DataError: The file cannot be read, or has other content.
     """
     return read_json(path, formats.Domains, f'It must look like {{"case": "{what}", ...}}.')
 

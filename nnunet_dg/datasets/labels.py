@@ -1,4 +1,4 @@
-"""What ``dataset.json`` says about labels, as nnU-Net's own ``LabelManager`` reads it."""
+"""The labels in ``dataset.json``, interpreted as nnU-Net's own ``LabelManager`` does."""
 
 from __future__ import annotations
 
@@ -16,32 +16,37 @@ HIGHEST = 65535  # nnU-Net writes segmentations as 8 or 16 bits
 
 @dataclass(frozen=True)
 class Labels:
-    """What ``dataset.json`` says: ``{name: integers}`` of the foreground, regions included, and what is ignored."""
+    """The labels of a dataset.
+
+    Attributes:
+        foreground: ``{name: integers}`` of foreground labels and regions.
+        ignore: Value of the ignore label, or None.
+    """
 
     foreground: dict[str, list[int]]
     ignore: int | None
 
     @property
     def values(self) -> list[int]:
-        """All values that a segmentation may have, sorted."""
+        """All values allowed in a segmentation, sorted."""
         ignored = set() if self.ignore is None else {self.ignore}
         return sorted({0, *(value for values in self.foreground.values() for value in values)} | ignored)
 
     @classmethod
     def of_dataset(cls, dataset: Mapping[str, Any], source: Path | str = "dataset.json") -> Labels:
-        """Read ``labels`` with nnU-Net's meaning: numbers as text are numbers, for example, unless there are regions.
+        """Read ``labels`` as nnU-Net does, which for example accepts numbers in quotes unless there are regions.
 
         Args:
-            dataset: The content of ``dataset.json``.
-            source: The file, for messages.
+            dataset: Content of ``dataset.json``.
+            source: Path of that file, for error messages.
 
         Raises:
-            DataError: nnU-Net refuses these labels, there is no foreground, or no voxel can have one of them.
+            DataError: nnU-Net refuses the labels, none is foreground, or one has a value that no voxel can have.
         """
         labels = dataset["labels"]
         try:
             manager = LabelManager(labels, dataset.get("regions_class_order"))
-        except Exception as error:  # LabelManager raises assertions, and whatever int() does
+        except Exception as error:  # LabelManager raises AssertionError, and all that int() raises
             raise DataError(f"{source}: nnU-Net does not accept these labels: {_line(error)}") from error
         values = {name: _values(value) for name, value in labels.items() if name != "ignore"}
         for name, numbers in values.items():
@@ -60,8 +65,8 @@ def _check(name: str, given: Any, numbers: list[int], has_regions: bool, source:
     each = given if isinstance(given, list | tuple) else [given]
     if has_regions and any(isinstance(number, str) for number in each):
         raise DataError(
-            f"{source}: the label {name!r} is {given!r}. nnU-Net finds no voxel of it, since in a dataset with regions "
-            f"it does not read text as numbers. Write {numbers[0] if len(numbers) == 1 else numbers}."
+            f"{source}: the label {name!r} is {given!r}. In a dataset with regions nnU-Net does not convert text to "
+            f"numbers, and finds no voxel of this label. Write {numbers[0] if len(numbers) == 1 else numbers}."
         )
     whole = all(isinstance(number, str) or number == integer for number, integer in zip(each, numbers, strict=True))
     if not numbers or not whole or not all(0 <= number <= HIGHEST for number in numbers):

@@ -1,4 +1,4 @@
-"""`nnunet-dg splits`: where nnU-Net keeps a dataset's cases, domains and folds."""
+"""Writing the splits of a preprocessed dataset in nnU-Net's folders, for `nnunet-dg splits`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def split_dataset(
     """Write ``splits_final.json`` of a preprocessed dataset, and print a table of the folds.
 
     Args:
-        dataset: Name or number, as nnU-Net takes it.
-        make: Makes the folds from ``{case: domain}`` and ``{case: group}``.
-        groups: A JSON file ``{case: group}``.
-        force: Whether splits that are there are replaced.
+        dataset: Dataset name or number, as for nnU-Net's commands.
+        make: Function that makes the folds from ``{case: domain}`` and ``{case: group}`` (or None without groups).
+        groups: JSON file ``{case: group}``.
+        force: Whether to replace existing splits.
 
     Returns:
-        The file.
+        Path of the written file.
 
     Raises:
         HostError: There is no such dataset, or nnU-Net's folders are not set.
-        DataError: The dataset is not preprocessed, the groups do not fit its cases, or there are no such folds.
-        SplitsExistError: There are splits already.
+        DataError: The dataset is not preprocessed, the groups do not match its cases, or the folds are impossible.
+        SplitsExistError: The dataset already has splits.
     """
     name = dataset_name(dataset)
     folder = Path(nnUNet_preprocessed, name)
@@ -51,36 +51,36 @@ def split_dataset(
     log = partial(console.print, soft_wrap=True)
     cases = cases_of(folder, name, log)
     if not cases:
-        raise DataError(f"{folder} has no case. Preprocess again: nnUNetv2_plan_and_preprocess -d {number_of(name)}")
+        raise DataError(f"{folder} has no cases. Preprocess again: nnUNetv2_plan_and_preprocess -d {number_of(name)}")
     domains = read_domains(raw, folder, cases, log)
-    of_case = {case: domains.names[number] for case, number in domains.of_case.items()}
-    folds = make(of_case, None if groups is None else _groups(groups, cases))
+    domain_of_case = {case: domains.names[number] for case, number in domains.of_case.items()}
+    folds = make(domain_of_case, None if groups is None else _groups(groups, cases))
     write(folds, folder / "splits_final.json", force)
     console.print(_table(name, folds))
     return folder / "splits_final.json"
 
 
 def dataset_name(dataset: str) -> str:
-    """The name of a dataset that is given by name or number, for example ``Dataset501_Heart``.
+    """The full name of a dataset given by name or number, for example ``Dataset501_Heart``.
 
     Raises:
-        HostError: nnU-Net's folders are not set, or there is not exactly one dataset of that number.
+        HostError: nnU-Net's folders are not set, or there is not exactly one dataset with that number.
     """
     if not nnUNet_preprocessed:
         raise HostError("nnUNet_preprocessed is not set. Set it as for nnU-Net's own commands.")
     if not re.fullmatch(r"\d{1,9}|Dataset\d+_[^/\\]+", dataset, re.ASCII):
-        raise HostError(f"A dataset is a number, or a name such as Dataset501_Heart; got {dataset!r}.")
+        raise HostError(f"`dataset` must be a number, or a name such as Dataset501_Heart; got {dataset!r}.")
     try:
         name = str(maybe_convert_to_dataset_name(int(dataset) if dataset.isdecimal() else dataset))
     except RuntimeError as error:
         raise HostError(str(error)) from error
-    if dataset.isdecimal() and number_of(name) != str(int(dataset)):  # nnU-Net compares the first digits
-        raise HostError(f"There is no dataset {dataset}; nnU-Net takes that number for {name}. Give the name.")
+    if dataset.isdecimal() and number_of(name) != str(int(dataset)):  # nnU-Net compares only the first digits
+        raise HostError(f"There is no dataset {dataset}; nnU-Net takes that number for {name}. Give the full name.")
     return name
 
 
 def number_of(name: str) -> str:
-    """The number in a dataset's name, of any length, as nnU-Net's commands take it; the name where there is none."""
+    """The number in a dataset's name without leading zeros, or the name itself if it has no number."""
     found = re.match(r"Dataset(\d+)_", name)
     return str(int(found[1])) if found else name
 
@@ -99,8 +99,13 @@ def _table(name: str, folds: Sequence[Fold]) -> Table:
 def cases_of(folder: Path, name: str, log: Callable[[str], None]) -> list[str]:
     """The cases that nnU-Net would train on: those that every preprocessed configuration has.
 
-    Truths stay in ``gt_segmentations`` when a case is removed from a dataset, so they count only where there is no
-    preprocessed configuration.
+    When a case is removed from a dataset, its truth stays in ``gt_segmentations``. So the truths are used only if there
+    is no preprocessed configuration.
+
+    Args:
+        folder: Preprocessed dataset folder.
+        name: Name of the dataset, for error messages.
+        log: Function that receives messages for the user.
 
     Raises:
         DataError: The dataset is not preprocessed.
@@ -108,28 +113,28 @@ def cases_of(folder: Path, name: str, log: Callable[[str], None]) -> list[str]:
     truths = folder / "gt_segmentations"
     if not truths.is_dir():
         raise DataError(
-            f"{folder} holds no preprocessed dataset. First: nnUNetv2_plan_and_preprocess -d {number_of(name)}"
+            f"{folder} is not a preprocessed dataset. Run first: nnUNetv2_plan_and_preprocess -d {number_of(name)}"
         )
     preprocessed = [cases for path in sorted(folder.iterdir()) if path.is_dir() and (cases := _identifiers(path))]
     if preprocessed:
         cases = set.intersection(*preprocessed)
         if any(cases != others for others in preprocessed):
-            log(f"{folder}: the configurations have different cases. The splits are of the {len(cases)} that all have.")
+            log(f"{folder}: the configurations have different cases. The splits use the {len(cases)} that all have.")
         return sorted(cases)
     ending = read_json(folder / "dataset.json", formats.Dataset)["file_ending"]
     return _visible(path.name.removesuffix(ending) for path in truths.iterdir() if path.name.endswith(ending))
 
 
 def _identifiers(folder: Path) -> set[str]:
-    """The cases of one preprocessed configuration; empty for any other folder."""
+    """The cases of a preprocessed configuration; empty for any other folder."""
     try:
         return set(_visible(infer_dataset_class(str(folder)).get_identifiers(str(folder))))
-    except (AssertionError, KeyError, IndexError):  # nnU-Net's answer to a folder that holds anything else
+    except (AssertionError, KeyError, IndexError):  # nnU-Net raises these for any other folder
         return set()
 
 
 def _visible(cases: Iterable[str]) -> list[str]:
-    """Without hidden files, such as those that macOS leaves on foreign disks."""
+    """The cases, sorted, without hidden files such as those that macOS leaves on other file systems."""
     return sorted(case for case in cases if not case.startswith("."))
 
 
@@ -137,5 +142,5 @@ def _groups(path: Path, cases: Sequence[str]) -> dict[str, str]:
     given = read_file(path, "group")
     if odd := sorted(set(given) ^ set(cases)):
         where = "is in the dataset only" if odd[0] in cases else "is in the file only"
-        raise DataError(f"{path} must name every case of the dataset and no other; {odd[0]!r} {where}.")
+        raise DataError(f"{path} must name exactly the cases of the dataset; {odd[0]!r} {where}.")
     return given

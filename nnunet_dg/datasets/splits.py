@@ -1,7 +1,7 @@
-"""Splits by domain, in the form of nnU-Net's ``splits_final.json``: ``[{"train": [case, ...], "val": [...]}, ...]``.
+"""Splits by domain, in the format of nnU-Net's ``splits_final.json``: ``[{"train": [case, ...], "val": [...]}, ...]``.
 
-A group is what must not be split between training and validation: a subject with several scans. Every case is a group
-of its own unless groups are given. No group is ever in the training and in the validation of one fold.
+A group is a set of cases, such as the scans of one subject, that must not be split between training and validation.
+Without given groups, each case is its own group. No group is in both training and validation of a fold.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from nnunet_dg.files import write_json
 from nnunet_dg.names import did_you_mean
 
 MOST_FOLDS = 1000
-LARGEST_SEED = 2**32 - 1  # scikit-learn's
+LARGEST_SEED = 2**32 - 1  # the largest that scikit-learn accepts
 
 
 class SplitsExistError(DataError, FileExistsError):
-    """There are splits already."""
+    """The dataset already has splits."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold: its training and validation cases, its description, and the cases that are in neither. All sorted."""
+    """One fold: training cases, validation cases, a description, and the cases in neither. Cases are sorted."""
 
     train: list[str]
     val: list[str]
@@ -42,23 +42,23 @@ def leave_one_domain_out(
 ) -> list[Fold]:
     """Fold k holds out the k-th domain, in alphabetical order, and the groups in it.
 
-    The fold validates on the cases of the domain. It trains on the cases of all other domains, without those whose
-    group is validated on, which are left out of the fold.
+    The fold validates on the cases of that domain. It trains on the cases of all other domains, except those whose
+    group is validated on; these are left out of the fold.
 
-    Where groups are in several domains, as subjects that were scanned with several modalities, this may leave no
-    training case. Then only a fraction of these groups can be held out: the fold trains on the others, and their cases
-    in the held-out domain are left out. Each fold holds out the next groups of one random order.
+    If groups span several domains, as subjects scanned with several modalities do, this may leave no training cases.
+    Then ``hold_out`` can be a fraction: the fold holds out only that fraction of the spanning groups and trains on the
+    others, whose cases in the held-out domain are left out. Each fold takes the next groups of one random order.
 
     Args:
         domains: ``{case: domain}``.
-        groups: ``{case: group}``.
-        hold_out: Fraction of the groups on both sides of a fold that it holds out, in (0, 1]. Other groups are in
-            the held-out domain or in the others, and are not touched by it.
-        seed: Seed of the order of groups; without effect where ``hold_out`` is 1.
+        groups: ``{case: group}``; None makes each case its own group.
+        hold_out: Fraction, in (0, 1], of the groups with cases both in the held-out domain and in others that a fold
+            holds out. Groups with cases on one side only are not affected.
+        seed: Seed of the order of groups; has no effect if ``hold_out`` is 1.
 
     Raises:
         DataError: There are fewer than two domains, or a fold has no training case.
-        SettingsError: ``hold_out`` or ``seed`` are out of range.
+        SettingsError: ``hold_out`` or ``seed`` is out of range.
     """
     folds = []
     for number, name in enumerate(_names(domains)):
@@ -74,8 +74,9 @@ def single_source(
 ) -> list[Fold]:
     """Fold k trains on the k-th domain only, in alphabetical order, and holds out all others and the groups in them.
 
-    The fold validates on the cases of all other domains. It trains on the cases of its domain, without those whose
-    group is validated on. Arguments, errors, and groups in several domains are those of `leave_one_domain_out`.
+    The fold validates on the cases of all other domains. It trains on the cases of its domain, except those whose group
+    is validated on. Arguments, errors, and the treatment of groups in several domains are the same as for
+    `leave_one_domain_out`.
     """
     folds = []
     for number, source in enumerate(_names(domains)):
@@ -97,16 +98,16 @@ def few_shot(
 
     Args:
         domains: ``{case: domain}``.
-        num_cases: Number of training cases.
-        folds: Number of draws, 1 to `MOST_FOLDS`.
+        num_cases: Number of training cases per fold.
+        folds: Number of folds, each a new draw, 1 to `MOST_FOLDS`.
         seed: Seed of the draws; the same seed gives the same splits.
-        groups: ``{case: group}``.
-        source: The domains that training cases are drawn from; empty: all. Cases of all domains are validated on, also
-            those of ``source`` that were not drawn.
+        groups: ``{case: group}``; None makes each case its own group.
+        source: Domains from which training cases are drawn; empty for all. Validation uses cases of all domains,
+            including those of ``source`` that were not drawn.
 
     Raises:
-        DataError: There are not enough cases, or none would be left to validate on.
-        SettingsError: ``folds`` or ``seed`` are out of range, or there is no domain of that name.
+        DataError: There are too few cases, or none would remain for validation.
+        SettingsError: ``folds`` or ``seed`` is out of range, or ``source`` has an unknown domain.
     """
     groups = groups or {case: case for case in domains}
     _whole("folds", folds, 1, MOST_FOLDS)
@@ -122,7 +123,7 @@ def few_shot(
         taken = {groups[case] for case in train}
         val = [case for case in sorted(domains) if groups[case] not in taken]
         if not val:
-            raise DataError(f"{num_cases} training cases are from every group: none is left to validate on.")
+            raise DataError(f"The {num_cases} training cases cover every group, so none is left to validate on.")
         description = f"trains on {num_cases} cases{_per_domain(domains, train)}"
         result.append(Fold(train, val, description, _rest(domains, train, val)))
     check(result, groups)
@@ -144,11 +145,12 @@ def grouped(domains: Mapping[str, str], groups: Mapping[str, str], folds: int = 
     """
     _whole("seed", seed, 0, LARGEST_SEED)
     cases = sorted(domains)
-    of_case = [groups[case] for case in cases]
-    if not 2 <= folds <= len(set(of_case)):
-        raise DataError(f"grouped needs between 2 and {len(set(of_case))} folds, at most one per group; got {folds}.")
+    group_of_case = [groups[case] for case in cases]
+    most = len(set(group_of_case))
+    if not 2 <= folds <= most:
+        raise DataError(f"grouped needs between 2 and {most} folds, at most one per group; got {folds}.")
     result = []
-    for _, held_out in GroupKFold(folds, shuffle=True, random_state=seed).split(cases, groups=of_case):
+    for _, held_out in GroupKFold(folds, shuffle=True, random_state=seed).split(cases, groups=group_of_case):
         val = [cases[i] for i in held_out]
         description = f"validates on {len({groups[c] for c in val})} groups{_per_domain(domains, val)}"
         result.append(Fold(sorted(set(cases) - set(val)), val, description))
@@ -160,30 +162,30 @@ def check(folds: list[Fold], groups: Mapping[str, str] | None = None) -> None:
     """Refuse folds in which training and validation share a case or a group, or one of the two is empty.
 
     Raises:
-        DataError: Names the case or group.
+        DataError: A fold is invalid; the message names the case or group.
     """
     for number, fold in enumerate(folds):
         if not fold.train or not fold.val:
             part = "validation" if fold.train else "training"
-            advice = " Its groups are all in the held-out domains too: hold out a fraction of them (`hold_out`)."
+            advice = " All its groups also have cases in held-out domains: hold out a fraction of them (`hold_out`)."
             raise DataError(f"Fold {number} has no {part} case.{advice if fold.left_out else ''}")
         if both := sorted(set(fold.train) & set(fold.val)):
-            raise DataError(f"Fold {number} leaks: case {both[0]!r} is trained and validated on.")
+            raise DataError(f"Fold {number} leaks: case {both[0]!r} is in training and in validation.")
         if groups is None:
             continue
         if both := sorted({groups[case] for case in fold.train} & {groups[case] for case in fold.val}):
-            raise DataError(f"Fold {number} leaks: group {both[0]!r} is trained and validated on.")
+            raise DataError(f"Fold {number} leaks: group {both[0]!r} is in training and in validation.")
 
 
 def write(folds: list[Fold], path: Path, force: bool = False) -> None:
-    """Write nnU-Net's ``splits_final.json``, all of it or nothing.
+    """Write nnU-Net's ``splits_final.json``, atomically.
 
     Raises:
-        SplitsExistError: There is one, and ``force`` was not given.
+        SplitsExistError: The file exists, and ``force`` is False.
     """
     if os.path.lexists(path) and not force:
         raise SplitsExistError(
-            f"{path} exists already, and trainings that used it would change their folds. To write over it: `force`."
+            f"{path} exists already. Replacing it changes the folds of trainings that used it. To replace it: `force`."
         )
     write_json(path, [{"train": fold.train, "val": fold.val} for fold in folds], indent=4)
 
@@ -197,12 +199,12 @@ def _hold_out(
     number: int,
     description: str,
 ) -> Fold:
-    """The fold that validates on ``val`` and trains on the rest, and in which no group is on both sides."""
+    """The fold that validates on ``val`` and trains on the other cases, with no group on both sides."""
     _whole("seed", seed, 0, LARGEST_SEED)
     if not 0 < fraction <= 1:
         raise SettingsError(f"`hold_out` must be above 0 and at most 1; got {fraction!r}.")
     if fraction < 1 and groups is None:
-        raise SettingsError(f"`hold_out` is a fraction of the `groups`, and none are given; got {fraction!r}.")
+        raise SettingsError(f"`hold_out` below 1 needs `groups`, which are not given; got {fraction!r}.")
     group_of = groups or {case: case for case in domains}
     train = set(domains) - set(val)
     shared = {group_of[case] for case in train} & {group_of[case] for case in val}
@@ -213,7 +215,7 @@ def _hold_out(
 
 
 def _part(groups: list[str], fraction: float, seed: int, number: int) -> set[str]:
-    """The ``number``-th part of the groups in random order; after the last group comes the first."""
+    """The ``number``-th part of the groups in random order, starting over at the end."""
     size = len(groups) if fraction == 1 else min(len(groups), max(1, round(fraction * len(groups))))
     order = np.random.default_rng(seed).permutation(len(groups))
     return {groups[order[(number * size + i) % len(groups)]] for i in range(size)}
@@ -225,7 +227,7 @@ def _whole(name: str, value: int, low: int, high: int) -> None:
 
 
 def _cases_of(domains: Mapping[str, str], source: Collection[str]) -> list[str]:
-    """The cases of these domains, or of all where none are given, sorted."""
+    """The cases of these domains, or of all domains if none is given, sorted."""
     known = sorted(set(domains.values()))
     if unknown := [name for name in source if name not in known]:
         close = did_you_mean(unknown[0], known)
@@ -241,12 +243,12 @@ def _names(domains: Mapping[str, str]) -> list[str]:
     names = sorted(set(domains.values()))
     if len(names) < 2:
         given = f"There is one domain, {names[0]!r}" if names and names[0] else "No domains are given"
-        raise DataError(f"{given}: splits by domain need two. Say which case is from where in domains.json.")
+        raise DataError(f"{given}: splits by domain need at least two. Give the domain of each case in domains.json.")
     return names
 
 
 def _per_domain(domains: Mapping[str, str], cases: list[str]) -> str:
-    """``": 2 of A, 1 of B"``; empty where the only domain has no name."""
+    """``": 2 of A, 1 of B"``; empty if the only domain is `UNNAMED`."""
     counts = sorted(Counter(domains[case] for case in cases).items())
     named = ", ".join(f"{count} of {domain}" for domain, count in counts if domain)
     return f": {named}" if named else ""

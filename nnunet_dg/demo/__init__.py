@@ -1,1 +1,1 @@
-"""`nnunet-dg demo`: a small domain shift, nnU-Net's own commands on it, and what the shift costs each trainer."""
+"""The demo: nnU-Net's own commands on a dataset with a small domain shift, and its effect on two trainers."""

@@ -1,8 +1,8 @@
-"""A two-domain phantom in nnU-Net's raw format: the same anatomy, seen by a scanner that no training case came from.
+"""A phantom dataset with two domains in nnU-Net's raw format. The target domain simulates another scanner.
 
-An organ (label 1) holds a lesion (label 2); beside it lies a vessel that is as bright as the lesion but belongs to the
-background, so that intensity alone does not solve the source domain. The target domain maps tissues to other
-intensities, in another order, and adds a bias field and noise.
+An organ (label 1) contains a lesion (label 2). Next to the organ is a vessel that is as bright as the lesion but
+belongs to the background, so that intensity is not enough to solve the source domain. The target domain maps tissues to
+other intensities, in a different order, and has a stronger bias field and more noise.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def write_dataset(folder: Path, num_training: int = 20, num_test: int = 8, seed:
     """Write ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs`` and ``dataset.json``.
 
     Args:
-        folder: the dataset folder, named as nnU-Net wants it (``Dataset999_...``).
-        num_training: training cases, all of the source domain, ``source_000`` and on.
-        num_test: test cases of each domain, ``source_...`` and ``target_...``; the two show the same anatomies.
-        seed: of everything random.
+        folder: Dataset folder, named as nnU-Net requires (``Dataset999_...``).
+        num_training: Number of training cases, all from the source domain: ``source_000``, ``source_001``, ...
+        num_test: Number of test cases per domain, ``source_...`` and ``target_...``, with the same anatomies in both.
+        seed: Seed of all random numbers.
     """
     rng = np.random.default_rng(seed)
     for i in range(num_training):
@@ -44,13 +44,13 @@ def write_dataset(folder: Path, num_training: int = 20, num_test: int = 8, seed:
             _write(folder / "imagesTs", f"{domain}_{i:03d}_0000", image)
             _write(folder / "labelsTs", f"{domain}_{i:03d}", segmentation(tissue))
     dataset = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": num_training, "file_ending": ".nii.gz"}
-    write_json(folder / "dataset.json", dataset)  # last: where it is, the dataset is whole
+    write_json(folder / "dataset.json", dataset)  # last, so that a dataset with this file is complete
 
 
 def anatomy(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Tissue indices (air, body, organ, lesion, vessel), ``SHAPE``: a random patient."""
+    """A random anatomy: tissue indices (air, body, organ, lesion, vessel) of shape ``SHAPE``."""
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
-    grid = grid + 0.18 * _smooth(rng, 4.5, channels=3)  # everybody is built a little differently
+    grid = grid + 0.18 * _smooth(rng, 4.5, channels=3)  # a random deformation
     tissue = np.zeros(SHAPE, np.uint8)
     center = rng.uniform(-0.15, 0.15, 3)
     tissue[_ellipsoid(grid, (0, 0, 0), (0.92, 0.9, 0.92))] = 1
@@ -67,12 +67,12 @@ def segmentation(tissue: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def source_image(tissue: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """The scanner that the training cases come from."""
+    """An image from the scanner of the training cases."""
     return _scan(np.asarray(SOURCE)[tissue], rng, noise=0.025, bias=0.05)
 
 
 def target_image(tissue: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Another contrast, a bias field, more noise."""
+    """An image from the other scanner: another contrast, a stronger bias field, and more noise."""
     return _scan(np.asarray(TARGET)[tissue], rng, noise=0.04, bias=0.25)
 
 
@@ -98,5 +98,5 @@ def _write(folder: Path, name: str, array: NDArray[np.generic]) -> None:
     path = folder / f"{name}.nii.gz"
     try:
         sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
-    except RuntimeError as error:  # a full disk, or a path that SimpleITK cannot write to
+    except RuntimeError as error:  # the disk is full, or SimpleITK cannot write to this path
         raise DataError(f"{path} cannot be written: {str(error).strip().splitlines()[-1]}") from error

@@ -1,4 +1,4 @@
-"""The demo: nnU-Net's own commands on the phantom, once per trainer, and the report of what came out."""
+"""Running the demo: nnU-Net's own commands on the phantom, once per trainer, and a report on the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"
 TRAINERS = ("nnUNetTrainer_20epochs", "nnUNetTrainerDropGen_MIND_20epochs")
 PATCH_SIZE = [16, 24, 16]
-P = 0.35  # so few steps cost more in-domain with the default, 0.5
+P = 0.35  # in so few steps, the default of 0.5 costs more in-domain
 DOMAINS = {"source": "in-domain", "target": "unseen"}
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -42,21 +42,21 @@ Scores = dict[str, dict[str, float]]
 
 
 class DemoError(HostError):
-    """One of nnU-Net's commands failed."""
+    """A command of the demo failed."""
 
 
 def run_demo(folder: Path, device: str = "cpu") -> Scores:
-    """Run the demo in ``folder``; finished steps of an earlier run in the same folder are kept.
+    """Run the demo in ``folder``. Finished steps of an earlier run in the same folder are not repeated.
 
     Args:
-        folder: everything is written below it.
-        device: what nnU-Net's ``-device`` takes: cpu, cuda or mps.
+        folder: Folder for all files of the demo.
+        device: Device for nnU-Net's commands: ``"cpu"``, ``"cuda"`` or ``"mps"``.
 
     Returns:
         Mean foreground Dice in [0, 1], by trainer, in-domain and unseen.
 
     Raises:
-        DemoError: One of the commands failed; its log is named.
+        DemoError: A command failed; the message names its log.
         ExtraError: The extra "report" is not installed.
         DataError: Another demo runs in the folder, or a file in it is damaged.
         OSError: The folder cannot be written to.
@@ -80,29 +80,30 @@ def _run_demo(folder: Path, device: str) -> Scores:
     for trainer in TRAINERS:
         nnunet(f"train_{trainer}", _train(folder, trainer, device))
     for trainer in TRAINERS:
-        what = f"-i {shlex.quote(str(raw / 'imagesTs'))} -o {shlex.quote(str(folder / 'predictions' / trainer))}"
-        how = f"-d 999 -c 3d_fullres -f 0 -p {PLANS} -tr {trainer} -device {device} -npp 1 -nps 1 --disable_tta"
-        nnunet(f"predict_{trainer}", f"nnUNetv2_predict {what} {how}")
+        folders = f"-i {shlex.quote(str(raw / 'imagesTs'))} -o {shlex.quote(str(folder / 'predictions' / trainer))}"
+        model = f"-d 999 -c 3d_fullres -f 0 -p {PLANS} -tr {trainer}"
+        options = f"-device {device} -npp 1 -nps 1 --disable_tta"
+        nnunet(f"predict_{trainer}", f"nnUNetv2_predict {folders} {model} {options}")
     _report(folder, raw, nnunet)
     scores = read_scores(folder / "report" / "domains.csv")
     with replacing(folder / "demo.png") as partial:
         figure(folder, raw)[0].savefig(partial, dpi=150, bbox_inches="tight", format="png")
     console.print(table(scores))
-    console.print(f"Cases, truths and predictions: {folder / 'demo.png'}", markup=False, soft_wrap=True)
-    console.print(f"The whole report: {folder / 'report' / 'report.html'}", markup=False, soft_wrap=True)
+    console.print(f"Images, truths and predictions: {folder / 'demo.png'}", markup=False, soft_wrap=True)
+    console.print(f"Full report: {folder / 'report' / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"Took {(time.monotonic() - start) / 60:.1f} minutes.")
     return scores
 
 
 class _NNUNet:
-    """Runs nnU-Net's commands in the demo's own folders, one log each; a finished step is not repeated."""
+    """Runs commands in the demo's own nnU-Net folders, with a log per step. Finished steps are not repeated."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.console = console
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        # threads that wait spin for milliseconds by default: many times slower where something else wants the cores
+        # by default, waiting threads spin for milliseconds, which is many times slower if the cores are busy
         self.environment = (
             {"GOMP_SPINCOUNT": "1000"}
             | os.environ
@@ -116,12 +117,10 @@ class _NNUNet:
         if done.exists():
             return
         program, *arguments = shlex.split(command)
-        beside = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-        found = shutil.which(program, path=beside)
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+        found = shutil.which(program, path=path)
         if found is None:
-            raise DemoError(
-                f"{program} is neither in {sysconfig.get_path('scripts')} nor on PATH. Is nnU-Net installed?"
-            )
+            raise DemoError(f"{program} is neither in {sysconfig.get_path('scripts')} nor on PATH. Install nnU-Net.")
         start = time.monotonic()
         with log.open("ab") as output, self.console.status("") as status:
             process = subprocess.Popen(  # noqa: S603
@@ -129,7 +128,7 @@ class _NNUNet:
                 env=self.environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
-            with process:  # closes the pipe to the guard, which ends the command, and waits for both
+            with process:  # on exit, closes the pipe to the guard, which ends the command, and waits for both
                 while process.poll() is None:
                     progress = f"{time.monotonic() - start:4.0f} s  {_progress(log)}"
                     status.update(escape(printable(progress)[: self.console.width - 4]))
@@ -142,14 +141,14 @@ class _NNUNet:
 
 
 def _train(folder: Path, trainer: str, device: str) -> str:
-    """nnU-Net's command; it continues where an interrupted training of that folder has left a checkpoint."""
+    """nnU-Net's training command. It resumes if an interrupted training has left a checkpoint."""
     results = folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__3d_fullres" / "fold_0"
     resume = " --c" if any(results.glob("checkpoint_*.pth")) else ""
     return f"nnUNetv2_train 999 3d_fullres 0 -p {PLANS} -tr {trainer} -device {device}{resume}"
 
 
 def _progress(log: Path) -> str:
-    """The last line, after the epoch that it belongs to."""
+    """The last line of a log, preceded by the current epoch."""
     epochs = re.findall(r": (Epoch \d+) *$", log.read_text(encoding="utf-8", errors="replace"), re.M)
     return "  ".join([*epochs[-1:], _last_line(log)])
 
@@ -161,7 +160,7 @@ def _last_line(log: Path) -> str:
 
 
 def _write_small_plans(preprocessed: Path) -> None:
-    """nnU-Net's plans with `P`, and a network and patches small enough for two CPU cores, under another name."""
+    """Write a copy of nnU-Net's plans with `P`, and with a network and patches small enough for two CPU cores."""
     advice = "Remove the demo's folder, and run the demo again."
     plans: dict[str, Any] = dict(read_json(preprocessed / "nnUNetPlans.json", DemoPlans, advice))
     configuration = plans["configurations"]["3d_fullres"]
@@ -174,7 +173,7 @@ def _write_small_plans(preprocessed: Path) -> None:
 
 
 def _report(folder: Path, raw: Path, nnunet: _NNUNet) -> None:
-    """Evaluate and report by the commands that users have for their own predictions."""
+    """Evaluate the predictions and write the report, with the commands that users run."""
     predictions = {trainer: folder / "predictions" / trainer for trainer in TRAINERS}
     for trainer, predicted in predictions.items():
         nnunet(
@@ -213,9 +212,9 @@ def figure(folder: Path, raw: Path) -> tuple[Figure, NDArray[Any]]:
     result = Figure(figsize=(3 * len(columns), 6), layout="constrained")
     grid = result.subplots(2, len(columns))
     for row, (axes, (domain, name)) in enumerate(zip(grid, DOMAINS.items(), strict=True)):
-        own = case.replace("target", domain)
-        image = _read(raw / "imagesTs" / own.replace(".nii.gz", "_0000.nii.gz"))[middle]
-        masks = [None, truth, *(_read(folder / "predictions" / t / own) for t in TRAINERS)]
+        file = case.replace("target", domain)
+        image = _read(raw / "imagesTs" / file.replace(".nii.gz", "_0000.nii.gz"))[middle]
+        masks = [None, truth, *(_read(folder / "predictions" / t / file) for t in TRAINERS)]
         for ax, title, mask in zip(axes, columns, masks, strict=True):
             ax.imshow(image, cmap="gray")
             for label, color in ((LABELS["organ"], "#E69F00"), (LABELS["lesion"], "#56B4E9")):

@@ -1,1 +1,1 @@
-"""Checks of an installation and of a dataset, for `nnunet-dg doctor`."""
+"""Checks of the installation and of a dataset, for `nnunet-dg doctor`."""

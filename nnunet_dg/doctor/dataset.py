@@ -1,4 +1,4 @@
-"""`nnunet-dg doctor -d ID`: what the plans of a dataset mean for other domains."""
+"""Checks of a dataset and its plans, for `nnunet-dg doctor`."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from nnunet_dg.training.plans import PLANNED_FOR, refuse_misplaced, resolve, sec
 
 
 def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
-    """What doctor says about a dataset and its plans.
+    """The results of checking a dataset and its plans.
 
     Args:
-        dataset: Name or number.
+        dataset: Dataset name or number.
         plans_name: Name of the plans.
 
     Returns:
-        A table of normalization, settings and domains, and notes in words.
+        A table with normalization, settings and domains, and notes as sentences.
 
     Raises:
-        HostError: nnU-Net knows no such dataset, or its folders are not set.
-        DataError: The plans or ``dataset.json`` are missing, or cannot be read; or ``domains.json`` does not fit the
-            dataset's cases.
-        SettingsError: Settings in the plans are unknown, not accepted, or in a place from which they are not read.
+        HostError: nnU-Net does not know the dataset, or its folders are not set.
+        DataError: The plans or ``dataset.json`` are missing or unreadable, or ``domains.json`` does not match the cases
+            of the dataset.
+        SettingsError: Settings in the plans are unknown, invalid, or in the wrong place.
     """
     name = dataset_name(dataset)
     folder = Path(nnUNet_preprocessed) / name
     path = folder / f"{plans_name}.json"
     plans: Any = read_plans(path)
     if plans is None:
-        raise DataError(f"{path} does not hold plans. Plan with nnUNetv2_plan_experiment, or name others with -p.")
+        raise DataError(f"{path} does not contain plans. Plan with nnUNetv2_plan_experiment, or choose other `plans`.")
     sections = _checked_sections(plans, path)
     content: Any = read_json(folder / "dataset.json", Dataset)
     table = Table(title=escape(f"{name}, {plans_name}"), show_header=False)
@@ -60,9 +60,9 @@ def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
         notes += [fitted_to_ct(plans, manager, content)]
     counted = sections.get(PLANNED_FOR, {})
     extractors = [f"{dims}: {what.get('extractor')}" for dims, what in counted.items() if isinstance(what, dict)]
-    table.add_row("planned for", escape(", ".join(extractors)) or "the image only, without DropGen's features")
+    table.add_row("planned for", escape(", ".join(extractors)) or "images without DropGen's features")
     settings = ", ".join(sorted(set(sections) - {PLANNED_FOR}))
-    table.add_row("settings", escape(settings) or "none in the plans: each trainer's own")
+    table.add_row("settings", escape(settings) or "none in the plans; each trainer uses its defaults")
     table.add_row("domains", escape(_domains(name, folder, notes.append)))
     return table, list(dict.fromkeys(filter(None, notes)))
 
@@ -80,7 +80,7 @@ def _checked_sections(plans: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _configurations(plans: dict[str, Any], path: Path) -> dict[str, Any]:
-    """nnU-Net's managers of the configurations, by name, with what they inherit."""
+    """nnU-Net's configuration managers by name, with inherited values."""
     manager = PlansManager(plans)
     try:
         managers = {name: manager.get_configuration(name) for name in plans["configurations"]}
@@ -93,14 +93,14 @@ def _domains(name: str, preprocessed: Path, log: Callable[[str], None]) -> str:
     """The names of the domains, after checking that every case has one."""
     path = locate(Path(nnUNet_raw, name) if nnUNet_raw else None, preprocessed)
     if not os.path.lexists(path):
-        return f"one: there is no {path}"
+        return f"one, because there is no {path}"
     if not (preprocessed / "gt_segmentations").is_dir():
         names = sorted(set(read_file(path).values()))
-        log(f"{path} is not compared with the cases yet: the dataset is not preprocessed.")
+        log(f"{path} was not compared with the cases, because the dataset is not preprocessed.")
     else:
-        said: list[str] = []
-        # the folder of the file is given as the preprocessed one: nothing needs to be copied to it then
-        names = list(read_domains(None, path.parent, cases_of(preprocessed, name, log), said.append).names)
-        for warning in said[:-1]:  # the last one names the domains, as the table does
+        messages: list[str] = []
+        # passing the file's own folder as the preprocessed one avoids copying the file
+        names = list(read_domains(None, path.parent, cases_of(preprocessed, name, log), messages.append).names)
+        for warning in messages[:-1]:  # the last message lists the domains, which the table already shows
             log(warning)
     return printable(f"{', '.join(names)}, from {path}")

@@ -1,1 +1,1 @@
-"""Does it generalize: what happens on a domain that was not trained on, and what it cost on those that were."""
+"""Evaluating segmentations: metrics per case and label, and the files in which they are stored."""

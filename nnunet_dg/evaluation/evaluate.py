@@ -1,4 +1,4 @@
-"""`nnunet-dg evaluate`: a folder of predictions against a folder of truths, read as nnU-Net reads them."""
+"""Evaluation of a folder of predictions against a folder of truths, both read with nnU-Net's readers."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from nnunet_dg.formats import Dataset
 
 __all__ = ["NAME", "Labels", "Task", "evaluate", "run_all"]
 
-NAME = "evaluation"  # of the files written next to the predictions
-SHOWN = 20  # cases that a message names
+NAME = "evaluation"  # stem of the two output files
+SHOWN = 20  # maximum number of cases named in a message
 
 
 @dataclass(frozen=True)
 class Task:
-    """One case: what a worker process needs to evaluate it."""
+    """The evaluation of one case, in a form that a worker process can run."""
 
     case: str
     truth: Path
@@ -53,7 +53,7 @@ class Task:
         """One row per label.
 
         Raises:
-            DataError: A file is not a segmentation of the dataset, or prediction and truth do not fit each other.
+            DataError: A file is not a segmentation of the dataset, or prediction and truth do not match.
         """
         truth = self._with_spacing(self.reader.read(self.truth))
         prediction = None if self.prediction is None else self._read_prediction(truth)
@@ -67,14 +67,14 @@ class Task:
         return [{"case": self.case, "label": label} | values | files for label, values in metrics.items()]
 
     def _spacing(self, truth: Segmentation, prediction: Segmentation | None) -> tuple[float, ...]:
-        """The truth's spacing, or that of the images, which nnU-Net writes next to its predictions."""
+        """The truth's spacing, or the one that nnU-Net writes next to its predictions."""
         for segmentation in (truth, prediction):
             if segmentation is not None and segmentation.spacing is not None:
                 return segmentation.spacing
         file = self.truth.with_suffix(".json")
         raise DataError(
-            f"{self.truth} has no spacing, by which distances are measured. Write it, in mm, to {file}: "
-            f'{{"spacing": [3.0, 0.5, 0.5]}}, in the order of the axes of the image.'
+            f"{self.truth} has no spacing, which distances need. Write it, in mm, to {file}: "
+            f'{{"spacing": [3.0, 0.5, 0.5]}}, in the order of the image axes.'
         )
 
     def _with_spacing(self, truth: Segmentation) -> Segmentation:
@@ -86,8 +86,8 @@ class Task:
         prediction = self.reader.read(Path(self.prediction or ""))
         if prediction.values.shape != truth.values.shape:
             raise DataError(
-                f"{prediction.path} does not fit {truth.path}: the prediction's shape is {prediction.values.shape}, "
-                f"the truth's {truth.values.shape}."
+                f"{prediction.path} and {truth.path} have different shapes: the prediction's is "
+                f"{prediction.values.shape}, the truth's {truth.values.shape}. Evaluate files that belong together."
             )
         if not self.ignore_affine:
             prediction.compare(truth)
@@ -105,34 +105,35 @@ def evaluate(
     processes: int = 2,
     ignore_affine: bool = False,
 ) -> pd.DataFrame:
-    """Dice, HD95, ASSD and normalized surface Dice of every case and label; see `mask_metrics` for what they are.
+    """Compute Dice, HD95, ASSD and normalized surface Dice of every case and label; `mask_metrics` defines them.
 
     Writes ``evaluation.csv`` and ``evaluation.json``. Without the extra "report", only Dice is measured, and a line on
     standard error says so.
 
     Args:
-        truths: A folder of segmentations, for example ``labelsTs``.
-        predictions: A folder of segmentations with the same names. If it has nnU-Net's ``summary.json``, as in the
-            validation of a fold, the cases that it names are expected, else all truths.
-        dataset_json: Labels, regions and file ending; None: the one that nnU-Net left next to the predictions, or in
-            the results folder that they are in.
-        output: A folder; None: ``predictions``.
+        truths: Folder of segmentations, for example ``labelsTs``.
+        predictions: Folder of segmentations with the same names. Predictions of all truths are expected, or, if the
+            folder has nnU-Net's ``summary.json``, as the validation of a fold does, of the cases named there.
+        dataset_json: File with labels, regions and file ending; by default the one that nnU-Net left next to the
+            predictions, or in the results folder that contains them.
+        output: Folder to write to; by default ``predictions``.
         missing: One of `pairs.MISSING`.
-        tolerance_mm: Tolerance of the normalized surface Dice.
+        tolerance_mm: Tolerance of the normalized surface Dice, in mm.
         processes: Number of cases evaluated at a time.
-        ignore_affine: Compare also if origin, direction or spacing differ; the truth's spacing counts.
+        ignore_affine: Whether to compare voxel by voxel, with the truth's spacing, even if origin, direction or spacing
+            differ.
 
     Returns:
         One row per case and label.
 
     Raises:
-        DataError: Files are missing, too many, cannot be read, or do not fit each other or ``dataset.json``. All cases
-            are tried, and all that cannot be evaluated are named. Nothing is written then.
+        DataError: Files are missing, superfluous or unreadable, or do not match each other or ``dataset.json``. All
+            cases are tried, all failed ones are named, and nothing is written.
     """
     if not 0 <= tolerance_mm < math.inf:
-        raise EvaluationError(f"--tolerance is a number of mm, 0 or more; got {tolerance_mm:g}.")
+        raise EvaluationError(f"`tolerance_mm` must be a number of mm, 0 or more; got {tolerance_mm:g}.")
     path = _dataset_json(dataset_json, predictions)
-    dataset = read_json(path, Dataset, "nnU-Net leaves a copy in every results folder. Name it with -djfile.")
+    dataset = read_json(path, Dataset, "nnU-Net leaves a copy in every results folder. Give it as `dataset_json`.")
     labels = Labels.of_dataset(dataset, path)
     pairs = pair(_real(truths), _real(predictions), dataset["file_ending"], missing)
     reader = SegmentationReader(reader_of(dataset, [truth for truth, _ in pairs.values()], path), labels, path)
@@ -140,13 +141,10 @@ def evaluate(
     tasks = [Task(case, *files, reader, tolerance_mm, ignore_affine, surfaces) for case, files in pairs.items()]
     output = output or predictions
     _check_writable(output)
-    rows = [row for of_case in run_all(tasks, processes, "evaluating", f" by {path}") for row in of_case]
+    rows = [row for case_rows in run_all(tasks, processes, "evaluating", f" with {path}") for row in case_rows]
     table = pd.DataFrame(rows).sort_values(["case", "label"], ignore_index=True)
     settings = {"missing": missing, "tolerance_mm": tolerance_mm, "ignore_affine": ignore_affine}
-    try:
-        _write(table, output, _as_json(table, settings) | _hashes(predictions, pairs))
-    except OSError as error:
-        raise EvaluationError(f"The evaluation cannot be written to {output}: {error.strerror or error}.") from error
+    _write(table, output, _as_json(table, settings) | _hashes(predictions, pairs))
     return table
 
 
@@ -160,15 +158,18 @@ def _can_measure_surfaces() -> bool:
     return True
 
 
-def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str, by: str = "") -> list[Any]:
-    """The results of the tasks, in any order, with a progress bar.
+def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str, context: str = "") -> list[Any]:
+    """Run the tasks with a progress bar, and return their results in any order.
 
-    Several processes are fresh ones with one thread each; a single one is this process. ``by`` is part of the message
-    where several tasks fail.
+    Args:
+        tasks: Functions without arguments; they must be picklable if several processes run them.
+        processes: Number of processes. Several are newly started, with one thread each; a single one is this process.
+        what: Label of the progress bar.
+        context: Part of the message if several tasks fail, for example `` with dataset.json``.
 
     Raises:
-        EvaluationError: Tasks raised a DataError, all of which are in the message, or a process was killed. Any other
-            error of a task is a bug, and raised as it is.
+        EvaluationError: Tasks raised a DataError (the message contains all of them), or a process was killed. Any other
+            error of a task is a bug and is raised unchanged.
     """
     results: list[Any] = []
     errors: list[str] = []
@@ -180,18 +181,20 @@ def run_all(tasks: Sequence[Callable[[], Any]], processes: int, what: str, by: s
             except DataError as error:
                 errors.append(str(error))
             except BrokenProcessPool as error:
-                raise EvaluationError(f"A process was killed, out of memory perhaps: try -np 1 ({error}).") from error
+                raise EvaluationError(
+                    f"A process was killed, perhaps because memory ran out ({error}). Use fewer `processes`."
+                ) from error
             progress.update()
     if len(errors) > 1:
         more = [f"... and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
-        errors = [f"{len(errors)} of {len(tasks)} cases cannot be evaluated{by}:", *sorted(errors)[:SHOWN], *more]
+        errors = [f"{len(errors)} of {len(tasks)} cases cannot be evaluated{context}:", *sorted(errors)[:SHOWN], *more]
     if errors:
         raise EvaluationError("\n".join(errors))
     return results
 
 
 def _outcomes(tasks: Sequence[Callable[[], Any]], processes: int) -> Generator[Callable[[], Any], None, None]:
-    """Functions that return a task's result, or raise its error, as soon as it is there."""
+    """Yield, for each finished task, a function that returns its result or raises its error."""
     if processes == 1 or len(tasks) == 1:
         yield from tasks
         return
@@ -209,34 +212,38 @@ def _dataset_json(given: Path | None, predictions: Path) -> Path:
         return given
     if not predictions.is_dir():
         raise EvaluationError(f"There is no folder {predictions}.")
-    folders = [predictions.absolute(), predictions.absolute().parent.parent]  # of nnUNetv2_predict, and around fold_X
+    folders = [predictions.absolute(), predictions.absolute().parent.parent]  # a prediction's, or the results folder
     for folder in folders:
         if os.path.lexists(folder / "dataset.json"):
             return folder / "dataset.json"
     raise EvaluationError(
-        f"There is no dataset.json in {folders[0]} or {folders[1]}. Name it with -djfile; it says labels and file "
-        f"ending."
+        f"There is no dataset.json, which names labels and file ending, in {folders[0]} or {folders[1]}. Give it as "
+        f"`dataset_json`."
     )
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise where links form a loop
+    return Path(os.path.realpath(path))  # unlike Path.resolve, this does not raise if links form a loop
 
 
 def _check_writable(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EvaluationError(f"{output} cannot be a folder: {error.strerror or error}. Choose one with -o.") from error
+        reason = error.strerror or error
+        raise EvaluationError(f"{output} cannot be used as a folder: {reason}. Choose another `output`.") from error
     if not os.access(output, os.W_OK):
-        raise EvaluationError(f"{output} cannot be written to. Choose another folder with -o.")
+        raise EvaluationError(f"{output} cannot be written to. Choose another `output`.")
 
 
 def _write(table: pd.DataFrame, output: Path, content: dict[str, Any]) -> None:
-    """Write both files, and replace earlier ones only when both are whole."""
-    with replacing(output / f"{NAME}.csv") as partial:
-        table.map(cell).to_csv(partial, index=False, encoding="utf-8", lineterminator="\n")
-        write_json(output / f"{NAME}.json", content)
+    """Write both files. Earlier ones are replaced only once both are complete."""
+    try:
+        with replacing(output / f"{NAME}.csv") as partial:
+            table.map(cell).to_csv(partial, index=False, encoding="utf-8", lineterminator="\n")
+            write_json(output / f"{NAME}.json", content)
+    except OSError as error:
+        raise EvaluationError(f"The evaluation cannot be written to {output}: {error.strerror or error}.") from error
 
 
 def _hashes(predictions: Path, pairs: Mapping[str, tuple[Path, Path | None]]) -> dict[str, dict[str, str]]:
@@ -250,7 +257,7 @@ def _hashes(predictions: Path, pairs: Mapping[str, tuple[Path, Path | None]]) ->
 
 
 def _as_json(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
-    of_label = table.groupby("label")[list(METRICS)].mean()
+    label_means = table.groupby("label")[list(METRICS)].mean()
     versions = {
         package: version(package)
         for package in ("nnunet-dg", "nnunetv2", "monai")
@@ -259,12 +266,12 @@ def _as_json(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "settings": settings,
         "versions": versions,
-        "foreground_mean": _finite(of_label.mean().to_dict()),
-        "mean": {str(label): _finite(values) for label, values in of_label.to_dict("index").items()},
+        "foreground_mean": _finite(label_means.mean().to_dict()),
+        "mean": {str(label): _finite(values) for label, values in label_means.to_dict("index").items()},
         "cases": [_finite(row) for row in table.to_dict("records")],
     }
 
 
 def _finite(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """NaN as null: JSON has none."""
+    """The values with NaN replaced by None, since JSON has no NaN."""
     return {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

@@ -1,8 +1,8 @@
 """Overlap and surface metrics of one segmentation, per label or region.
 
-Surfaces are those of marching cubes, their elements weighted by area (Nikolov et al., "Clinically applicable
-segmentation of head and neck anatomy", 2021), as MONAI computes them; a mask that reaches the image's border is closed
-there. A volume that is one voxel thick is measured in its plane.
+Surfaces come from marching cubes, with elements weighted by area (Nikolov et al., "Clinically applicable segmentation
+of head and neck anatomy", 2021), as implemented in MONAI. A mask that touches the image border is closed there. A
+volume that is one voxel thick is measured in 2-D.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ def case_metrics(
     """`mask_metrics` of every label or region of one case.
 
     Args:
-        prediction: ``(*spatial)``, integer labels.
-        truth: likewise.
-        spacing_mm: of each axis.
-        labels: ``{name: integers}``, more than one integer for a region.
-        ignore: where ``truth`` has this label nothing is counted: both are background there.
-        tolerance_mm: of the normalized surface Dice.
+        prediction: Integer labels ``(*spatial)``.
+        truth: Integer labels ``(*spatial)``.
+        spacing_mm: Voxel size along each axis, in mm.
+        labels: ``{name: integers}``, with more than one integer for a region.
+        ignore: Value of the ignore label in ``truth``; both masks are background there. None if there is no such label.
+        tolerance_mm: Tolerance of the normalized surface Dice, in mm.
         surfaces: See `mask_metrics`.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: The shapes differ.
         ExtraError: See `mask_metrics`.
     """
     if prediction.shape != truth.shape:
-        raise ValueError(f"the prediction's shape is {prediction.shape}, the truth's {truth.shape}")
+        raise ValueError(f"The shapes differ: the prediction's shape is {prediction.shape}, the truth's {truth.shape}.")
     counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
-    of = {
+    masks = {
         name: (np.isin(prediction, integers) & counted, np.isin(truth, integers) & counted)
         for name, integers in labels.items()
     }
-    return {name: mask_metrics(*masks, spacing_mm, tolerance_mm, surfaces) for name, masks in of.items()}
+    return {name: mask_metrics(*pair, spacing_mm, tolerance_mm, surfaces) for name, pair in masks.items()}
 
 
 def mask_metrics(
@@ -70,20 +70,20 @@ def mask_metrics(
     """Metrics of one pair of masks, in 2-D or 3-D.
 
     Args:
-        prediction: ``(*spatial)``.
-        truth: likewise.
-        spacing_mm: of each axis.
-        tolerance_mm: distances up to this one count as agreement in `nsd`.
+        prediction: Predicted mask ``(*spatial)``.
+        truth: True mask ``(*spatial)``.
+        spacing_mm: Voxel size along each axis, in mm.
+        tolerance_mm: Largest distance that counts as agreement in ``nsd``, in mm.
         surfaces: Whether surfaces are measured, which needs MONAI. If not, ``hd95_mm``, ``assd_mm`` and ``nsd`` are
             NaN.
 
     Returns:
-        ``dice`` in [0, 1]; ``hd95_mm``: the 95th percentile of the distances from each surface to the other, the larger
-        of both directions; ``assd_mm``: the average of all of these distances; ``nsd``: the fraction of both surfaces
+        ``dice`` in [0, 1]; ``hd95_mm``: the 95th percentile of the distances from one surface to the other, the larger
+        of the two directions; ``assd_mm``: the average of all these distances; ``nsd``: the fraction of both surfaces
         within the tolerance (normalized surface Dice); ``truth_voxels`` and ``predicted_voxels``.
 
-        Both masks empty: there is nothing to find, all four are NaN, as nnU-Net's Dice is. One of them empty: ``dice``
-        and ``nsd`` are 0, and the distances are the image's diagonal, which no distance exceeds.
+        If both masks are empty, all four metrics are NaN, like nnU-Net's Dice. If only one is empty, ``dice`` and
+        ``nsd`` are 0, and both distances are the diagonal of the image, the largest possible value.
 
     Raises:
         ExtraError: Surfaces are to be measured, and the extra "report" is not installed.
@@ -111,7 +111,7 @@ def _surface_metrics(
 
     predicted, true = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, truth))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.5 and 1.6 call what they deprecate
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.5 and 1.6 call their own deprecated functions
         edges, distances, areas = get_edge_surface_distance(
             predicted, true, spacing=list(spacing_mm), use_subvoxels=True, symmetric=True
         )
@@ -125,14 +125,14 @@ def _surface_metrics(
 
 
 def _percentile(distances: NDArray[np.float64], areas: NDArray[np.float64], fraction: float) -> float:
-    """The smallest distance within which at least ``fraction`` of the area lies."""
+    """The smallest distance that at least ``fraction`` of the area does not exceed."""
     order = np.argsort(distances)
     cumulated = np.cumsum(areas[order]) / areas.sum()
     return float(distances[order][min(int(np.searchsorted(cumulated, fraction)), len(order) - 1)])
 
 
 def _in_plane(prediction: Array, truth: Array, spacing_mm: Sequence[float]) -> tuple[Array, Array, list[float]]:
-    """Without the axis along which a volume is one voxel thick; nnU-Net gives 2-D images such an axis."""
+    """Remove the axis along which a 3-D volume is one voxel thick; nnU-Net adds such an axis to 2-D images."""
     thin = [axis for axis, length in enumerate(truth.shape) if length == 1]
     if truth.ndim != 3 or len(thin) != 1:
         return prediction, truth, list(spacing_mm)

@@ -1,4 +1,4 @@
-"""Which prediction belongs to which truth."""
+"""Matching predictions with truths."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ from nnunet_dg.files import read_json
 from nnunet_dg.formats import Summary
 from nnunet_dg.names import foreign_path
 
-MISSING = ("error", "zero", "skip")  # a missing prediction is an error, counts as an empty one, or is left out
+MISSING = ("error", "zero", "skip")  # a missing prediction is an error, counts as empty, or is left out
 
 
 class EvaluationError(DataError):
-    """Nothing was evaluated, and why."""
+    """Nothing was evaluated; the message says why."""
 
 
 def pair(truths: Path, predictions: Path, ending: str, missing: str) -> dict[str, tuple[Path, Path | None]]:
-    """``{case: (truth, prediction)}``, sorted; None where a prediction is missing and may be.
+    """``{case: (truth, prediction)}``, sorted. A prediction is None if it is missing and ``missing`` is ``"zero"``.
 
-    Hidden files are no cases, such as those that macOS leaves.
+    Hidden files, such as those that macOS leaves, are ignored.
 
     Args:
-        truths: A folder.
-        predictions: A folder. The cases that nnU-Net's ``summary.json`` in it names are expected, else all truths.
-        ending: Of all files.
+        truths: Folder of truths.
+        predictions: Folder of predictions. If it has nnU-Net's ``summary.json``, the cases named there are expected,
+            otherwise all truths.
+        ending: File ending of all cases.
         missing: One of `MISSING`.
 
     Raises:
-        EvaluationError: Files are missing, are too many, or are truth and prediction at once.
+        EvaluationError: Files are missing or superfluous, or one file is both truth and prediction.
     """
     if missing not in MISSING:
-        raise EvaluationError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}.")
+        raise EvaluationError(f"`missing` must be one of {', '.join(MISSING)}; got {missing!r}.")
     known, found = _cases(truths, ending), _cases(predictions, ending)
     if truths.samefile(predictions):
-        raise EvaluationError(f"{truths} is given for truths and for predictions. Give two different folders.")
+        raise EvaluationError(f"{truths} is given for both truths and predictions. Give two different folders.")
     validated = validated_cases(predictions, ending)
     expected = known if validated is None else {case: path for case, path in known.items() if case in validated}
     if extra := sorted(set(found) - set(expected)):
-        raise EvaluationError(f"{_some(extra)} in {predictions} without a truth in {truths}.")
+        raise EvaluationError(f"{_some(extra)} in {predictions} without a truth in {truths}. Remove or add files.")
     if not found:
-        raise EvaluationError(f"No prediction: there is no file *{ending} in {predictions}.")
+        raise EvaluationError(f"No prediction found: there is no file *{ending} in {predictions}.")
     absent = sorted(set(expected) - set(found))
     if absent and missing == "error":
         raise EvaluationError(
-            f"{_some(absent)} in {truths} without a prediction in {predictions}. Predict them, or say what they are: "
-            f"--missing zero counts them as empty, --missing skip leaves them out."
+            f"{_some(absent)} in {truths} without a prediction in {predictions}. Predict them, or set `missing` to "
+            f"zero, to count them as empty, or to skip, to leave them out."
         )
     if same := [c for c, path in found.items() if os.path.realpath(path) == os.path.realpath(expected[c])]:
         raise EvaluationError(f"{found[same[0]]} is a link to the truth of this case. Give the prediction itself.")
@@ -58,10 +59,10 @@ def pair(truths: Path, predictions: Path, ending: str, missing: str) -> dict[str
 
 
 def validated_cases(predictions: Path, ending: str) -> set[str] | None:
-    """The cases that nnU-Net evaluated in this folder; None if it did not.
+    """The cases that nnU-Net evaluated in this folder; None if there is no ``summary.json``.
 
     Raises:
-        DataError: There is a ``summary.json`` that is not nnU-Net's.
+        DataError: The ``summary.json`` was not written by nnU-Net.
     """
     summary = predictions / "summary.json"
     if not os.path.lexists(summary):
@@ -84,14 +85,14 @@ def _cases(folder: Path, ending: str) -> dict[str, Path]:
 
 
 def _refuse_other_endings(cases: dict[str, Path], files: Iterable[Path], ending: str) -> None:
-    """Of ``a.nii.gz`` and ``a.nrrd``, one may be older, and nothing says which one is meant."""
+    """Refuse a case with two files, such as ``a.nii.gz`` and ``a.nrrd``: it is unclear which one is current."""
     readers = [reader.supported_file_endings for reader in LIST_OF_IO_CLASSES]
     endings = {other for others in readers if ending.lower() in others for other in others} | {ending.lower()}
     for path in files:
         for other in endings:
             case = path.name[: -len(other)]
             if path.name.lower().endswith(other) and case in cases and path != cases[case]:
-                raise EvaluationError(f"{cases[case]} and {path} are one case. Remove the one that is not meant.")
+                raise EvaluationError(f"{cases[case]} and {path} are the same case. Remove the one that is outdated.")
 
 
 def _some(cases: list[str]) -> str:

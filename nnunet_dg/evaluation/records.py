@@ -1,4 +1,4 @@
-"""Scores of one folder: ``evaluation.json``, which `nnunet-dg evaluate` writes, and nnU-Net's ``summary.json``."""
+"""Reading the scores of a folder: from ``evaluation.json`` of `nnunet-dg evaluate`, or nnU-Net's ``summary.json``."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ COLUMNS = ["case", "label", *METRICS, "prediction_file", "reference_file"]
 
 
 class ResultsError(DataError):
-    """Results cannot be read, and why."""
+    """Results cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A table of `COLUMNS`, and the settings of the evaluation that it is from, ``{evaluation.json: settings}``."""
+    """A table with `COLUMNS`, and the settings of its evaluation, ``{path of evaluation.json: settings}``."""
 
     table: pd.DataFrame
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_record(folder: Path, dataset: Path, otherwise: str = "") -> Record:
-    """The scores of a folder of predictions, from ``evaluation.json``, if it is there, else from ``summary.json``.
+    """The scores of a folder of predictions, from ``evaluation.json`` or, without one, from ``summary.json``.
 
     Args:
-        folder: The folder.
-        dataset: nnU-Net's ``dataset.json``, which gives names to the labels in ``summary.json``.
-        otherwise: The command, if there is one, that writes ``summary.json`` again.
+        folder: Folder of predictions.
+        dataset: nnU-Net's ``dataset.json``, which names the labels in ``summary.json``.
+        otherwise: Command that writes ``summary.json`` again; empty if there is none.
 
     Raises:
-        DataError: Neither file is there, or it cannot be read, is inconsistent, or is not of the files in the folder.
+        DataError: Neither file exists, or the file cannot be read, is inconsistent, or belongs to other segmentations.
     """
     evaluation, summary = folder / EVALUATION, folder / SUMMARY
     again = f"Evaluate again: nnunet-dg evaluate TRUTHS {shlex.quote(str(folder))}"
@@ -53,9 +53,9 @@ def read_record(folder: Path, dataset: Path, otherwise: str = "") -> Record:
         content = read_json(evaluation, formats.Evaluation, again)
         return Record(_evaluated_table(folder, evaluation, content, again), {str(evaluation): content["settings"]})
     if not summary.is_file():
-        raise ResultsError(f"{folder} holds neither {EVALUATION} nor {SUMMARY}. {again}")
-    mend = f"To write it again: {otherwise}" if otherwise else again
-    return Record(_summary_table(folder, summary, read_json(dataset, formats.Dataset), dataset, mend))
+        raise ResultsError(f"{folder} contains neither {EVALUATION} nor {SUMMARY}. {again}")
+    advice = f"To write it again: {otherwise}" if otherwise else again
+    return Record(_summary_table(folder, summary, read_json(dataset, formats.Dataset), dataset, advice))
 
 
 def summary_cases(folder: Path, ending: str) -> set[str]:
@@ -67,7 +67,7 @@ def summary_cases(folder: Path, ending: str) -> set[str]:
 
 
 def _evaluated_table(folder: Path, evaluation: Path, content: formats.Evaluation, again: str) -> pd.DataFrame:
-    """The rows of ``evaluation.json``, if its files are still the ones that it is of."""
+    """The rows of ``evaluation.json``, after checking that the evaluated files have not changed."""
     _refuse_repeated(evaluation, [(row["case"], row["label"]) for row in content["cases"]], again)
     for path, digest in _hashed_files(folder, content).items():
         if path.is_file() and _hash(path) != digest:
@@ -87,8 +87,8 @@ def _hash(path: Path) -> str:
 def _hashed_files(folder: Path, content: formats.Evaluation) -> dict[Path, str]:
     """The files whose hashes are compared, ``{path: SHA-256}``.
 
-    A record may name any path. These are the files in its own folder, and those that are named like a case of it in
-    one folder of truths, and in one of predictions where these are in another folder: `evaluate` has no others.
+    A record may name any path on the disk. Only these are read: files in its own folder, and files named like its cases
+    in one folder of truths and in one other folder of predictions. `evaluate` writes no others.
     """
     digests = {folder / foreign_path(path).name: digest for path, digest in content["sha256"].items()}
     elsewhere = [row for row in content["cases"] if not (folder / foreign_path(row["prediction_file"]).name).is_file()]
@@ -98,7 +98,7 @@ def _hashed_files(folder: Path, content: formats.Evaluation) -> dict[Path, str]:
 
 
 def _of_one_folder(cases: Mapping[str, str], digests: Mapping[str, str]) -> dict[Path, str]:
-    """``{path: SHA-256}`` of the files of ``{path: case}`` that are named like their case; empty if folders differ."""
+    """``{path: SHA-256}`` of files in ``{path: case}`` that are named like their case; empty if in several folders."""
     found = {Path(path): digests[path] for path, case in cases.items() if path in digests and _is_of(path, case)}
     return found if len({path.parent for path in found}) == 1 else {}
 
@@ -108,12 +108,12 @@ def _is_of(path: str, case: str) -> bool:
 
 
 def _summary_table(
-    folder: Path, summary: Path, dataset: formats.Dataset, dataset_file: Path, mend: str
+    folder: Path, summary: Path, dataset: formats.Dataset, dataset_file: Path, advice: str
 ) -> pd.DataFrame:
     """The rows of nnU-Net's ``summary.json``."""
     labels = Labels.of_dataset(dataset, dataset_file)
     names = {tuple(int(value) for value in values): name for name, values in labels.foreground.items()}
-    content = read_json(summary, formats.ValidationSummary, mend)
+    content = read_json(summary, formats.ValidationSummary, advice)
     if unknown := sorted({k for c in content["metric_per_case"] for k in c["metrics"] if _numbers_in(k) not in names}):
         raise ResultsError(f"{summary} has the label {unknown[0]!r}, which is not one of {dataset_file}.")
     rows: list[dict[str, Any]] = [
@@ -127,7 +127,7 @@ def _summary_table(
         for case in content["metric_per_case"]
         for label, metrics in case["metrics"].items()
     ]
-    _refuse_repeated(summary, [(row["case"], row["label"]) for row in rows], mend)
+    _refuse_repeated(summary, [(row["case"], row["label"]) for row in rows], advice)
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
@@ -143,7 +143,7 @@ def _case_of(file: str, ending: str) -> str:
 
 
 def _here(folder: Path, path: str) -> str:
-    """A file of that name in the folder, since folders are moved, or else where it was; empty where there was none."""
+    """The file of that name in the folder, which may have been moved; if there is none, the path unchanged."""
     local = folder / foreign_path(path).name
     return str(local.resolve()) if local.is_file() else path
 

@@ -1,4 +1,4 @@
-"""Segmentations read with nnU-Net's readers, and refused where they are not what ``dataset.json`` declares."""
+"""Reading segmentations with nnU-Net's readers. Those that do not match ``dataset.json`` are refused."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from nnunet_dg.formats import Dataset, TiffSpacing
 
 NIFTI = (".nii", ".nii.gz")
 SHIFT = 0.1
-"""Voxels by which the corners of two images may be apart: rounded headers give less, half a voxel is an error."""
+"""Maximum distance, in voxels, between corresponding corners of two images. Rounding of headers shifts them by less."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """One segmentation and where it is in space.
+    """One segmentation and its position in space.
 
     Attributes:
-        path: The file.
-        values: ``(x, y, z)`` in nnU-Net's order of axes, labels of the dataset, uint16.
-        spacing: Of each axis of ``values``, in mm; None if the file format has none and no file says it.
-        geometry: What the header says about origin and direction, by name.
-        affine: ``(n + 1, n + 1)``, from indices, in reverse order of axes, to mm; None if the file format has none.
+        path: File that it was read from.
+        values: Labels, uint16, three axes in nnU-Net's order.
+        spacing: Voxel size along each axis of ``values``, in mm; None if neither the file nor one next to it has it.
+        geometry: Origin and direction from the header, by name.
+        affine: Matrix ``(n + 1, n + 1)`` from indices, in reverse axis order, to mm; None if the file format has none.
     """
 
     path: Path
@@ -52,19 +52,19 @@ class Segmentation:
     affine: NDArray[np.float64] | None
 
     def compare(self, truth: Segmentation) -> None:
-        """Check that two segmentations of one shape are in the same place.
+        """Check that two segmentations of the same shape have the same position in space.
 
         Raises:
-            DataError: Their spacings differ by more than a thousandth, or a corner is elsewhere by more than `SHIFT`.
+            DataError: Their spacings differ by more than 0.1 %, or corresponding corners by more than `SHIFT` voxels.
         """
         if not self._shift(truth) <= SHIFT or not _close(self.spacing, truth.spacing):
             raise DataError(
-                f"{self.path} and {truth.path} are not in the same place: {_differences(self, truth)}. Evaluate files "
-                f"that belong together, or compare voxel by voxel with --ignore-affine."
+                f"{self.path} and {truth.path} have different positions in space: {_differences(self, truth)}. "
+                f"Evaluate files that belong together, or compare voxel by voxel with `ignore_affine`."
             )
 
     def _shift(self, truth: Segmentation) -> float:
-        """The largest distance between the positions of a corner, in voxels of the truth; NaN if it has no size."""
+        """Largest distance between corresponding corners, in voxels of the truth; NaN if it cannot be computed."""
         if self.affine is None or truth.affine is None:
             return 0.0 if self.affine is truth.affine else math.nan
         if self.affine.shape != truth.affine.shape or not np.isfinite(np.linalg.cond(truth.affine)):
@@ -77,7 +77,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmentationReader:
-    """nnU-Net's reader of a dataset, the labels that its segmentations may have, and where they are declared."""
+    """nnU-Net's reader of a dataset, the labels that its segmentations may have, and the file that declares them."""
 
     reader: type[BaseReaderWriter]
     labels: Labels
@@ -87,8 +87,8 @@ class SegmentationReader:
         """Read a segmentation.
 
         Raises:
-            DataError: The file is missing, cut off, cannot be read, has more axes than a segmentation or no spacing
-                that can be measured by, or holds values that are no labels of the dataset.
+            DataError: The file is missing, cut off or unreadable, has more axes than a segmentation, has an invalid
+                spacing, or contains values that are not labels of the dataset.
         """
         check_whole(path)
         _check_finite(path)
@@ -96,13 +96,13 @@ class SegmentationReader:
         array, properties = self._read(path)
         if array.ndim != 4 or len(array) != 1 or len(properties["spacing"]) != 3:
             raise DataError(
-                f"{path} is not one segmentation: its shape is {array.shape}, which is more than one volume or more "
+                f"{path} is not a single segmentation: its shape {array.shape} means more than one volume, or more "
                 f"than one value per voxel. Split it, or convert it to one label per voxel."
             )
         geometry, affine = _geometry(properties)
         spacing = tuple(float(mm) for mm in properties["spacing"])
         if not all(0 < mm < math.inf for mm in spacing):
-            raise DataError(f"{path} has spacing {_numbers(spacing)}; it must be above 0. Correct its header.")
+            raise DataError(f"{path} has spacing {_numbers(spacing)}; it must be positive. Correct its header.")
         return Segmentation(path, self._labels(path, array[0]), spacing if known else None, geometry, affine)
 
     def _read(self, path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -113,49 +113,50 @@ class SegmentationReader:
             raise _unreadable(path, error) from error
 
     def _labels(self, path: Path, array: NDArray[Any]) -> NDArray[np.uint16]:
-        """``array`` as integers.
+        """Convert ``array`` to integers.
 
         Raises:
-            DataError: It holds other values than labels of the dataset.
+            DataError: It contains values that are not labels of the dataset.
         """
         with np.errstate(invalid="ignore"):  # NaN and negative values become integers that are not equal to them
             integers = array.astype(np.uint16)
         declared = np.zeros(HIGHEST + 1, bool)
         declared[self.labels.values] = True
-        right = declared[integers] & (integers == array)
-        if right.all():
+        valid = declared[integers] & (integers == array)
+        if valid.all():
             return integers
-        wrong = np.unique(array[~right])
+        wrong = np.unique(array[~valid])
         values = ", ".join(_text(value) for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise DataError(
-            f"{path} has {np.count_nonzero(~right)} voxels of value {values}. {self.source} declares "
+            f"{path} has {np.count_nonzero(~valid)} voxels of value {values}. {self.source} declares "
             f"{_some(self.labels.values)}. Correct the file, or use the dataset.json that belongs to it."
         )
 
 
 def reader_of(dataset: Dataset, files: Iterable[Path], source: Path) -> type[BaseReaderWriter]:
-    """The reader that nnU-Net chooses for a dataset, by the first of the files that one of its readers can read.
+    """The reader that nnU-Net chooses for a dataset, based on the first file that one of its readers can read.
 
     Raises:
-        DataError: No file can be read, or nnU-Net has no reader for the file ending; why not for the first file.
+        DataError: No file can be read, or nnU-Net has no reader for the file ending. The message is about the first
+            file.
     """
     reasons = []
     for path in files:
         try:
             check_whole(path)
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a traceback for each reader that fails
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # nnU-Net prints a traceback per reader
                 return determine_reader_writer_from_dataset_json(dict(dataset), str(path), verbose=False)
         except DataError as error:
             reasons.append(str(error))
         except Exception as error:  # see `SegmentationReader._read`
-            reasons.append(f"{error} The file ending is from {source}; the file may be damaged.")
+            reasons.append(f"{error} The file ending comes from {source}; or the file is damaged.")
     raise DataError(reasons[0])
 
 
 def spacing_of_images(truth: Path, case: str) -> tuple[float, ...] | None:
-    """The spacing of a TIFF truth that has no file of its own: that of its images, where nnU-Net reads it.
+    """The spacing of a TIFF truth, read from the spacing file of its images; None if there is no such file.
 
-    nnU-Net copies truths to ``gt_segmentations`` without the files that hold their spacing.
+    nnU-Net copies truths to ``gt_segmentations`` without the files that contain their spacing.
     """
     ending = truth.name.removeprefix(case)
     for image in images_of(truth, case, ending)[:1]:
@@ -166,28 +167,27 @@ def spacing_of_images(truth: Path, case: str) -> tuple[float, ...] | None:
 
 
 def check_whole(path: Path) -> None:
-    """Refuse a file that cannot be read, or that was cut off in a way that the readers do not notice.
+    """Refuse a file that cannot be read, or that was cut off in a way that nnU-Net's readers do not notice.
 
     Raises:
-        DataError: The file is not a regular file, its name is not UTF-8, or it has less content than its header says.
+        DataError: The file is not a regular file, its name is not UTF-8, or it is shorter than its header declares.
     """
     check_regular(path)
     _check_name(path)
     try:
-        there, declared = _content_bytes(path), _declared_bytes(path)
+        actual, declared = _content_bytes(path), _declared_bytes(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged or was cut off: {error}. Copy or predict it again.") from error
     except Exception as error:  # see `SegmentationReader._read`
         raise _unreadable(path, error) from error
-    if there < declared:
+    if actual < declared:
         raise DataError(
-            f"{path} was cut off: its header announces {declared} bytes, and there are {there}. Copy or predict it "
-            f"again."
+            f"{path} was cut off: its header declares {declared} bytes, but it has {actual}. Copy or predict it again."
         )
 
 
 def _check_finite(path: Path) -> None:
-    """Refuse NaN in NIfTI files, which ITK reads as 0, that is, as background."""
+    """Refuse NaN in NIfTI files, which ITK would read as 0, that is, as background."""
     if not path.name.lower().endswith(NIFTI):
         return
     try:
@@ -197,7 +197,7 @@ def _check_finite(path: Path) -> None:
     except Exception as error:  # see `SegmentationReader._read`
         raise _unreadable(path, error) from error
     if wrong:
-        raise DataError(f"{path} has {wrong} voxels that are NaN or infinite. A segmentation holds labels only.")
+        raise DataError(f"{path} has {wrong} voxels that are NaN or infinite. A segmentation may contain only labels.")
 
 
 def _has_spacing(path: Path) -> bool:
@@ -211,14 +211,14 @@ def _has_spacing(path: Path) -> bool:
 def _check_name(path: Path) -> None:
     try:
         str(path).encode("utf-8")
-    except UnicodeEncodeError as error:  # the readers' libraries take UTF-8, and abort the process otherwise
+    except UnicodeEncodeError as error:  # the readers' libraries expect UTF-8, and abort the process otherwise
         by_locale = sys.getfilesystemencoding().lower() != "utf-8"
         advice = "Set the environment variable PYTHONUTF8=1" if by_locale else "Rename it"
         raise DataError(f"The file name {str(path)!r} is not UTF-8. {advice}.") from error
 
 
 def _content_bytes(path: Path) -> int:
-    """The size of the uncompressed content; reading a gzip file to its end compares its checksum."""
+    """Size of the uncompressed content. Reading a gzip file to its end also verifies its checksum."""
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path.stat().st_size
@@ -227,7 +227,7 @@ def _content_bytes(path: Path) -> int:
 
 
 def _declared_bytes(path: Path) -> int:
-    """The size of the uncompressed content by the header, for formats of which ITK fills in what is missing."""
+    """Size of the uncompressed content according to the header, for formats where ITK fills in missing voxels; or 0."""
     name = path.name.lower()
     if name.endswith(NIFTI):
         data: Any = nibabel.load(path).dataobj  # type: ignore[attr-defined]
@@ -245,21 +245,21 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, OSError) and error.strerror:
         return DataError(f"{path} cannot be read: {error.strerror}.")
     reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-    return DataError(f"{path} cannot be read: {reason}. It may be damaged, or have another format than its name says.")
+    return DataError(f"{path} cannot be read: {reason}. It may be damaged, or not have the format that its name says.")
 
 
 def _geometry(properties: dict[str, Any]) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64] | None]:
-    """What a reader of nnU-Net says about the place of an image: more than the spacing for some file formats."""
-    if stuff := properties.get("nibabel_stuff"):
-        matrix = np.asarray(stuff.get("reoriented_affine", stuff["original_affine"]), float)
+    """Geometry and affine of an image from the properties of nnU-Net's readers; empty and None for some formats."""
+    if header := properties.get("nibabel_stuff"):
+        matrix = np.asarray(header.get("reoriented_affine", header["original_affine"]), float)
         return {"affine": matrix.ravel()}, matrix
-    if not (stuff := properties.get("sitk_stuff")):
+    if not (header := properties.get("sitk_stuff")):
         return {}, None
-    n = len(stuff["origin"])
+    n = len(header["origin"])
     matrix = np.eye(n + 1)
-    matrix[:n, :n] = np.reshape(stuff["direction"], (n, n)) * np.asarray(stuff["spacing"])
-    matrix[:n, n] = stuff["origin"]
-    return {name: np.asarray(stuff[name], float) for name in ("origin", "direction")}, matrix
+    matrix[:n, :n] = np.reshape(header["direction"], (n, n)) * np.asarray(header["spacing"])
+    matrix[:n, n] = header["origin"]
+    return {name: np.asarray(header[name], float) for name in ("origin", "direction")}, matrix
 
 
 def _differences(prediction: Segmentation, truth: Segmentation) -> str:
@@ -269,7 +269,7 @@ def _differences(prediction: Segmentation, truth: Segmentation) -> str:
         for name, value in expected.items()
         if not _equal(value, given.get(name))
     ]
-    return "; ".join(differences) or "their headers have no valid directions"
+    return "; ".join(differences) or "their headers have invalid directions"
 
 
 def _close(spacing: Sequence[float] | None, other: Sequence[float] | None) -> bool:
@@ -285,7 +285,7 @@ def _numbers(values: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A voxel's value, ``255`` or ``1.0000002``."""
+    """A voxel's value as text, for example ``255`` or ``1.0000002``."""
     return str(int(value)) if value.is_integer() else str(value)
 
 

@@ -1,6 +1,7 @@
-"""Where ``nnUNet_extTrainer`` points when PyTorch's autoload is switched off: our trainers, the very same classes.
+"""This package's trainers for ``nnUNet_extTrainer``, which is needed only if PyTorch's autoload is switched off.
 
-nnU-Net imports the files of that folder by their bare names; this one only passes on what our entry points declare.
+nnU-Net imports the files of that folder by their bare names. This one provides the classes that our entry points
+declare, and defines none.
 """
 
 from importlib.metadata import entry_points

@@ -1,4 +1,4 @@
-"""Frozen dense feature extractors: an image of any contrast in, features that hold still out."""
+"""Frozen dense feature extractors, whose features are stable across image contrasts."""
 
 from nnunet_dg.extractors.base import FrozenExtractor
 from nnunet_dg.extractors.registry import (

@@ -1,17 +1,18 @@
-"""anatomix: the 3-D U-Net whose features DropGen uses (Dey et al., ICLR 2025), for inference only.
+"""anatomix, the 3-D U-Net whose features DropGen uses, for inference only.
 
-Learning general-purpose biomedical volume representations using randomized synthesis, arXiv 2411.02372. Its authors
-publish, at https://github.com/neel-dey/anatomix and as ``neeldey/anatomix`` on the Hugging Face hub:
+Dey et al., "Learning General-Purpose Biomedical Volume Representations using Randomized Synthesis", ICLR 2025,
+https://arxiv.org/abs/2411.02372. The authors publish these files at https://github.com/neel-dey/anatomix and as
+``neeldey/anatomix`` on the Hugging Face hub:
 
-* ``anatomix.pth``, the network of the paper (6 M parameters): extractor ``anatomix``;
-* ``anatomix-dev.pth`` of July 2026, a larger network (94 M parameters): extractor ``anatomix-dev``. Its features are
-  to be normalized voxelwise, as its authors ask. The file of May 2026 by the same name is a smaller network, and
-  refused;
-* ``anatomix-dev-vit.pth``, a Vision Transformer, which is refused.
+* ``anatomix.pth``, the network of the paper (6 M parameters): extractor ``anatomix``.
+* ``anatomix-dev.pth`` of July 2026, a larger network (94 M parameters): extractor ``anatomix-dev``. Its authors
+  recommend voxelwise normalization of its features. The file of the same name of May 2026 is a smaller network, and is
+  not supported.
+* ``anatomix-dev-vit.pth``, a Vision Transformer, which is not supported.
 
-What the published network computes, with three savings: batch norm is folded into the convolutions when the published
-file is loaded; with ``layer="penultimate"`` nothing after that layer exists; and a convolution of a nearest-upsampled
-feature reads the feature before it is upsampled (`NearestMerge`).
+The features are those of the published network, computed with three savings. Batch norm is folded into the convolutions
+when the published file is loaded. With ``layer="penultimate"``, later layers are not built. A convolution of a
+nearest-upsampled feature is computed from the feature before upsampling (`NearestMerge`).
 """
 
 from __future__ import annotations
@@ -33,11 +34,16 @@ LAYERS = ("penultimate", "final")
 
 @dataclass(frozen=True)
 class Variant:
-    """One published architecture. Without batch norm it has instance norm (eps 1e-2, no parameters).
+    """One published architecture. Variants without batch norm have instance norm (eps 1e-2, no parameters).
 
     Attributes:
-        file: the name of the published file.
-        normalize: what is done to the features unless something else is set, see `FrozenExtractor`.
+        file: Name of the published file.
+        normalize: Default normalization of the features, see `FrozenExtractor`.
+        width: Number of channels at full resolution.
+        poolings: Number of pooling layers.
+        batch_norm: Whether convolutions are followed by batch norm instead of instance norm.
+        average_pooling: Whether pooling is by average instead of maximum.
+        trilinear_upsampling: Whether upsampling is trilinear instead of nearest.
     """
 
     file: str
@@ -60,7 +66,7 @@ VARIANTS = {
 
 
 class Layer(nn.Conv3d):
-    """A 3x3x3 convolution with reflect padding and what follows it."""
+    """A 3x3x3 convolution with reflect padding, followed by optional instance norm and ReLU."""
 
     def __init__(self, channels: int, width: int, instance_norm: bool = False, activation: bool = False) -> None:
         super().__init__(channels, width, kernel_size=3, padding=1, padding_mode="reflect")
@@ -73,25 +79,25 @@ class Layer(nn.Conv3d):
             x = F.instance_norm(x, eps=1e-2)
         return F.relu_(x) if self.activation else x
 
-    def take(self, weight: Tensor, bias: Tensor) -> None:
+    def load_kernel(self, weight: Tensor, bias: Tensor) -> None:
         """Load a published (or folded) kernel ``(O, I, 3, 3, 3)`` and bias ``(O,)``."""
         self.load_state_dict({"weight": weight, "bias": bias})
 
 
 class TrilinearMerge(Layer):
-    """The first layer of a decoder block: a convolution of the skip beside the upsampled feature."""
+    """The first layer of a decoder block: a convolution of the skip concatenated with the upsampled feature."""
 
     def forward(self, skip: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(torch.cat([skip, F.interpolate(x, scale_factor=2, mode="trilinear")], dim=1))
 
 
 class NearestMerge(nn.Module):
-    """As `TrilinearMerge` with nearest upsampling, which is never carried out.
+    """Like `TrilinearMerge` with nearest upsampling, computed without upsampling.
 
-    An upsampled voxel repeats its neighbour, so of the 27 weights that meet ``upsample(x)`` at an output voxel, those
-    that read the same voxel of ``x`` add up: 8 remain. That is a transposed convolution of stride 2 whose 4x4x4 kernel
-    is the 3x3x3 kernel summed over the 8 positions in a 2x2x2 cube. Reflect padding of ``upsample(x)`` is replicate
-    padding of ``x``. The same result at less than a third of the arithmetic.
+    Nearest upsampling repeats each voxel. So at an output voxel, those of the 27 weights that read the same voxel of
+    ``x`` can be added, and 8 sums remain. This is a transposed convolution with stride 2 whose 4x4x4 kernel is the
+    3x3x3 kernel summed over the 8 positions in a 2x2x2 cube. Reflect padding of ``upsample(x)`` becomes replicate
+    padding of ``x``. The result is the same with less than a third of the arithmetic.
     """
 
     def __init__(self, skip: int, below: int, width: int, activation: bool) -> None:
@@ -104,7 +110,7 @@ class NearestMerge(nn.Module):
         x = self.skip(skip).add_(self.below(F.pad(x, [1] * 6, mode="replicate")))
         return F.relu_(x) if self.activation else x
 
-    def take(self, weight: Tensor, bias: Tensor) -> None:
+    def load_kernel(self, weight: Tensor, bias: Tensor) -> None:
         """Load a published (or folded) kernel ``(O, skip + below, 3, 3, 3)`` and bias ``(O,)``."""
         skip, below = weight.split([self.skip.in_channels, self.below.in_channels], dim=1)
         self.skip.load_state_dict({"weight": skip, "bias": bias})
@@ -116,7 +122,7 @@ class NearestMerge(nn.Module):
 
 
 class DecoderBlock(nn.Sequential):
-    """A merge, which takes the skip as well, and further layers."""
+    """A merge of the skip and the feature from below, followed by further layers."""
 
     def forward(self, skip: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
         merge, *layers = self
@@ -132,14 +138,14 @@ class Anatomix(FrozenExtractor):
     Args:
         variant: ``"anatomix"`` (16 channels, ``anatomix.pth``) or ``"anatomix-dev"`` (32 channels, ``anatomix-dev.pth``
             of July 2026).
-        layer: ``"penultimate"``, the raw output of the first convolution of the last decoder block (what the DropGen
-            paper uses), or ``"final"``, the network's output.
+        layer: ``"penultimate"``, the raw output of the first convolution of the last decoder block, as in the DropGen
+            paper, or ``"final"``, the network's output.
 
     Raises:
-        ValueError: unknown variant or layer.
+        ValueError: Unknown variant or layer.
     """
 
-    layer_index: nn.Parameter  # in the state dict, so that a checkpoint for another layer is told apart
+    layer_index: nn.Parameter  # stored in the state dict, to recognize a checkpoint for another layer
 
     def __init__(self, variant: str = "anatomix", layer: str = "penultimate") -> None:
         super().__init__()
@@ -168,7 +174,7 @@ class Anatomix(FrozenExtractor):
             last = Layer(width, width, norm, activation=True)
             self.decoder.append(DecoderBlock(self._merge(width), last, Layer(width, width)))
         self.freeze()
-        # no buffer: DDP would broadcast it in the first forward pass, and wait for processes without a case to validate
+        # not a buffer, which DDP would broadcast in the first forward pass, waiting for processes without cases
         self.layer_index = nn.Parameter(torch.tensor(LAYERS.index(layer)), requires_grad=False)
 
     def _merge(self, width: int, raw: bool = False) -> nn.Module:
@@ -177,7 +183,7 @@ class Anatomix(FrozenExtractor):
         return NearestMerge(skip=width, below=2 * width, width=width, activation=not raw)
 
     def features(self, x: Tensor) -> Tensor:
-        """Raw features ``(B, d, X, Y, Z)`` of ``(B, 1, X, Y, Z)`` in [0, 1], sizes multiples of ``2**poolings``."""
+        """Raw features ``(B, d, X, Y, Z)`` of ``(B, 1, X, Y, Z)`` in [0, 1]. Sizes are multiples of ``2**poolings``."""
         pool = F.avg_pool3d if self.variant.average_pooling else F.max_pool3d
         skips = []
         for level, block in enumerate(self.encoder):
@@ -189,25 +195,25 @@ class Anatomix(FrozenExtractor):
         return x
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        mine, theirs = self.layer_index, state_dict.get(f"{prefix}layer_index")
+        own, given = LAYERS.index(self.layer), state_dict.get(f"{prefix}layer_index")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if theirs is not None and int(theirs) != LAYERS.index(self.layer):
+        if given is not None and int(given) != own:
             error_msgs: list[str] = args[-1]
-            error_msgs.append(f"The checkpoint holds anatomix for layer {LAYERS[int(theirs)]!r}, not {self.layer!r}.")
-            mine.fill_(LAYERS.index(self.layer))
+            error_msgs.append(f"The checkpoint has anatomix for layer {LAYERS[int(given)]!r}, not {self.layer!r}.")
+            self.layer_index.fill_(own)
             self.has_weights = False
 
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights of the published file and fold its batch norm.
+        """Load the weights of the published file, and fold its batch norm into the convolutions.
 
         Args:
-            weights: ``{"model.<index>.<name>": tensor}``, every entry of the published file and no other.
+            weights: ``{"model.<index>.<name>": tensor}`` with exactly the entries of the published file.
 
         Raises:
-            ValueError: an entry is missing, unexpected, of another shape, or no plausible weight.
+            ValueError: An entry is missing, unexpected, has another shape, or is not a plausible weight.
         """
         if problems := layout_problems(self.variant, weights):
-            raise ValueError(f"not the published network: {problems}.")
+            raise ValueError(f"It is not the published network: {problems}.")
         if problem := implausible(weights):
             raise ValueError(f"{problem}.")
         layers = [module for module in self.modules() if isinstance(module, (Layer, NearestMerge))]
@@ -221,21 +227,21 @@ class Anatomix(FrozenExtractor):
             published.setdefault("bias", torch.zeros(published["weight"].shape[0]))
             if norm and layer.activation:
                 published = fold(published["weight"], published["bias"], norm)
-            layer.take(published["weight"], published["bias"])
+            layer.load_kernel(published["weight"], published["bias"])
         self.has_weights = True
 
 
 def fold(weight: Tensor, bias: Tensor, norm: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
-    """A convolution ``(O, I, 3, 3, 3)`` and the batch norm after it (eval mode) as one convolution, in float64."""
+    """Fold the batch norm (in eval mode) after a convolution ``(O, I, 3, 3, 3)`` into it, computed in float64."""
     scale = norm["weight"].double() / (norm["running_var"].double() + eps).sqrt()
     shift = norm["bias"].double() + (bias.double() - norm["running_mean"].double()) * scale
     return {"weight": (weight.double() * scale.view(-1, 1, 1, 1, 1)).float(), "bias": shift.float()}
 
 
 def published_convolutions(variant: Variant) -> Iterator[tuple[int, int, int, bool]]:
-    """``(index, in, out, is normalised)`` of the convolutions of the published network, which is one flat sequence.
+    """``(index, in, out, is normalized)`` of the convolutions of the published network, which is a flat sequence.
 
-    A convolution is followed by its norm and activation; between blocks stands one pooling or upsampling.
+    Each convolution is followed by its norm and activation. Between blocks is one pooling or upsampling.
     """
     widths = [variant.width * 2**level for level in range(variant.poolings + 1)]
     blocks = [[1, *[widths[0]] * 3]]
@@ -253,11 +259,11 @@ def published_convolutions(variant: Variant) -> Iterator[tuple[int, int, int, bo
 def published_layout(variant: Variant) -> dict[str, tuple[int, ...]]:
     """``{key: shape}`` of the published file."""
     layout: dict[str, tuple[int, ...]] = {}
-    for index, n_in, n_out, normalised in published_convolutions(variant):
+    for index, n_in, n_out, normalized in published_convolutions(variant):
         layout[f"model.{index}.weight"] = (n_out, n_in, 3, 3, 3)
         if not variant.batch_norm:
             layout[f"model.{index}.bias"] = (n_out,)
-        elif normalised:
+        elif normalized:
             for name in ("weight", "bias", "running_mean", "running_var"):
                 layout[f"model.{index + 1}.{name}"] = (n_out,)
             layout[f"model.{index + 1}.num_batches_tracked"] = ()
@@ -265,14 +271,14 @@ def published_layout(variant: Variant) -> dict[str, tuple[int, ...]]:
 
 
 def layout_problems(variant: Variant, weights: Mapping[str, Tensor]) -> str:
-    """In words, how ``weights`` differ from the published file's layout; empty if they do not."""
+    """A description of how ``weights`` differ from the layout of the published file; empty if they do not."""
     expected = published_layout(variant)
     if {key: tuple(value.shape) for key, value in weights.items()} == expected:
         return ""
     if known := _known(weights):
-        return f"it is {known}; the file to use is {variant.file}"
+        return f"it is {known}; use {variant.file}"
     problems = [f"{key} is missing" for key in expected if key not in weights]
-    problems += [f"{key} does not belong there" for key in weights if key not in expected]
+    problems += [f"{key} is unexpected" for key in weights if key not in expected]
     for key, shape in expected.items():
         if key in weights and tuple(weights[key].shape) != shape:
             problems.append(f"{key} has shape {tuple(weights[key].shape)} instead of {shape}")
@@ -281,13 +287,13 @@ def layout_problems(variant: Variant, weights: Mapping[str, Tensor]) -> str:
 
 
 def _known(weights: Mapping[str, Tensor]) -> str:
-    """Which other published network ``weights`` are, if any."""
+    """The name of the other published network that ``weights`` belong to; empty if unknown."""
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     for name, variant in VARIANTS.items():
         if shapes == published_layout(variant):
-            return f"{variant.file}, which is extractor '{name}'"
+            return f"{variant.file}, which is for extractor '{name}'"
     if any(".attn." in f".{key}" or key.startswith(("patch_embed.", "down_projection.")) for key in weights):
-        return "a Vision Transformer, as anatomix-dev-vit.pth is, which is not supported"
+        return "a Vision Transformer, like anatomix-dev-vit.pth, which is not supported"
     if shapes.get("model.0.weight") == (20, 1, 3, 3, 3):
         return "the anatomix-dev.pth of May 2026, which its authors replaced in July 2026"
     return ""

@@ -1,4 +1,4 @@
-"""What every frozen extractor does around its own features: scaling, padding, cropping, normalizing, staying frozen."""
+"""Base class of frozen extractors: scaling, padding, cropping, normalizing, and staying frozen."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ NARROW = (torch.bfloat16, torch.float16)
 
 
 class FrozenExtractor(nn.Module):
-    """Base of all extractors: ``(B, 1, *spatial)``, any range -> ``(B, out_channels, *spatial)``.
+    """Base class of all extractors: ``(B, 1, *spatial)``, any range -> ``(B, out_channels, *spatial)``.
 
-    The input is scaled per sample, padded by replication to what `features` accepts, and the features are cropped
-    back and normalized (DropGen, arXiv 2604.02564, section 3: ``s = InstanceNorm(f(minmax(x)))``).
+    The input is scaled per sample and padded by replication to a size that `features` accepts. The features are cropped
+    back and normalized: ``s = InstanceNorm(f(minmax(x)))``. This is section 3 of the DropGen paper: Diaz et al., "Why
+    Invariance is Not Enough for Biomedical Domain Generalization and How to Fix It", 2026,
+    https://arxiv.org/abs/2604.02564.
 
-    Frozen means: computed without gradient, always in eval mode whatever ``.train()`` is called on a parent, and no
-    parameter asks for a gradient. A subclass sets the attributes below and implements `features`. Parameters start as
-    NaN and have to be loaded: computing without weights is an error, never noise.
+    A frozen extractor computes without gradient, stays in eval mode even if a parent is set to training mode, and has
+    no parameter that requires a gradient. A subclass sets the attributes below and implements `features`. Parameters
+    start as NaN and must be loaded: an extractor without weights raises an error when called.
 
-    Weights and computation stay in float32 (or float64) where the network around the extractor is cast to a narrower
-    type: ``network.bfloat16()`` leaves them as they are, and only the result is bfloat16.
+    If the surrounding network is cast to a narrower type, weights and computation stay in float32 (or float64). After
+    ``network.bfloat16()``, only the result is bfloat16.
 
     Attributes:
-        out_channels: number of feature channels d.
-        accepted_dims: the numbers of spatial axes it accepts, for example ``(3,)``.
-        multiple: spatial sizes are padded up to a multiple of this and to at least twice this; one number, or one
-            per axis.
-        scaling: one of `SCALINGS`, what `features` gets: the paper's min-max, or zero mean and unit variance.
-        normalize: one of `NORMALIZATIONS`, what is done to the features: the paper's instance norm, or unit norm over
+        out_channels: Number of feature channels d.
+        accepted_dims: Accepted numbers of spatial axes, for example ``(3,)``.
+        multiple: Spatial sizes are padded to a multiple of this number, and to at least twice this number; one number,
+            or one per axis.
+        scaling: Scaling of the input of `features`, one of `SCALINGS`: the paper's min-max, or z-score.
+        normalize: Normalization of the features, one of `NORMALIZATIONS`: the paper's instance norm, or unit norm over
             the channels of each voxel.
-        has_weights: False until weights have been loaded; always True for an extractor without parameters.
+        has_weights: Whether weights have been loaded; always True for an extractor without parameters.
     """
 
     out_channels: int
@@ -50,22 +52,22 @@ class FrozenExtractor(nn.Module):
         self.has_weights = True
 
     def features(self, x: Tensor) -> Tensor:
-        """Raw features ``(B, d, *spatial)`` of a scaled image ``(B, 1, *spatial)``, sizes already padded."""
+        """Raw features ``(B, d, *spatial)`` of a scaled and padded image ``(B, 1, *spatial)``."""
         raise NotImplementedError
 
     def freeze(self) -> None:
-        """Called by subclasses once their parameters exist: NaN until loaded, no gradients, eval mode."""
+        """Fill parameters with NaN, and turn off gradients and training mode. To be called once they are built."""
         for parameter in self.parameters():
             parameter.requires_grad_(False).fill_(float("nan"))
             self.has_weights = False
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenExtractor:
-        """Stays in eval mode, whatever ``mode`` is."""
+        """Stay in eval mode; ``mode`` is ignored."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenExtractor:
-        """As `torch.nn.Module`'s, but a cast to a narrow floating-point type leaves the weights in theirs."""
+        """Like `torch.nn.Module._apply`, but casts to a narrow floating-point type leave the weights unchanged."""
 
         def keep_wide(tensor: Tensor) -> Tensor:
             result = fn(tensor)
@@ -78,16 +80,16 @@ class FrozenExtractor(nn.Module):
         """Normalized features of ``x``.
 
         Args:
-            x: ``(B, 1, *spatial)``, floating point, any range.
+            x: Image ``(B, 1, *spatial)``, floating point, any range.
 
         Returns:
-            ``(B, out_channels, *spatial)``, without gradient: zero mean and unit variance per sample and channel, or
-            unit norm per voxel (see `normalize`); zeros for a constant image. In the dtype of ``x`` if that is bfloat16
-            or float16, else in the one that `features` computed in: float32 or float64, or autocast's.
+            Features ``(B, out_channels, *spatial)`` without gradient, with zero mean and unit variance per sample and
+            channel, or unit norm per voxel (see `normalize`); zeros for a constant image. They have the dtype of ``x``
+            if it is bfloat16 or float16, and otherwise the dtype that `features` returns.
 
         Raises:
-            ValueError: wrong number of axes or channels, or an axis with a single voxel.
-            RuntimeError: no weights have been loaded.
+            ValueError: The number of axes or channels is wrong, or an axis has a single voxel.
+            RuntimeError: No weights have been loaded.
         """
         self._check(x)
         padding, crop = self._padding(x.shape[2:])
@@ -95,7 +97,7 @@ class FrozenExtractor(nn.Module):
         if any(padding):
             scaled = F.pad(scaled, padding, mode="replicate")
         s = NORMALIZATIONS[self.normalize](self.features(scaled)[crop])
-        # in half precision the features of a constant image differ by rounding, which the norm would blow up
+        # in half precision, features of a constant image differ by rounding errors, which the norm would amplify
         axes = tuple(range(1, x.ndim))
         s = s * (scaled.amax(axes, keepdim=True) > scaled.amin(axes, keepdim=True))
         return s.to(x.dtype) if x.dtype in NARROW else s
@@ -112,12 +114,12 @@ class FrozenExtractor(nn.Module):
         check_size(x.shape[2:])
         if not self.has_weights:
             raise RuntimeError(
-                f"{name} has no weights yet. nnU-Net's run_training loads them (on_train_start), so does a checkpoint; "
-                f"by itself an extractor comes from nnunet_dg.extractors.build_extractor."
+                f"{name} has no weights yet. A training loads them at its start, and a checkpoint contains them. To "
+                f"use an extractor on its own, create it with nnunet_dg.extractors.build_extractor."
             )
 
     def _padding(self, spatial: torch.Size) -> tuple[list[int], tuple[slice, ...]]:
-        """What `torch.nn.functional.pad` takes, last axis first, and the crop that undoes it; centred."""
+        """Centered padding for `torch.nn.functional.pad`, last axis first, and the crop that undoes it."""
         multiples = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * len(spatial)
         missing = [max(2 * m, -(-size // m) * m) - size for size, m in zip(spatial, multiples, strict=True)]
         below = [m // 2 for m in missing]
@@ -138,12 +140,16 @@ class FrozenExtractor(nn.Module):
         self.has_weights = not problem
 
     def _never_loaded(self, weights: dict[str, Tensor]) -> bool:
-        """Whether they are what `freeze` fills in, as in a checkpoint from before weights were loaded."""
+        """Whether all parameters are NaN, as in a checkpoint saved before weights were loaded."""
         return all(bool(weights[key].isnan().all()) for key, _ in self.named_parameters() if key in weights)
 
 
 def check_size(spatial: Sequence[int]) -> None:
-    """Raises a ValueError where an axis has less than two voxels: there is nothing to normalise, and no context."""
+    """Refuse a patch with fewer than two voxels along an axis, which gives extractors no context.
+
+    Raises:
+        ValueError: The patch is too small.
+    """
     if min(spatial) < 2:
         raise ValueError(
             f"patch too small: every spatial axis needs at least 2 voxels; got {tuple(spatial)}. "

@@ -1,4 +1,4 @@
-"""How much memory a computation holds, without computing anything."""
+"""Peak memory of a computation, determined without running it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nnunet_dg.extractors.base import FrozenExtractor
 
 
 def peak_numbers(extractor: FrozenExtractor, shape: tuple[int, ...]) -> int:
-    """The most numbers that are alive at once while an image of ``shape`` ``(B, 1, *spatial)`` goes through.
+    """The peak of the numbers that an extractor holds in memory for an image of ``shape`` ``(B, 1, *spatial)``.
 
-    Counted on PyTorch's fake tensors, which have shapes and no content. Weights are not counted.
+    It is counted with PyTorch's fake tensors, which have shapes but no content. Weights are not counted.
     """
     extractor = deepcopy(extractor)
-    extractor.has_weights = True  # nothing is computed
+    extractor.has_weights = True  # fake tensors need none
     with FakeTensorMode(allow_non_fake_inputs=True):
         image = torch.empty(shape)
         with LiveMemory() as memory:
@@ -31,13 +31,13 @@ def peak_numbers(extractor: FrozenExtractor, shape: tuple[int, ...]) -> int:
 
 
 class LiveMemory(TorchDispatchMode):
-    """While it is entered, adds up the bytes of the tensors that operations make, and takes off what is freed.
+    """Context manager that counts the bytes of the tensors that operations create and that have not been freed.
 
-    Views share their storage, which counts once.
+    A storage that several views share is counted once.
 
     Attributes:
-        now: bytes that are alive.
-        peak: the most that were.
+        now: Current number of bytes.
+        peak: Largest number of bytes so far.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class LiveMemory(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def count(self, tensors: Any) -> None:
-        """Add tensors that were there before, in any nesting of lists and dicts."""
+        """Add existing tensors, in any nesting of lists and dicts."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())

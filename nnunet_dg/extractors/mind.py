@@ -1,7 +1,7 @@
-"""MIND-SSC: self-similarity context descriptors, contrast-stable by construction and without any weights.
+"""MIND-SSC: self-similarity context descriptors, which are stable across contrasts and need no weights.
 
-Heinrich, Jenkinson, Papiez, Brady, Schnabel: Towards realtime multimodal fusion for image-guided interventions using
-self-similarities, MICCAI 2013.
+Heinrich, Jenkinson, Papiez, Brady and Schnabel, "Towards Realtime Multimodal Fusion for Image-Guided Interventions
+Using Self-Similarities", MICCAI 2013, https://doi.org/10.1007/978-3-642-40811-3_24.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from nnunet_dg.tensors import wide
 class MIND(FrozenExtractor):
     """Self-similarity context: 12 channels in 3-D, 4 in 2-D.
 
-    The channels compare patches around the direct neighbours of a voxel pairwise: all pairs of neighbours that are
+    Each channel compares the patches around two direct neighbors of a voxel, for all pairs of neighbors that are
     ``sqrt(2) * dilation`` apart. With ``D`` the mean squared difference of two patches,
-    ``MIND = exp(-(D - min D) / V)``, where the minimum is over the channels and ``V`` is the mean over the channels,
-    kept within [0.001, 1000] times its own mean over the sample. Exactly unchanged by ``a * x + b`` for any ``a != 0``:
-    by construction a contrast inversion is nothing.
+    ``MIND = exp(-(D - min D) / V)``. The minimum is over the channels, and ``V`` is the mean of ``D - min D`` over the
+    channels, clamped to [0.001, 1000] times its mean over the sample. The features are invariant to ``a * x + b`` for
+    any ``a != 0``, and so to contrast inversion.
 
     Args:
-        spatial_dims: 2 or 3; what `out_channels` speaks of. The features follow the input's own number of axes.
-        radius: the patch is a cube (square) of ``2 * radius + 1`` voxels.
-        dilation: distance of the neighbours in voxels.
+        spatial_dims: 2 or 3; determines `out_channels`. The features follow the number of axes of the input.
+        radius: Patches are cubes (squares in 2-D) of ``2 * radius + 1`` voxels per side.
+        dilation: Distance of the neighbors in voxels.
 
     Raises:
-        SettingsError: spatial_dims is neither 2 nor 3.
+        SettingsError: ``spatial_dims`` is neither 2 nor 3.
     """
 
     accepted_dims = (2, 3)
@@ -42,11 +42,11 @@ class MIND(FrozenExtractor):
         if spatial_dims not in self.accepted_dims:
             raise SettingsError(f"spatial_dims must be 2 or 3; got {spatial_dims!r}.")
         self.radius, self.dilation = radius, dilation
-        self.out_channels = len(neighbour_pairs(spatial_dims))
+        self.out_channels = len(neighbor_pairs(spatial_dims))
         self.freeze()
 
     def features(self, x: Tensor) -> Tensor:
-        """``(B, 12 or 4, *spatial)`` in [0, 1] of ``(B, 1, *spatial)``, at least float32 also under autocast."""
+        """Features ``(B, 12 or 4, *spatial)`` in [0, 1] of ``(B, 1, *spatial)``, in at least float32 under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             distances = self._patch_distances(wide(x))
             similarity = distances - distances.amin(dim=1, keepdim=True)
@@ -59,11 +59,11 @@ class MIND(FrozenExtractor):
         dims, reach = x.ndim - 2, self.dilation
         padded = F.pad(x, [reach] * (2 * dims), mode="replicate")
         shifted = {}
-        for offset in {offset for pair in neighbour_pairs(dims) for offset in pair}:
+        for offset in {offset for pair in neighbor_pairs(dims) for offset in pair}:
             window = [slice(None), slice(None)]
             window += [slice(reach * (1 + o), reach * (1 + o) + n) for o, n in zip(offset, x.shape[2:], strict=True)]
             shifted[offset] = padded[tuple(window)]
-        difference = torch.cat([shifted[a] - shifted[b] for a, b in neighbour_pairs(dims)], dim=1).square_()
+        difference = torch.cat([shifted[a] - shifted[b] for a, b in neighbor_pairs(dims)], dim=1).square_()
         difference = F.pad(difference, [self.radius] * (2 * dims), mode="replicate")
         for axis in range(dims):  # the mean over a cube, one axis at a time
             kernel, stride = [1] * dims, [1] * dims
@@ -72,7 +72,7 @@ class MIND(FrozenExtractor):
         return difference
 
 
-def neighbour_pairs(dims: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Pairs of direct neighbours on different axes, as unit offsets: 4 in 2-D, 12 in 3-D."""
-    neighbours = [tuple(sign * (axis == i) for i in range(dims)) for axis in range(dims) for sign in (-1, 1)]
-    return [(a, b) for a, b in combinations(neighbours, 2) if not any(i and j for i, j in zip(a, b, strict=True))]
+def neighbor_pairs(dims: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Pairs of direct neighbors on different axes, as unit offsets: 4 in 2-D, 12 in 3-D."""
+    neighbors = [tuple(sign * (axis == i) for i in range(dims)) for axis in range(dims) for sign in (-1, 1)]
+    return [(a, b) for a, b in combinations(neighbors, 2) if not any(i and j for i, j in zip(a, b, strict=True))]

@@ -1,8 +1,8 @@
 """Any trained nnU-Net as a frozen extractor: the features of its last decoder stage, at full resolution.
 
-A model folder is what `nnUNetv2_train` leaves behind, or what a published model unzips to: ``plans.json`` and
-``fold_X/checkpoint_final.pth`` (or ``checkpoint_best.pth``). nnInteractive's, for example: it takes the image in the
-first channel and prompts in seven more, which are zero here.
+A model folder contains ``plans.json`` and ``fold_X/checkpoint_final.pth`` (or ``checkpoint_best.pth``), as written by
+`nnUNetv2_train` or unzipped from a published model such as nnInteractive. nnInteractive has seven more input channels
+for prompts; these are zero here.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from nnunet_dg.files import read_json
 from nnunet_dg.formats import ModelPlans
 
 PLANS_READER = "nnunet_dg.planning.architecture:planned_architecture"
-"""Resolved when a model folder is read: extractors do not import nnU-Net, and nnU-Net reads its plans best."""
+"""Resolved when a model folder is read, since extractors do not import nnU-Net, which should read its own plans."""
 NOT_PLANNED = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
-"""What the constructors of networks raise for arguments that are not theirs."""
+"""Exceptions that constructors of networks raise for invalid arguments."""
 NETWORKS = {network.__name__: network for network in (PlainConvUNet, ResidualEncoderUNet, ResidualUNet)}
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 
 
 class NNUNetFeatures(FrozenExtractor):
-    """What the last segmentation layer of a planned network sees: ``features_per_stage[0]`` channels.
+    """The input of the last segmentation layer of a planned network, with ``features_per_stage[0]`` channels.
 
-    Input channels beyond the first are zero. Without weights until they are loaded.
+    Input channels after the first are zero. Weights must be loaded with `load_folder` or from a checkpoint.
 
     Args:
         architecture: ``network_class_name``, ``arch_kwargs`` and ``_kw_requires_import`` as in nnU-Net's plans, and
             ``input_channels``; see `read_architecture`.
 
     Raises:
-        DataError: the architecture is none of `NETWORKS`, or incomplete.
+        DataError: The architecture is incomplete, or not one of `NETWORKS`.
     """
 
     def __init__(self, architecture: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class NNUNetFeatures(FrozenExtractor):
                 input_channels=self.input_channels, num_classes=1, **arguments | {"deep_supervision": False}
             )
         except NOT_PLANNED as error:
-            raise DataError(f"This is not an architecture of nnU-Net's plans: {error!r}.") from error
+            raise DataError(f"The architecture is not one of nnU-Net's plans: {error!r}.") from error
         decoder = self.network.decoder
         decoder.seg_layers = nn.ModuleList(nn.Identity() for _ in decoder.seg_layers)
         self.out_channels = self.network.encoder.output_channels[0]
@@ -76,11 +76,10 @@ class NNUNetFeatures(FrozenExtractor):
         return features
 
     def load_folder(self, folder: Path) -> Path:
-        """Fill the weights from a model folder; returns the checkpoint used.
+        """Load the weights from a model folder; returns the path of the checkpoint.
 
         Raises:
-            DataError: the folder's checkpoint is missing, cannot be read, holds another network, or no plausible
-                weights.
+            DataError: The checkpoint is missing or unreadable, is of another network, or has implausible weights.
         """
         path, checkpoint = _checkpoint(folder)
         given, own = _weights(checkpoint), self.network.state_dict()
@@ -88,11 +87,11 @@ class NNUNetFeatures(FrozenExtractor):
         wrong += [key for key in given if key not in own]
         if wrong:
             raise DataError(
-                f"{path} does not hold the network that is asked for: {len(wrong)} tensors differ, {wrong[0]} for one. "
+                f"{path} does not match the planned network: {len(wrong)} tensors differ, for example {wrong[0]}. "
                 f"Models whose trainer changes or wraps the planned network cannot be extractors."
             )
         if problem := implausible(given):
-            raise DataError(f"{path} does not hold trained weights: {problem}. Use another fold or model.")
+            raise DataError(f"{path} does not contain trained weights: {problem}. Use another fold or model.")
         self.network.load_state_dict(given)
         self.has_weights = True
         return path
@@ -101,13 +100,13 @@ class NNUNetFeatures(FrozenExtractor):
 def read_architecture(folder: Path) -> dict[str, Any]:
     """The architecture of the network in a model folder, as plain JSON, for `NNUNetFeatures` and for the plans.
 
-    The plans are read as nnU-Net reads them: of any version, with configurations that inherit from others.
+    nnU-Net reads the plans, so they may be of any version and have configurations that inherit from others.
 
     Raises:
-        DataError: not a model folder, or of a kind that cannot be an extractor; says what is missing.
+        DataError: The folder is not a model folder, or its model cannot be an extractor; the message says why.
     """
     path, checkpoint = _checkpoint(folder)
-    plans = read_json(folder / "plans.json", ModelPlans, "It is written by nnUNetv2_train; get the model again.")
+    plans = read_json(folder / "plans.json", ModelPlans, "nnUNetv2_train writes this file; get the model again.")
     read_plans = pkgutil.resolve_name(PLANS_READER)
     try:
         architecture: dict[str, Any] = read_plans(plans, checkpoint["init_args"]["configuration"])
@@ -119,10 +118,10 @@ def read_architecture(folder: Path) -> dict[str, Any]:
 
 
 def _network_class(architecture: dict[str, Any]) -> Any:
-    """By name, from a list: plans are no reason to import whatever they name."""
+    """The network class by name. Only listed classes are accepted, so that plans cannot import arbitrary code."""
     name = str(architecture.get("network_class_name")).rsplit(".", 1)[-1]
     if name not in NETWORKS:
-        raise DataError(f"The model's network is a {name}; extractors can be made of {', '.join(NETWORKS)}.")
+        raise DataError(f"The model's network is a {name}. Extractors can be made only of {', '.join(NETWORKS)}.")
     return NETWORKS[name]
 
 
@@ -132,32 +131,32 @@ def dimensions(architecture: dict[str, Any]) -> int:
 
 
 def _checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a model folder: of ``fold_all`` if there is one, else of the lowest fold."""
+    """The checkpoint of a model folder: that of ``fold_all`` if there is one, else of the lowest fold."""
     folds = sorted(folder.glob("fold_*"), key=lambda fold: (fold.name != "fold_all", fold.name))
     candidates = [fold / name for name in CHECKPOINTS for fold in folds]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None or not (folder / "plans.json").is_file():
         raise DataError(
-            f"{folder} is not a trained model of nnU-Net. It must hold plans.json, and in a folder fold_X "
+            f"{folder} is not a trained model of nnU-Net. It must contain plans.json and, in a folder fold_X, "
             f"{' or '.join(CHECKPOINTS)}."
         )
     return path, read_checkpoint(path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of nnU-Net, read with ``weights_only=True``, on the CPU.
+    """Read a checkpoint of nnU-Net to the CPU with ``weights_only=True``.
 
     Raises:
-        DataError: it is not such a file, lacks what every checkpoint has, or asks to run code.
+        DataError: The file is not a checkpoint, lacks required entries, or asks to run code.
     """
     try:
-        # nnU-Net's checkpoints hold, beside tensors, its log of numpy scalars
+        # in addition to tensors, nnU-Net's checkpoints contain its log, which has NumPy scalars
         with torch.serialization.safe_globals(_numpy_globals()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive makes PyTorch raise almost anything
         raise DataError(
-            f"{path} cannot be read as tensors and numbers alone: it is truncated, foreign, or asks to run code, which "
-            f"is refused. Get the file again."
+            f"{path} cannot be read safely, as tensors and numbers only: it is truncated, not a PyTorch file, or asks "
+            f"to run code. Get the file again."
         ) from error
     if problem := _checkpoint_problem(checkpoint):
         raise DataError(f"{path} is not a checkpoint of nnU-Net: {problem}.")
@@ -165,12 +164,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint_problem(checkpoint: Any) -> str:
-    """In words, what is missing of a checkpoint's weights and arguments; empty if nothing is."""
+    """A description of what a checkpoint lacks; empty if it is complete."""
     if not isinstance(checkpoint, dict):
-        return f"it holds a {type(checkpoint).__name__} and no dictionary"
+        return f"it contains a {type(checkpoint).__name__} instead of a dictionary"
     weights, arguments = checkpoint.get("network_weights"), checkpoint.get("init_args")
     if not isinstance(weights, dict):
-        return "it holds no network_weights, names and tensors"
+        return "it has no network_weights with names and tensors"
     if strange := [
         f"the weight {k} is not a tensor, but {type(v).__name__}"
         for k, v in weights.items()
@@ -178,19 +177,19 @@ def _checkpoint_problem(checkpoint: Any) -> str:
     ]:
         return strange[0]
     if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
-        return "it holds no init_args with a configuration"
+        return "it has no init_args with a configuration"
     return ""
 
 
 def _numpy_globals() -> list[Any]:
-    """What unpickling numpy's numbers and arrays of numbers calls, by the names of numpy 1 and of numpy 2."""
+    """The functions that unpickling NumPy numbers and arrays calls, under their names in NumPy 1 and NumPy 2."""
 
     def named(function: Any, module: str) -> Any:
         def call(*arguments: Any) -> Any:
             return function(*arguments)
 
         call.__module__ = f"numpy.{module}.multiarray"
-        call.__name__ = call.__qualname__ = function.__name__  # PyTorch looks at one before 2.7, at the other after
+        call.__name__ = call.__qualname__ = function.__name__  # PyTorch before 2.7 reads one, later ones the other
         return call
 
     functions = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]  # scalar and _reconstruct
@@ -199,7 +198,7 @@ def _numpy_globals() -> list[Any]:
 
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Network weights by the names that an unwrapped network gives them, without the segmentation layers."""
+    """Network weights by their names in an unwrapped network, without the segmentation layers."""
     weights = {
         key.removeprefix("module.").removeprefix("_orig_mod."): v for key, v in checkpoint["network_weights"].items()
     }

@@ -1,4 +1,4 @@
-"""Extractors by name: what users write into the plans, and what `build_extractor` makes of it."""
+"""Creating extractors by the names that users write in the plans."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnunet_dg.errors import DimensionError, SettingsError
-from nnunet_dg.extractors import weights as room
+from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix
 from nnunet_dg.extractors.base import NORMALIZATIONS, SCALINGS, FrozenExtractor
 from nnunet_dg.extractors.mind import MIND
@@ -16,9 +16,9 @@ from nnunet_dg.extractors.nnunet_folder import NNUNetFeatures, read_architecture
 EXTRACTORS = (*VARIANTS, "mind", "nnunet")
 T = TypeVar("T")  # the settings of a method
 NEEDS = {
-    "anatomix-dev": f"{room.SET_WEIGHTS} to the file anatomix-dev.pth that anatomix' authors published in July 2026, "
-    "on the Hugging Face hub as neeldey/anatomix",
-    "nnunet": f"{room.SET_WEIGHTS} to the folder of a trained model, which holds plans.json and "
+    "anatomix-dev": f"{weight_files.SET_WEIGHTS} to the file anatomix-dev.pth that the authors of anatomix published "
+    "in July 2026 on the Hugging Face hub, as neeldey/anatomix",
+    "nnunet": f"{weight_files.SET_WEIGHTS} to the folder of a trained model, which contains plans.json and "
     "fold_X/checkpoint_final.pth",
 }
 
@@ -32,25 +32,25 @@ def build_extractor(
     spatial_dims: int | None = None,
     normalize: str | None = None,
 ) -> FrozenExtractor:
-    """A frozen extractor, ready to compute: ``(B, 1, *spatial)``, any range -> ``(B, d, *spatial)``.
+    """A frozen extractor with its weights: ``(B, 1, *spatial)``, any range -> ``(B, d, *spatial)``.
 
     Args:
-        name: one of `EXTRACTORS`: ``"anatomix"`` (published as anatomix.pth), ``"anatomix-dev"`` (anatomix-dev.pth of
+        name: One of `EXTRACTORS`: ``"anatomix"`` (published as anatomix.pth), ``"anatomix-dev"`` (anatomix-dev.pth of
             July 2026), ``"mind"`` (no weights), ``"nnunet"`` (the folder of any trained nnU-Net).
-        weights: a checkpoint file in the published layout, or for `nnunet` a trained model folder; None: the cached or
-            fetched file.
-        layer: ``"penultimate"`` or ``"final"``; extractors without layers take the default only.
-        scaling: what the extractor's network gets: the sample ``"minmax"``-ed (DropGen's choice), or its ``"zscore"``,
-            as most nnU-Nets are trained.
-        spatial_dims: 2 or 3; None: 3, or what the model folder has. MIND works in both, anatomix in 3-D only.
-        normalize: what is done to the features: ``"instance"``, zero mean and unit variance of each channel
-            (DropGen's), or ``"voxelwise"``, unit norm over the channels of each voxel. None: what the extractor's
-            authors ask for, voxelwise for anatomix-dev and instance for the others.
+        weights: Checkpoint file in the published layout, or for ``nnunet`` the folder of a trained model; by default
+            the published file, fetched if it is not in the cache.
+        layer: ``"penultimate"`` or ``"final"``. Extractors without layers accept only the default.
+        scaling: Scaling of the image before the extractor's network: ``"minmax"``, as in DropGen, or ``"zscore"``, with
+            which most nnU-Nets are trained.
+        spatial_dims: 2 or 3; by default 3, or the number of the model folder. MIND works in both, anatomix only in 3-D.
+        normalize: Normalization of the features: ``"instance"``, zero mean and unit variance of each channel, as in
+            DropGen, or ``"voxelwise"``, unit norm over the channels of each voxel. By default the choice of the
+            extractor's authors: voxelwise for anatomix-dev and instance for the others.
 
     Raises:
-        SettingsError: unknown name, layer, scaling or normalization; as `DimensionError` (also a NotImplementedError)
-            where the extractor does not exist for ``spatial_dims``.
-        WeightsError: the weights are missing, cannot be fetched, or are not what they should be.
+        SettingsError: Unknown name, layer, scaling or normalization. If the extractor is not available for
+            ``spatial_dims``, it is a `DimensionError`, which is also a NotImplementedError.
+        WeightsError: The weights are missing, cannot be fetched, or are not the expected ones.
     """
     architecture = architecture_of(name, weights)
     extractor = create_extractor(
@@ -66,44 +66,51 @@ def build_extractor(
 
 
 def default_normalization(name: str) -> str:
-    """How an extractor's features are normalized unless ``normalize`` is set: one of `NORMALIZATIONS`."""
+    """The default of ``normalize`` for an extractor, one of `NORMALIZATIONS`."""
     return VARIANTS[name].normalize if name in VARIANTS else FrozenExtractor.normalize
 
 
 def architecture_of(name: str, weights: str | Path | None) -> dict[str, Any] | None:
-    """What has to be known of the model folder ``weights`` to build it elsewhere; None if ``name`` is not `nnunet`.
+    """The architecture in a model folder, needed to build the extractor without that folder.
+
+    Args:
+        name: Name of the extractor.
+        weights: Folder of a trained model.
+
+    Returns:
+        The architecture for `create_extractor`; None for extractors other than ``nnunet``.
 
     Raises:
-        WeightsError: there is no folder, or it is not a trained model of nnU-Net.
+        WeightsError: There is no folder, or it is not a trained model of nnU-Net.
     """
     if name != "nnunet":
         return None
     if weights is None:
-        raise room.WeightsError(f"extractor 'nnunet' comes without weights: {NEEDS[name]}.")
+        raise weight_files.WeightsError(f"Extractor 'nnunet' has no default weights: {NEEDS[name]}.")
     try:
-        return read_architecture(room.expanded(weights))
-    except ValueError as error:  # DataError: of the same family, and what callers of extractors expect
-        raise room.WeightsError(str(error)) from error
+        return read_architecture(weight_files.expanded(weights))
+    except ValueError as error:  # a DataError; callers of extractors expect a WeightsError
+        raise weight_files.WeightsError(str(error)) from error
 
 
 def with_architecture(settings: T, name: str, earlier: T | None = None) -> T:
-    """Settings with the architecture of a model folder beside its path: only a new training needs the folder.
+    """Settings completed with the architecture of a model folder, so that only a new training needs the folder.
 
     Args:
-        settings: a dataclass with ``weights`` and ``architecture``.
-        name: of the extractor; all but `nnunet` need nothing.
-        earlier: completed settings of the same training; theirs is taken where the folder is gone.
+        settings: Dataclass with ``weights`` and ``architecture``.
+        name: Name of the extractor. Settings of extractors other than ``nnunet`` are returned unchanged.
+        earlier: Completed settings of the same training. Their architecture is used if the folder no longer exists.
 
     Raises:
-        WeightsError: `nnunet` without the folder of a trained model in ``weights``.
+        WeightsError: The extractor is ``nnunet``, but ``weights`` is not the folder of a trained model.
     """
     given: Any = settings
     if given.architecture is not None or name != "nnunet":
         return settings
-    gone = given.weights is not None and not room.expanded(given.weights).exists()
-    then: Any = earlier
-    if gone and then is not None and then.weights == given.weights:
-        return replace(given, architecture=then.architecture)
+    gone = given.weights is not None and not weight_files.expanded(given.weights).exists()
+    completed: Any = earlier
+    if gone and completed is not None and completed.weights == given.weights:
+        return replace(given, architecture=completed.architecture)
     return replace(given, architecture=architecture_of(name, given.weights))
 
 
@@ -116,18 +123,14 @@ def create_extractor(
     architecture: dict[str, Any] | None = None,
     normalize: str | None = None,
 ) -> FrozenExtractor:
-    """The extractor without its weights, to be filled by `load_weights` or from a checkpoint.
+    """An extractor without weights, to be filled by `load_weights` or from a checkpoint.
 
     Args:
-        name: see `build_extractor`, as for the other arguments.
-        layer: see there.
-        scaling: see there.
-        spatial_dims: see there.
-        architecture: for `nnunet`, see `architecture_of`.
-        normalize: see there.
+        name, layer, scaling, spatial_dims, normalize: See `build_extractor`.
+        architecture: Architecture for ``nnunet``, see `architecture_of`.
 
     Raises:
-        SettingsError: as `build_extractor`.
+        SettingsError: See `build_extractor`.
     """
     if name not in EXTRACTORS:
         raise SettingsError(f"extractor must be one of {', '.join(EXTRACTORS)}; got {name!r}.")
@@ -138,21 +141,21 @@ def create_extractor(
     if normalize is not None and normalize not in NORMALIZATIONS:
         raise SettingsError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, or None; got {normalize!r}.")
     if name not in VARIANTS and layer != "penultimate":
-        raise SettingsError(f"extractor '{name}' has no layers: leave layer at 'penultimate'; got {layer!r}.")
+        raise SettingsError(f"Extractor '{name}' has no layers: leave layer at 'penultimate'; got {layer!r}.")
     extractor: FrozenExtractor
     if name == "mind":
         extractor = MIND(3 if spatial_dims is None else spatial_dims)
     elif name == "nnunet":
         if architecture is None:
-            raise SettingsError(f"extractor 'nnunet' has no architecture yet: {NEEDS[name]}.")
+            raise SettingsError(f"Extractor 'nnunet' has no architecture yet: {NEEDS[name]}.")
         extractor = NNUNetFeatures(architecture)
     else:
         extractor = Anatomix(name, layer)
     if spatial_dims not in (None, *extractor.accepted_dims):
         only = " and ".join(f"{n}-D" for n in extractor.accepted_dims)
         raise DimensionError(
-            f"extractor '{name}' is {only} only, asked for {spatial_dims}-D; 'mind' works in 2-D and 3-D, "
-            f"'nnunet' with the folder of a {spatial_dims}-D model."
+            f"Extractor '{name}' is {only} only, but {spatial_dims}-D is needed. 'mind' works in 2-D and 3-D, 'nnunet' "
+            f"with the folder of a {spatial_dims}-D model."
         )
     extractor.scaling = scaling
     extractor.normalize = normalize or extractor.normalize
@@ -162,32 +165,44 @@ def create_extractor(
 def _other_way(name: str) -> str:
     if name in NEEDS:
         return f"To do: {NEEDS[name]}."
-    return f"To do: {room.SET_WEIGHTS} to a file in the published layout, or leave it out for the published file."
+    return (
+        f"To do: {weight_files.SET_WEIGHTS} to a file in the published layout, or unset it to use the published file."
+    )
 
 
 def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | None = None) -> Path | None:
-    """Fill an extractor made by `create_extractor`; returns the file used, None for an extractor without weights.
+    """Load the weights of an extractor made by `create_extractor`.
+
+    Args:
+        extractor: Extractor to fill.
+        name: Name of the extractor.
+        weights: File or folder, see `build_extractor`.
+
+    Returns:
+        The file used; None for an extractor without weights.
 
     Raises:
-        SettingsError: weights given for an extractor that has none.
-        WeightsError: the file is missing, cannot be fetched, or is not what it should be.
+        SettingsError: Weights are given for an extractor that has none.
+        WeightsError: The file is missing, cannot be fetched, or does not contain the expected weights.
     """
     if not isinstance(extractor, (Anatomix, NNUNetFeatures)):
         if weights is not None:
-            raise SettingsError(f"extractor '{name}' has no weights: leave weights unset; got {str(weights)!r}.")
+            raise SettingsError(f"Extractor '{name}' has no weights: leave weights unset; got {str(weights)!r}.")
         return None
     if weights is not None:
-        path = room.expanded(weights)
+        path = weight_files.expanded(weights)
         if not path.exists():
-            raise room.WeightsError(f"There is no file {path}, which the setting weights names. {_other_way(name)}")
-    elif name in room.PUBLISHED:
-        path = room.locate(room.PUBLISHED[name])
+            raise weight_files.WeightsError(
+                f"There is no file {path}, which is the value of weights. {_other_way(name)}"
+            )
+    elif name in weight_files.PUBLISHED:
+        path = weight_files.locate(weight_files.PUBLISHED[name])
     else:
-        raise room.WeightsError(f"The weights of '{name}' are not fetched by this version: {NEEDS[name]}.")
+        raise weight_files.WeightsError(f"The weights of '{name}' are not fetched automatically: {NEEDS[name]}.")
     try:
         if isinstance(extractor, NNUNetFeatures):
             return extractor.load_folder(path)
-        extractor.load_published(room.read(path))
+        extractor.load_published(weight_files.read(path))
     except ValueError as error:
-        raise room.WeightsError(f"{path} does not fit extractor '{name}': {error}") from error
+        raise weight_files.WeightsError(f"{path} does not match extractor '{name}': {error}") from error
     return path

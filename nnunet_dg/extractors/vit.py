@@ -1,6 +1,6 @@
-"""ViTs of timm, by name: built without weights, filled from a file or from the hub, whose files are kept and verified.
+"""ViTs of timm by name. Weights are read from a file, or fetched from the hub, cached and verified.
 
-timm is imported where it is used: it takes a second, and few trainings need it.
+timm is imported inside functions, because the import takes a second and few trainings need it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from nnunet_dg.extras import require
 from nnunet_dg.files import read_text, write_text
 
 FILE = "model.safetensors"
-TIMEOUT_S = 30  # for every answer of the hub
-PLACES = ("state_dict", "model_state_dict", "model", "teacher")  # where trainings keep the weights; DINO's: teacher
-PREFIXES = ("module.", "_orig_mod.", "backbone.")  # what DDP, compilation and DINO put before the names
+TIMEOUT_S = 30  # for each response of the hub, in seconds
+ENTRIES = ("state_dict", "model_state_dict", "model", "teacher")  # where trainings store the weights; "teacher" in DINO
+PREFIXES = ("module.", "_orig_mod.", "backbone.")  # that DDP, torch.compile and DINO add to names
 
 
 def _require() -> None:
@@ -37,7 +37,12 @@ def _require() -> None:
 
 
 def check_name(name: str) -> None:
-    """Raises a SettingsError if timm has no such model, and an ExtraError if timm is not installed."""
+    """Check that timm has a model of this name.
+
+    Raises:
+        SettingsError: timm has no such model.
+        ExtraError: timm is not installed.
+    """
     _require()
     import timm
 
@@ -50,10 +55,10 @@ def check_name(name: str) -> None:
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """The ViT, with random weights from ``seed``, for images of any size that its patches divide.
+    """A ViT with random weights from ``seed``, for images of any size that is a multiple of its patch size.
 
     Raises:
-        SettingsError: timm has no such model, or it is not a ViT, or takes a single image size only.
+        SettingsError: timm has no such model, it is not a ViT, or it accepts only one image size.
     """
     _require()
     import timm
@@ -64,7 +69,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
         model: Any
         try:
             model = timm.create_model(name, num_classes=0, dynamic_img_size=True)
-        except TypeError:  # SAM's ViTs take any size without being asked to
+        except TypeError:  # SAM's ViTs always accept any size and lack this argument
             model = timm.create_model(name, num_classes=0)
     try:
         height, breadth = patch_size(model)
@@ -77,63 +82,67 @@ def build(name: str, seed: int = 0) -> nn.Module:
         fits = False
     if not fits:
         raise SettingsError(
-            f"timm's {name} is not a ViT that takes images of any size. Most of vit_*, deit_* and samvit_* do."
+            f"timm's {name} is not a ViT that takes images of any size. Choose another, for example one of vit_*, "
+            f"deit_* or samvit_*, most of which do."
         )
     return model
 
 
 def width(model: nn.Module) -> int:
-    """Channels of every block."""
+    """Number of channels of every block."""
     return int(model.embed_dim)  # type: ignore[arg-type]
 
 
 def patch_size(model: nn.Module) -> tuple[int, int]:
-    """Of its patches, in pixels."""
+    """Height and width of the patches, in pixels."""
     height, breadth = model.patch_embed.patch_size  # type: ignore[union-attr, misc]
     return int(height), int(breadth)
 
 
 def mean_and_std(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of the images it was trained on, RGB in [0, 1]."""
+    """Mean and standard deviation, per RGB channel in [0, 1], of the images that the model was trained on."""
     config = model.pretrained_cfg
     return tuple(config["mean"]), tuple(config["std"])  # type: ignore[index]
 
 
 def load(model: nn.Module, name: str, weights: str | Path | None = None) -> Path:
-    """Fill a ViT made by `build`; returns the file used.
+    """Load the weights of a ViT made by `build`.
 
     Args:
-        model: the ViT.
-        name: as given to `build`.
-        weights: a checkpoint file, of timm or as its authors published it (SAM's and MedSAM's, for example); None: the
-            file on the hub, see `locate`.
+        model: ViT to fill.
+        name: Name given to `build`.
+        weights: Checkpoint file of timm, or as its authors published it, for example those of SAM and MedSAM; by
+            default the file on the hub, see `locate`.
+
+    Returns:
+        The file used.
 
     Raises:
-        WeightsError: the file is missing, cannot be fetched, or does not hold this model.
+        WeightsError: The file is missing, cannot be fetched, or does not contain this model.
     """
     path = Path(weights).expanduser() if weights is not None else locate(name)
     if not path.is_file():
-        raise WeightsError(f"There is no file {path}, which should hold the weights of teacher '{name}'.")
+        raise WeightsError(f"There is no file {path} for the weights of teacher '{name}'. Set weights to another file.")
     state = _read(path, name)
     try:
         remap = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         state = remap(state, model) if remap else state
         if problem := implausible({key: state[key] for key in model.state_dict() if key in state}):
             raise WeightsError(problem)
-        missing = model.load_state_dict(state, strict=False).missing_keys  # what it holds beyond: heads, decoders
-    except Exception as error:  # foreign files make timm and PyTorch raise almost anything
-        raise WeightsError(f"{path} does not hold weights of teacher '{name}': {_shortened(error)}") from error
+        missing = model.load_state_dict(state, strict=False).missing_keys  # files may have heads and decoders too
+    except Exception as error:  # timm and PyTorch raise many types of exceptions for foreign files
+        raise WeightsError(f"{path} does not contain weights of teacher '{name}': {_shortened(error)}") from error
     if missing:
         raise WeightsError(
-            f"{path} does not fit teacher '{name}': {len(missing)} tensors are missing, {missing[0]} for one."
+            f"{path} does not match teacher '{name}': {len(missing)} tensors are missing, for example {missing[0]}."
         )
     return path
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
-    """The state dict in a file, or where trainings keep it, without the prefixes that they put before names.
+    """The state dict in a file or in one of `ENTRIES`, without `PREFIXES`.
 
-    Read here, because timm's reader falls back to one that runs code.
+    timm's own reader is not used, because it falls back to one that runs code.
     """
     _require()
     import safetensors.torch
@@ -141,51 +150,50 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of MAE, RETFound, DINO
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options in files of MAE, RETFound and DINO
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_refused(path, name, error)) from error
-    except Exception as error:  # damaged files make PyTorch raise almost anything
+    except Exception as error:  # PyTorch raises many types of exceptions for damaged files
         raise WeightsError(
             f"{path} cannot be read as weights of teacher '{name}': {_shortened(error)} Get the file again."
         ) from error
-    place = next((key for key in PLACES if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)), "")
-    state = content[place] if place else content
+    entry = next((key for key in ENTRIES if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)), "")
+    state = content[entry] if entry else content
     if not isinstance(state, Mapping):
         raise WeightsError(
-            f"{path} cannot be read as weights of teacher '{name}': it holds a {type(state).__name__}, and should hold "
-            f"names and tensors, or these in an entry {', '.join(PLACES)}."
+            f"{path} cannot be read as weights of teacher '{name}': it contains a {type(state).__name__} instead of "
+            f"names and tensors, which may also be in an entry {', '.join(ENTRIES)}."
         )
     return _without_prefixes({key: value for key, value in state.items() if isinstance(value, Tensor)})
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``backbone.blocks.0... -> blocks.0...``; what is outside a prefixed part, such as DINO's head, is left out."""
+    """``backbone.blocks.0... -> blocks.0...``. Names without the prefix, such as those of DINO's head, are dropped."""
     while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), ""):
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return state
 
 
 def _refused(path: Path, name: str, error: Exception) -> str:
-    """What to do with a file that holds more than PyTorch reads without running code."""
+    """The message for a file that PyTorch cannot read without running code."""
     if not zipfile.is_zipfile(path):
         return (
             f"{path} cannot be read as weights of teacher '{name}': it is truncated, not a PyTorch file, or asks to "
             f"run code, which is refused. Get the file again."
         )
-    named = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
-    what = named[1] if named else "unnamed"
+    match = re.search(r"(?:GLOBAL|class) ([\w.]+\.\w+)", str(error))
+    objects = match[1] if match else "unknown"
     return (
-        f"{path} cannot be read as weights of teacher '{name}': it holds objects of a program next to the weights "
-        f"({what}); to read those means to run code, which is refused. If you trust the file, save its weights "
-        f"separately:\n"
+        f"{path} cannot be read as weights of teacher '{name}': in addition to weights it contains Python objects "
+        f"({objects}), and reading them would run code. If you trust the file, save its weights separately:\n"
         f'  python -c "import torch; torch.save(torch.load(FILE, weights_only=False)[ENTRY], NEW)"\n'
-        f"with ENTRY one of {', '.join(map(repr, PLACES))}, and set weights to NEW."
+        f"with ENTRY one of {', '.join(map(repr, ENTRIES))}, and set weights to NEW."
     )
 
 
 def _shortened(error: Exception, most: int = 200) -> str:
-    """The first line of an error's text: PyTorch's go on for pages."""
+    """The beginning of an error's text; PyTorch's messages can be pages long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -196,12 +204,12 @@ def is_published(name: str) -> bool:
 
 
 def locate(name: str) -> Path:
-    """The published weights on this machine, fetched from the hub into `home` if they are not there yet; verified.
+    """The verified file with the published weights, fetched from the hub into `home` if it is not there yet.
 
-    What counts as published is what the hub says when the file is fetched: its hash is kept, and compared ever after.
+    The hub's hash is saved when the file is fetched, and the file is compared with it before every use.
 
     Raises:
-        WeightsError: nothing is published under that name, it cannot be fetched, or the file is not what the hub had.
+        WeightsError: No weights are published under this name, they cannot be fetched, or the file has changed.
     """
     _require()
     import huggingface_hub
@@ -212,7 +220,7 @@ def locate(name: str) -> Path:
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise WeightsError(
             f"timm publishes no weights for '{name}'. "
-            + (f"It does for {', '.join(tags)}." if tags else "Set weights to your file.")
+            + (f"It publishes {', '.join(tags)}." if tags else "Set weights to your file.")
         )
     download = partial(huggingface_hub.hf_hub_download, repository, FILE, cache_dir=home() / "hub")
     try:
@@ -223,9 +231,9 @@ def locate(name: str) -> Path:
         try:
             published = huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT_S).etag
             _note(repository).parent.mkdir(parents=True, exist_ok=True)
-            write_text(_note(repository), f"{published}\n")  # before the file is there, so that it never is without
+            write_text(_note(repository), f"{published}\n")  # before the download, so that a file always has its hash
             path = Path(download(etag_timeout=TIMEOUT_S))
-        except Exception as error:  # whatever of the network stack fails
+        except Exception as error:  # the network stack raises many types of exceptions
             raise WeightsError(_missing(name, repository, str(error))) from error
     _verify(path, _note(repository), name)
     return path
@@ -243,7 +251,7 @@ def _repository(name: str) -> str | None:
 
     try:
         config: Any = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    except RuntimeError:  # the model exists, weights of that tag do not
+    except RuntimeError:  # the model exists, but has no weights with this tag
         return None
     return config.hf_hub_id if config else None
 
@@ -253,7 +261,7 @@ def _note(repository: str) -> Path:
 
 
 def _verify(path: Path, note: Path, name: str) -> None:
-    """The hub names a large file by its SHA-256, a small one by its git blob id."""
+    """Compare a file with the hub's hash, which is the SHA-256 of large files and the git blob id of small ones."""
     try:
         published = read_text(note).strip()
     except DataError:  # missing or damaged
@@ -261,8 +269,8 @@ def _verify(path: Path, note: Path, name: str) -> None:
     own = git_blob_id(path) if len(published) == 40 else pooch.file_hash(str(path))
     if own != published:
         raise WeightsError(
-            f"{path.resolve()} is not what was published: its hash is {own}, "
-            + (f"the hub's was {published}." if published else f"and {note} does not say what it should be.")
+            f"{path.resolve()} is not the published file: its hash is {own}, "
+            + (f"the hub's was {published}." if published else f"and the hub's hash in {note} is missing or damaged.")
             + f" Delete it, then: nnunet-dg weights fetch {name}"
         )
 
@@ -270,7 +278,7 @@ def _verify(path: Path, note: Path, name: str) -> None:
 def _missing(name: str, repository: str, reason: str) -> str:
     return (
         f"The published weights of '{name}' could not be fetched ({reason}).\n"
-        f"  They belong in:       {home() / 'hub'}\n"
-        f"  Where there is internet, with the same NNUNET_DG_HOME:  nnunet-dg weights fetch {name}\n"
+        f"  Their folder:  {home() / 'hub'}\n"
+        f"  On a machine with internet access and the same NNUNET_DG_HOME, run:  nnunet-dg weights fetch {name}\n"
         f'  Or download {FILE} of {repository} from the hub, and set "weights" to that file in the plans.'
     )

@@ -1,7 +1,7 @@
-"""The weights room: fetches published weights once, verifies them, and keeps them where the user wants them.
+"""The cache of published weights: files are fetched once, verified, and kept in a folder that the user can choose.
 
-Files lie in ``NNUNET_DG_HOME``, or in the platform's cache folder. A file is used only if its git blob id is the pinned
-one, or if the user installed it by name as unpublished. Everything is read with ``weights_only=True``.
+That folder is ``NNUNET_DG_HOME``, or the platform's cache folder. A file is used only if its git blob id is the pinned
+one, or if the user has installed it as unpublished. All files are read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nnunet_dg.files import read_text, replacing, write_text
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open is not deleted
+except ImportError:  # Windows, where open files cannot be deleted anyway
     fcntl = None  # type: ignore[assignment]
 
 
@@ -37,10 +37,10 @@ except ImportError:  # Windows, where a file that is open is not deleted
 class PublishedWeights:
     """A weights file as its authors published it."""
 
-    name: str  # the extractor, and the name that users type
+    name: str  # name of the extractor, also on the command line
     filename: str
     url: str
-    git_blob: str  # id of the file in its git repository: what is verified
+    git_blob: str  # id of the file in its git repository, which is verified
     layout_problems: Callable[[dict[str, Tensor]], str]
 
 
@@ -56,17 +56,17 @@ PUBLISHED = {
 
 
 SET_WEIGHTS = 'set weights in plans["nnunet_dg"]["dropgen"] (for a teacher: ["tinymig"])'
-SECONDS_OF_SILENCE = 30  # after which a download is given up
-SECONDS_IN_ALL = 3600.0
+SECONDS_OF_SILENCE = 30  # a download without data for this long is aborted
+SECONDS_IN_ALL = 3600.0  # a download that takes longer is aborted
 LARGEST_DOWNLOAD = 2**30  # bytes; anatomix has 24 MB
-FRESH = 5  # seconds: a partial file younger than this may be one that another process is about to lock
+FRESH = 5  # seconds; another process may be about to lock a partial file younger than this
 
 
 def home() -> Path:
-    """Where weights live: ``NNUNET_DG_HOME`` if set, else the platform's cache folder.
+    """The folder for weights: ``NNUNET_DG_HOME`` if set, else the platform's cache folder.
 
     Raises:
-        WeightsError: ``NNUNET_DG_HOME`` names the home folder of a user that does not exist.
+        WeightsError: ``NNUNET_DG_HOME`` starts with ``~`` and the name of a user that does not exist.
     """
     chosen = os.environ.get("NNUNET_DG_HOME")
     return expanded(chosen) if chosen else platformdirs.user_cache_path("nnunet-dg")
@@ -76,10 +76,10 @@ def expanded(path: str | Path) -> Path:
     """The path with ``~`` replaced.
 
     Raises:
-        WeightsError: there is no such user, or the path holds a NUL character.
+        WeightsError: There is no such user, or the path contains a NUL character.
     """
     if "\0" in str(path):
-        raise WeightsError(f"{str(path)!r} is not a path: it holds a NUL character.")
+        raise WeightsError(f"{str(path)!r} is not a path: it contains a NUL character.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -87,21 +87,21 @@ def expanded(path: str | Path) -> Path:
 
 
 def published(name: str) -> PublishedWeights:
-    """The weights of an extractor by its name.
+    """The published weights of an extractor, by its name.
 
     Raises:
-        WeightsError: nothing is published under that name.
+        WeightsError: No weights are published under this name.
     """
     if name not in PUBLISHED:
         raise WeightsError(
-            f"Weights are fetched for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs none; for "
-            f"another extractor, {SET_WEIGHTS} to your file."
+            f"Weights can be fetched for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs none; for "
+            f"other extractors, {SET_WEIGHTS} to your file."
         )
     return PUBLISHED[name]
 
 
 def state(weights: PublishedWeights) -> str:
-    """In words: not here, published, installed as unpublished, or what is wrong with the file."""
+    """A description of the cached file: missing, published, installed as unpublished, or refused with the reason."""
     path = cached_path(weights)
     if not path.is_file():
         return "not on this machine"
@@ -114,15 +114,15 @@ def state(weights: PublishedWeights) -> str:
 
 
 def cached_path(weights: PublishedWeights) -> Path:
-    """Where the file belongs, whether or not it is there."""
+    """The path of the file in the cache, whether or not it exists."""
     return home() / weights.filename
 
 
 def locate(weights: PublishedWeights) -> Path:
-    """The verified file on this machine, fetched if it is not there yet.
+    """The verified file in the cache, fetched if it is not there yet.
 
     Raises:
-        WeightsError: it cannot be fetched, or the file that is there is not what was published or installed.
+        WeightsError: The file cannot be fetched, or the cached file is neither the published nor an installed one.
     """
     path = cached_path(weights)
     if path.is_file():
@@ -133,15 +133,15 @@ def locate(weights: PublishedWeights) -> Path:
     except WeightsError:
         if not path.is_file():
             raise
-        verify(path, weights)  # another training has fetched it meanwhile; Windows lets nobody replace it then
+        verify(path, weights)  # meanwhile another training has fetched it, and Windows does not replace open files
         return path
 
 
 def fetch(weights: PublishedWeights) -> Path:
-    """Download, verify and place the published file, atomically: others see all of it or nothing.
+    """Download and verify the published file, and place it in the cache atomically.
 
     Raises:
-        WeightsError: the download failed or did not end, or what arrived is not the published file.
+        WeightsError: The download failed or was aborted, or the file is not the published one.
     """
     with _placing(weights) as partial:
         print(f"Fetching {weights.filename} from {weights.url}")
@@ -149,21 +149,22 @@ def fetch(weights: PublishedWeights) -> Path:
             _download(weights.url, partial)
             verify(partial, weights, called=weights.url)
         except (OSError, WeightsError) as error:  # requests' errors are OSErrors
-            raise WeightsError(_missing(weights, str(error))) from None  # four tracebacks of libraries would hide it
+            raise WeightsError(_missing(weights, str(error))) from None  # omit the libraries' long tracebacks
     return cached_path(weights)
 
 
 def install(weights: PublishedWeights, source: Path, unpublished: bool = False) -> Path:
-    """Place a local file where extractors look for it.
+    """Copy a local file to the cache, where extractors expect it.
 
     Args:
-        weights: whose place it takes.
-        source: the file.
-        unpublished: accept a file of the right layout that is not the published one (your own training, for example).
+        weights: Published weights that the file stands for.
+        source: File to copy.
+        unpublished: Whether to accept a file with the right layout that is not the published one, for example from
+            your own training.
 
     Raises:
-        WeightsError: the file is missing, truncated, foreign or, without ``unpublished``, not the published one; or it
-            cannot be written. The file that was there before is then used as before.
+        WeightsError: The file is missing, truncated, of another network or, without ``unpublished``, not the published
+            one; or the cache cannot be written to. An earlier file in the cache remains in use.
     """
     if not source.is_file():
         raise WeightsError(f"There is no file {source.absolute()}.")
@@ -171,16 +172,16 @@ def install(weights: PublishedWeights, source: Path, unpublished: bool = False) 
     with _placing(weights) as partial:
         shutil.copyfile(source, partial)
         verify(partial, weights, {blob} if unpublished else (), called=source)
-        if blob != weights.git_blob:  # before the file takes its place, and next to the notes of earlier files
+        if blob != weights.git_blob:  # written before the file is placed; notes of earlier files remain
             write_text(cached_path(weights).with_suffix(f".{blob}{NOTE}"), f"{blob}\n")
     return cached_path(weights)
 
 
 def accepted_blobs(weights: PublishedWeights) -> set[str]:
-    """The git blob ids of the unpublished files that the user installed for ``weights``.
+    """The git blob ids of the unpublished files that the user has installed for ``weights``.
 
     Raises:
-        WeightsError: the note of a development version, which kept the id inside, cannot be read.
+        WeightsError: A note in the format of a development version, with the id as its content, cannot be read.
     """
     final = cached_path(weights)
     blobs = {path.suffixes[-2].lstrip(".") for path in final.parent.glob(f"{final.stem}.*{NOTE}")}
@@ -192,16 +193,16 @@ def accepted_blobs(weights: PublishedWeights) -> set[str]:
 
 
 def verify(path: Path, weights: PublishedWeights, accepted: Collection[str] = (), called: Path | str = "") -> None:
-    """Refuse a file that is neither the published nor an accepted one, by name of what is wrong with it.
+    """Refuse a file that is neither the published nor an accepted one, and say what is wrong with it.
 
     Args:
-        path: the file.
-        weights: what it should be.
-        accepted: git blob ids of other files that are fine as well, if they have the layout and plausible values.
-        called: how the messages name the file; default ``path``.
+        path: File to check.
+        weights: Expected weights.
+        accepted: Git blob ids of other files that are accepted if they have the layout and plausible values.
+        called: Name of the file in messages; by default ``path``.
 
     Raises:
-        WeightsError: truncated, foreign, or tampered with.
+        WeightsError: The file is truncated, of another network, or has been changed.
     """
     blob = git_blob_id(path)
     if blob == weights.git_blob:
@@ -211,58 +212,62 @@ def verify(path: Path, weights: PublishedWeights, accepted: Collection[str] = ()
     if problems := weights.layout_problems(content):
         raise WeightsError(f"{called} is a checkpoint of another network, not {weights.filename}: {problems}.")
     if problem := implausible(content):
-        raise WeightsError(f"{called} does not hold trained weights: {problem}. Get the file again.")
+        raise WeightsError(f"{called} does not contain trained weights: {problem}. Get the file again.")
     if blob not in accepted:
         raise WeightsError(
-            f"{called} has the layout of {weights.filename}, but it is not the published file: its git blob id is "
-            f"{blob}, published is {weights.git_blob}. Either it was changed (delete it, then: "
-            f"nnunet-dg weights fetch {weights.name}), or it is your own training (then: nnunet-dg weights install "
-            f"{weights.name} FILE --unpublished)."
+            f"{called} has the layout of {weights.filename}, but is not the published file: its git blob id is {blob} "
+            f"instead of {weights.git_blob}. If it was changed, delete it and run: nnunet-dg weights fetch "
+            f"{weights.name}. If it is from your own training, run: nnunet-dg weights install {weights.name} FILE, "
+            f"with the option `unpublished`."
         )
 
 
 def read(path: Path, called: Path | str = "") -> dict[str, Tensor]:
     """The state dict in a file, read with ``weights_only=True``.
 
+    Args:
+        path: File to read.
+        called: Name of the file in messages; by default ``path``.
+
     Raises:
-        WeightsError: not a complete PyTorch file, or not a state dict.
+        WeightsError: The file is not a complete PyTorch file, or does not contain a state dict.
     """
     called = called or path
     if not path.is_file():
         raise WeightsError(f"There is no file {called}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive makes PyTorch raise almost anything
+    except Exception as error:  # PyTorch raises many types of exceptions for damaged archives
         raise WeightsError(f"{called} {_not_a_state_dict(path)}. Get the file again.") from error
     if isinstance(content, dict):
-        content = {str(key).removeprefix("_orig_mod."): value for key, value in content.items()}  # torch.compile's
+        content = {str(key).removeprefix("_orig_mod."): v for key, v in content.items()}  # added by torch.compile
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(
-            f"{called} holds no state dict (parameter names and tensors), but a {type(content).__name__}."
+            f"{called} does not contain a state dict (parameter names and tensors), but a {type(content).__name__}."
         )
     return content
 
 
 def _not_a_state_dict(path: Path) -> str:
-    """In words, why PyTorch could not read a file as tensors alone."""
+    """The reason why PyTorch cannot read a file as tensors only."""
     with path.open("rb") as file:
         start = file.read(64).lstrip()
     if start.startswith(b"<"):
-        return "is a web page, not a weights file: a proxy or a login answered the download"
+        return "is a web page, not a weights file, for example from a proxy or a login"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer, not the file itself"
     if zipfile.is_zipfile(path):
         return (
-            "is damaged, or holds other things than tensors, such as NumPy arrays, objects of a program, or code; "
-            "to read those means to run them, which is refused"
+            "is damaged, or contains something other than tensors, such as NumPy arrays, Python objects or code, which "
+            "cannot be read without running code"
         )
     if start.startswith(b"PK") or not start:
         return f"is truncated or damaged: PyTorch cannot read its {path.stat().st_size} bytes"
-    return "is not a PyTorch file of tensors alone: it is truncated, foreign, or asks to run code, which is refused"
+    return "is not a PyTorch file with only tensors: it is truncated, foreign, or asks to run code, which is refused"
 
 
 def git_blob_id(path: Path) -> str:
-    """What git calls this content: the SHA-1 of ``blob <size>\\0`` and the bytes."""
+    """The git blob id of a file: the SHA-1 of ``blob <size>\\0`` and the content."""
     try:
         digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
         with path.open("rb") as file:
@@ -273,12 +278,12 @@ def git_blob_id(path: Path) -> str:
     return digest.hexdigest()
 
 
-NOTE = ".unpublished"  # ends the name of the note that says which unpublished file the user accepted
+NOTE = ".unpublished"  # extension of the note that names an unpublished file which the user has accepted
 
 
 @contextmanager
 def _placing(weights: PublishedWeights) -> Iterator[Path]:
-    """A temporary file next to the final one; it takes the final name if the block succeeds, and goes if not."""
+    """A temporary file next to the final one, which replaces it if the block succeeds, and is removed otherwise."""
     final = cached_path(weights)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -286,7 +291,7 @@ def _placing(weights: PublishedWeights) -> Iterator[Path]:
         with replacing(final) as partial, partial.open("rb") as held:
             _lock(held)
             yield partial
-            held.close()  # Windows moves no file that is open
+            held.close()  # Windows does not move open files
     except OSError as error:
         raise WeightsError(
             f"{final} could not be written ({error}). Set NNUNET_DG_HOME to a folder that can be written to."
@@ -294,7 +299,7 @@ def _placing(weights: PublishedWeights) -> Iterator[Path]:
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Mark a partial file as in use until it is closed; False where another process has marked it."""
+    """Mark a partial file as in use until it is closed; False if another process has marked it."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -304,7 +309,7 @@ def _lock(file: IO[bytes]) -> bool:
 
 
 def _sweep(final: Path) -> None:
-    """Remove the partial files of downloads that were killed: old enough to be locked, and not locked."""
+    """Remove partial files of killed downloads, which are old and not locked."""
     for partial in final.parent.glob(f".{final.stem}.*.partial"):
         with suppress(OSError), partial.open("rb") as file:
             if time.time() - partial.stat().st_mtime > FRESH and _lock(file):
@@ -313,7 +318,7 @@ def _sweep(final: Path) -> None:
 
 
 class _Bounded:
-    """A file for writing that ends a download which is too large, or lasts too long."""
+    """A file for writing that aborts a download which is too large or takes too long."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.size, self.start = file, 0, time.monotonic()
@@ -327,7 +332,7 @@ class _Bounded:
         self.file.write(chunk)
 
     def flush(self) -> None:
-        """Not after each chunk, as pooch asks for."""
+        """Do nothing; pooch calls it after each chunk."""
 
 
 def _download(url: str, path: Path) -> None:
@@ -339,8 +344,8 @@ def _download(url: str, path: Path) -> None:
 def _missing(weights: PublishedWeights, reason: str) -> str:
     return (
         f"The published weights of '{weights.name}' could not be fetched ({reason}).\n"
-        f"  The file belongs at:  {cached_path(weights)}\n"
-        f"  Where there is internet, download {weights.url}\n"
-        f"  and install it here:  nnunet-dg weights install {weights.name} FILE\n"
-        f"  Or train DropGen without any weights:  -tr nnUNetTrainerDropGen_MIND"
+        f"  Its path on this machine:  {cached_path(weights)}\n"
+        f"  On a machine with internet access, download:  {weights.url}\n"
+        f"  Then install it here:  nnunet-dg weights install {weights.name} FILE\n"
+        f"  Or train DropGen with features that need no weights:  -tr nnUNetTrainerDropGen_MIND"
     )

@@ -1,1 +1,1 @@
-"""Planning: memory of methods, and preprocessed data that plans share."""
+"""Experiment planning: memory that methods need, and preprocessed data that plans share."""

@@ -1,4 +1,4 @@
-"""What our planners add to nnU-Net's: checked options, shared data, normalization, memory for DropGen's features."""
+"""Mixins for nnU-Net's planners: option checks, shared data, normalization, and memory for DropGen's features."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from nnunet_dg.planning.shared_data import kept_sections, share_data
 from nnunet_dg.training.plans import KEY, PLANNED_FOR
 
 DEFAULT = DropGenSettings()
-MIN_PATCH_AXIS = 2  # voxels: fewer have no context, and extractors refuse them
-MASKED_BELOW = 3 / 4  # nnU-Net's: of the median image, what is left after cropping to its nonzero region
+MIN_PATCH_AXIS = 2  # voxels; a single one has no context, and extractors refuse it
+MASKED_BELOW = 3 / 4  # nnU-Net's threshold: fraction of the median image left after cropping to its nonzero region
 
 
 class Planning:
-    """Put before one of nnU-Net's planners in the bases of a class.
+    """Mixin for nnU-Net's planners. List it before the planner among the base classes.
 
-    Options that nnU-Net would stumble over are refused in words, settings in an earlier plans file of the same name are
-    kept, and a configuration that asks for the same data as other plans of the dataset uses them.
+    It refuses invalid options with an explanation, keeps the settings of an earlier plans file with the same name, and
+    reuses preprocessed data of other plans of the dataset if they would be the same.
 
     Attributes:
-        plans_name: Of the plans file, unless another is given.
-        any_modality: Normalize channels that nnU-Net would normalize as CT or by z-score with
-            `AnyModalityNormalization`, so that the same plans fit CT and MR. Predictions then need this package.
+        plans_name: Default name of the plans file.
+        any_modality: Whether to use `AnyModalityNormalization` for channels that nnU-Net would normalize as CT or by
+            z-score, so that the same plans fit CT and MR. Predictions then need this package.
     """
 
     plans_name: str
@@ -51,10 +51,10 @@ class Planning:
         overwrite_target_spacing: list[float] | None = None,
         suppress_transpose: bool = False,
     ) -> None:
-        """As nnU-Net's; without a memory target or a plans name, the planner's own.
+        """Take the arguments of nnU-Net's planners. Memory target and plans name default to those of the planner.
 
         Raises:
-            SettingsError: A memory target, a spacing or a plans name that nothing can be planned with.
+            SettingsError: The memory target, the spacing or the plans name is invalid.
         """
         plans_name = self.plans_name if plans_name is None else plans_name
         _check_plans_name(plans_name)
@@ -76,22 +76,22 @@ class Planning:
     def static_estimate_VRAM_usage(  # noqa: N802
         self, patch_size: tuple[int, ...], *network: Any
     ) -> float:
-        """nnU-Net's. It shrinks the patch until the estimate fits, and where none fits, to nothing and beyond.
+        """nnU-Net's estimate. nnU-Net shrinks the patch until the estimate fits, even below one voxel.
 
         Raises:
-            SettingsError: It has come to that.
+            SettingsError: An axis of the patch has shrunk below one voxel.
         """
         if any(size < 1 for size in patch_size):
             raise SettingsError(
                 f"-gpu_memory_target {self.UNet_vram_target_GB:g} (GB) is too small for any "  # type: ignore[attr-defined]
-                f"{len(patch_size)}-D network of {type(self).__name__}: even a patch of one voxel is estimated to take "
-                f"more. Give more, or leave it out for the planner's own."
+                f"{len(patch_size)}-D network of {type(self).__name__}: even a patch of one voxel needs more. Increase "
+                f"it, or leave it out to use the planner's default."
             )
         estimate: float = super().static_estimate_VRAM_usage(patch_size, *network)  # type: ignore[misc]
         return estimate
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
-        """nnU-Net's, or with `any_modality` the schemes that fit CT and MR, which use a mask where nnU-Net would."""
+        """nnU-Net's schemes, or with `any_modality` those for CT and MR, masked by nnU-Net's rule for z-scores."""
         schemes, masks = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()  # type: ignore[misc]
         if not self.any_modality:
             return schemes, masks
@@ -101,23 +101,28 @@ class Planning:
         return replaced, [bool(cropped) if is_ours else mask for is_ours, mask in zip(ours, masks, strict=True)]
 
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """nnU-Net's, with no patch axis below `MIN_PATCH_AXIS` voxels."""
+        """nnU-Net's plans, with no patch axis below `MIN_PATCH_AXIS` voxels."""
         plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)  # type: ignore[misc]
         plan["patch_size"] = _usable(plan["patch_size"])
         return plan
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """Data of these plans' own; `save_plans` replaces them by nnU-Net's where the data are the same."""
+        """A data folder for these plans only. `save_plans` replaces it if other plans have the same data."""
         return f"{self.plans_identifier}_{configuration_name}"  # type: ignore[attr-defined]
 
     def sections(self, kept: dict[str, Any]) -> dict[str, Any]:
-        """``plans["nnunet_dg"]`` of the new plans; ``kept`` is that of an earlier plans file of this name."""
+        """``plans["nnunet_dg"]`` of the new plans.
+
+        Args:
+            kept: ``plans["nnunet_dg"]`` of an earlier plans file with the same name, or an empty dict.
+        """
         return kept
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """nnU-Net's, after sharing preprocessed data with the dataset's other plans.
+        """Save the plans as nnU-Net does, after letting them share preprocessed data with other plans of the dataset.
 
-        Settings in an earlier plans file of this name stay, as custom configurations do, and come before the planner's.
+        Settings in an earlier plans file with the same name are kept, as nnU-Net keeps custom configurations, and take
+        precedence over the planner's.
         """
         folder = Path(nnUNet_preprocessed) / self.dataset_name  # type: ignore[attr-defined]
         own = folder / f"{self.plans_identifier}.json"  # type: ignore[attr-defined]
@@ -132,15 +137,16 @@ class Planning:
 
 
 class DropGenPlanning(Planning):
-    """Put before one of nnU-Net's planners in the bases of a class.
+    """Mixin for nnU-Net's planners. List it before the planner among the base classes.
 
-    The network is planned for the image beside its features (`dropgen` says which), within the same memory target. In
-    2-D, where anatomix does not exist, features are MIND's. What was counted is written to
-    ``plans["nnunet_dg"]["planned_for"]``; it is no setting, so every trainer of the family keeps its meaning.
+    It plans a network whose input is the image together with its features, within the same memory target. In 2-D, where
+    anatomix is not available, it plans for MIND features. The settings that the estimate assumed are written to
+    ``plans["nnunet_dg"]["planned_for"]``. They are not training settings, so every DropGen trainer keeps its own.
 
     Attributes:
-        dropgen: what the memory estimate counts. A planner for another extractor is a subclass with other settings;
-            those that differ from the defaults are written to ``plans["nnunet_dg"]["dropgen"]``, for every trainer.
+        dropgen: DropGen settings that the memory estimate assumes. To plan for another extractor, subclass a planner
+            with other settings; values that differ from the defaults are written to ``plans["nnunet_dg"]["dropgen"]``
+            and apply to every trainer.
     """
 
     dropgen = DEFAULT
@@ -148,22 +154,22 @@ class DropGenPlanning(Planning):
     def static_estimate_VRAM_usage(  # noqa: N802
         self, patch_size: tuple[int, ...], input_channels: int, *network: Any
     ) -> float:
-        """nnU-Net's count of feature map elements, with what DropGen holds beside them.
+        """nnU-Net's count of feature map elements, plus DropGen's.
 
-        A counted element is kept twice for the backward pass, before and after its norm; the combined channels that
-        enter the network are kept once. What the extractor holds while it computes is gone by then, and counts only
-        where it is more than all the rest.
+        For each element that nnU-Net counts, two numbers are kept for the backward pass: before and after
+        normalization. The combined channels that enter the network are kept once, so they count half. The extractor's
+        memory is freed before the network runs, so it matters only if it exceeds that of the network.
         """
         settings, extractor = self._planned_for[len(patch_size)]
         combined = num_combined_channels(settings, input_channels, extractor.out_channels if extractor else 0)
         counted = super().static_estimate_VRAM_usage(patch_size, combined, *network)
         patch = _usable(patch_size)
-        passing = peak_numbers(extractor, (input_channels, 1, *patch)) if extractor else 0
-        return max(counted + combined * prod(patch) / 2, passing / 2)
+        extracting = peak_numbers(extractor, (input_channels, 1, *patch)) if extractor else 0
+        return max(counted + combined * prod(patch) / 2, extracting / 2)
 
     @cached_property
     def _planned_for(self) -> dict[int, tuple[DropGenSettings, FrozenExtractor | None]]:
-        """By the number of spatial axes: the settings that are counted, and their extractor, without weights."""
+        """The assumed settings and their extractor, without weights, by the number of spatial axes."""
         planned = {}
         for spatial_dims in (2, 3):
             settings = self.dropgen.completed()
@@ -176,7 +182,7 @@ class DropGenPlanning(Planning):
         return planned
 
     def sections(self, kept: dict[str, Any]) -> dict[str, Any]:
-        """With what was counted, and the planner's own settings where the earlier file has no others."""
+        """``plans["nnunet_dg"]`` with the assumed settings, and with the planner's unless ``kept`` overrides them."""
         counted = {f"{dims}d": asdict(settings) for dims, (settings, _) in self._planned_for.items()}
         chosen = {name: value for name, value in asdict(self.dropgen).items() if value != getattr(DEFAULT, name)}
         settings = {"dropgen": chosen | kept.get("dropgen", {})} if chosen else {}
@@ -185,9 +191,7 @@ class DropGenPlanning(Planning):
 
 def _check_plans_name(name: str) -> None:
     if name in ("", "..") or Path(name).name != name or "\\" in name:
-        raise SettingsError(
-            f"The plans name becomes the name of a file: it must be one, without folders; got {name!r}."
-        )
+        raise SettingsError(f"The plans name becomes a file name and must not contain folders; got {name!r}.")
 
 
 def _check_memory(gigabytes: float) -> None:
@@ -199,8 +203,8 @@ def _checked_spacing(spacing: Sequence[float]) -> list[float]:
     given = ", ".join(map(str, spacing))
     if len(spacing) != 3:
         raise SettingsError(
-            f"-overwrite_target_spacing takes three numbers, in millimeters, in the order of the image's axes as the "
-            f"reader gives them (SimpleITK: z, y, x); got {len(spacing)}: {given}. For 2-D data the first is 999."
+            f"-overwrite_target_spacing takes three numbers, in millimeters, in the reader's axis order (SimpleITK: z, "
+            f"y, x); got {len(spacing)}: {given}. For 2-D data, use 999 as the first."
         )
     if not all(math.isfinite(value) and value > 0 for value in spacing):
         raise SettingsError(f"-overwrite_target_spacing takes three positive numbers, in millimeters; got {given}.")
@@ -208,5 +212,5 @@ def _checked_spacing(spacing: Sequence[float]) -> list[float]:
 
 
 def _usable(patch_size: Iterable[int]) -> list[int]:
-    """With no axis below `MIN_PATCH_AXIS` voxels."""
+    """The patch size with every axis at least `MIN_PATCH_AXIS` voxels."""
     return [max(int(size), MIN_PATCH_AXIS) for size in patch_size]

@@ -1,4 +1,4 @@
-"""Plans files of a preprocessed dataset: the data that several plans share, the settings that an earlier one has."""
+"""Plans files of a preprocessed dataset: sharing preprocessed data, and keeping the settings of an earlier file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WHAT_MAKES_THE_DATA = (
 
 
 def read_plans(path: Path) -> dict[str, Any] | None:
-    """The plans in a JSON file; None where the file holds something else.
+    """The plans in a JSON file; None if the file contains something else.
 
     Raises:
-        DataError: The file is damaged, or holds plans of another shape.
+        DataError: The file is damaged, or its plans do not have the expected format.
     """
     content: Any = read_json(path, object)
     if not isinstance(content, dict) or "configurations" not in content:
@@ -36,22 +36,22 @@ def read_plans(path: Path) -> dict[str, Any] | None:
 def kept_sections(path: Path) -> dict[str, Any]:
     """``plans["nnunet_dg"]`` of an earlier plans file that is about to be replaced.
 
-    A file that cannot be read as plans is kept under another name, since nnU-Net's planner would stop at it.
+    A file that cannot be read as plans is renamed, since nnU-Net's planner would fail on it.
 
     Raises:
-        SettingsError: The section is not one of settings by method.
+        SettingsError: The section does not contain settings by method.
     """
     if not path.is_file():
         return {}
     try:
         plans = read_plans(path)
-        problem = f"{path} does not hold plans."
+        problem = f"{path} does not contain plans."
     except DataError as error:
         plans, problem = None, str(error)
     if plans is None:
-        aside = path.with_name(f"{path.name}.damaged")
-        path.replace(aside)
-        print(f"{problem} It is kept as {aside.name}, and plans are made from scratch.")
+        backup = path.with_name(f"{path.name}.damaged")
+        path.replace(backup)
+        print(f"{problem} It is kept as {backup.name}, and plans are made from scratch.")
         return {}
     try:
         return sections_of(plans)
@@ -60,31 +60,35 @@ def kept_sections(path: Path) -> dict[str, Any]:
 
 
 def share_data(plans: dict[str, Any], folder: Path) -> None:
-    """Let configurations use the data of other plans in the preprocessed ``folder``, where the data are the same.
+    """Let configurations use the preprocessed data of other plans in ``folder`` if the data would be the same.
 
-    The same are: transposition, reader and intensities of the dataset, and in the configuration everything in
-    `WHAT_MAKES_THE_DATA`. Data that exist come before data that are only planned, and nnU-Net's own before others'.
-    Files that cannot be read are named in a printed line.
+    They are the same if the dataset's transposition, reader and intensities, and all entries of the configuration in
+    `WHAT_MAKES_THE_DATA`, are equal. Existing data are preferred to data that are only planned, and data of nnU-Net's
+    default plans to those of others. Files that cannot be read are reported in a printed line.
+
+    Args:
+        plans: New plans; their data identifiers are changed in place.
+        folder: Preprocessed dataset folder.
     """
     others = _other_plans(folder, plans["plans_name"])
-    same_dataset = [o for o in others if all(plans[key] == o.get(key) for key in WHAT_MAKES_THE_DATASET)]
+    same_dataset = [other for other in others if all(plans[key] == other.get(key) for key in WHAT_MAKES_THE_DATASET)]
     to_do, shared = [], False
     for name, configuration in plans["configurations"].items():
         if "spacing" not in configuration:
             continue
         same = _same_data(name, configuration, same_dataset)
         identifiers = [*same, configuration["data_identifier"]]
-        there = [identifier for identifier in identifiers if (folder / identifier).is_dir()]
-        configuration["data_identifier"] = (there or identifiers)[0]
-        if there:
-            print(f"{name}: the preprocessed data of {there[0]} are used.")
-            shared = shared or there[0] in same
+        existing = [identifier for identifier in identifiers if (folder / identifier).is_dir()]
+        configuration["data_identifier"] = (existing or identifiers)[0]
+        if existing:
+            print(f"{name}: uses the existing preprocessed data in {existing[0]}.")
+            shared = shared or existing[0] in same
         else:
             to_do.append(name)
     if shared:
-        print("nnUNetv2_plan_and_preprocess deletes them and makes them again; nnUNetv2_plan_experiment does not.")
+        print("nnUNetv2_plan_and_preprocess deletes and recreates these data; nnUNetv2_plan_experiment does not.")
     if to_do:
-        print(f"To be preprocessed: nnUNetv2_preprocess -plans_name {plans['plans_name']} -c {' '.join(to_do)}")
+        print(f"Still to preprocess: nnUNetv2_preprocess -plans_name {plans['plans_name']} -c {' '.join(to_do)}")
 
 
 def _other_plans(folder: Path, own_name: str) -> list[dict[str, Any]]:
@@ -96,12 +100,12 @@ def _other_plans(folder: Path, own_name: str) -> list[dict[str, Any]]:
         try:
             others.append(read_plans(path))
         except DataError as error:
-            print(f"{error} Its data are not shared.")
+            print(f"{error} The data of these plans are not shared.")
     return [plans for plans in others if plans is not None]
 
 
 def _same_data(name: str, configuration: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
-    """The data identifiers of the configurations with this name that ask for the same data."""
-    theirs = [other["configurations"].get(name, {}) for other in others]
-    same = [t for t in theirs if all(configuration[key] == t.get(key) for key in WHAT_MAKES_THE_DATA)]
-    return [t["data_identifier"] for t in same if isinstance(t.get("data_identifier"), str)]
+    """The data identifiers of other plans' configurations with this name whose data are the same."""
+    candidates = [other["configurations"].get(name, {}) for other in others]
+    same = [c for c in candidates if all(configuration[key] == c.get(key) for key in WHAT_MAKES_THE_DATA)]
+    return [c["data_identifier"] for c in same if isinstance(c.get("data_identifier"), str)]

@@ -1,1 +1,1 @@
-"""Tables, pictures and pages made from scores."""
+"""Reports: tables, figures and pages made from scores."""

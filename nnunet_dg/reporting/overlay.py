@@ -1,4 +1,4 @@
-"""One case as a picture: the slice on which truth and prediction differ most, with both outlined."""
+"""Pictures of single cases: the slice on which truth and prediction differ most, with both outlined."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nnunet_dg.reporting.style import COLORS, LINES, plain, style_of
 
 Array = NDArray[Any]
 
-WIDTH = 7.0  # of the figure, in inches
-LONGEST_LABEL = 30  # characters in the legend
+WIDTH = 7.0  # width of the figure, in inches
+LONGEST_LABEL = 30  # maximum number of characters of a name in the legend
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class CaseView:
     labels: Mapping[int, str] = field(default_factory=dict)
 
     def slice(self) -> CaseView:
-        """The 2-D slice, across the axis with the widest spacing, on which most voxels differ.
+        """The 2-D slice, perpendicular to the axis with the largest spacing, on which most voxels differ.
 
-        If none differ, the one on which most voxels have a label. The first channel of the image is kept, or all three
-        of a color image in [0, 1].
+        If no voxels differ, the slice on which most voxels have a label. The first channel of the image is kept, or all
+        three of a color image in [0, 1].
         """
         axis = int(np.argmax(self.spacing))
         others = tuple(i for i in range(self.truth.ndim) if i != axis)
@@ -54,8 +54,8 @@ class CaseView:
 def overlay(views: Mapping[str, CaseView]) -> tuple[Figure, NDArray[Any]]:
     """Cases in rows: the image, the truth on it, and the prediction on it.
 
-    Each label in the pictures has its own color and line, up to 32 labels; then they repeat. The legend names the
-    labels in the pictures only.
+    Up to 32 labels have different colors and lines; after that, they repeat. The legend names only the labels in the
+    pictures.
 
     Args:
         views: Cases of one dataset, by title.
@@ -65,7 +65,7 @@ def overlay(views: Mapping[str, CaseView]) -> tuple[Figure, NDArray[Any]]:
     """
     slices = {title: case.slice() for title, case in views.items()}
     names = {n: case.labels.get(n, f"label {n}") for case in slices.values() for n in case.shown()}
-    few = max(names, default=0) <= len(COLORS) * len(LINES)  # then a label looks the same in every figure
+    few = max(names, default=0) <= len(COLORS) * len(LINES)  # if so, a label looks the same in every figure
     styles = {label: style_of(label - 1 if few else number) for number, label in enumerate(sorted(names))}
     legend = [plain(names[label], LONGEST_LABEL) for label in styles]
     columns = _columns(legend)
@@ -101,7 +101,7 @@ def _legend(
 
 
 def _columns(names: Sequence[str]) -> int:
-    """How many columns of a legend fit into the figure, at about 0.08 inches a character."""
+    """Number of legend columns that fit into the figure, at about 0.08 inches per character."""
     longest = max((len(name) for name in names), default=0)
     return max(1, min(len(names), int(WIDTH / (0.6 + 0.08 * longest))))
 

@@ -1,4 +1,4 @@
-"""The report's pictures, drawn from its tables."""
+"""Figures of the report, drawn from its tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from nnunet_dg.reporting.scores import SETTINGS, paired
 from nnunet_dg.reporting.style import COLORS, MARKERS, NAMES, plain, style_of
 
-WIDEST = 40.0  # inches; matplotlib draws at most 65536 pixels
+WIDEST = 40.0  # maximum size in inches; matplotlib draws at most 65536 pixels
 
 
 def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
@@ -20,10 +20,10 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
 
     Args:
         cases: Table returned by `per_case`.
-        metric: A column of it.
+        metric: Name of the metric's column.
 
     Returns:
-        The figure and its axes. Boxes are quartiles, whiskers reach 1.5 times as far, the line is the median.
+        The figure and its axes. Boxes show the quartiles and the median, whiskers extend by 1.5 interquartile ranges.
     """
     trainers = list(dict.fromkeys(cases["trainer"]))
     groups = sorted(set(zip(cases["setting"], cases["domain"], strict=True)))  # in-domain before unseen
@@ -44,18 +44,18 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
             ax.boxplot(values, positions=[x], widths=0.8 * width, showfliers=False, manage_ticks=False,
                        medianprops=median, boxprops={"color": color}, whiskerprops={"color": color},
                        capprops={"color": color})  # fmt: skip
-            beside = x + rng.uniform(-0.2, 0.2, len(values)) * width
-            ax.scatter(beside, values, s=12, color=color, marker=marker, alpha=0.6)
+            jittered = x + rng.uniform(-0.2, 0.2, len(values)) * width
+            ax.scatter(jittered, values, s=12, color=color, marker=marker, alpha=0.6)
         ax.scatter([], [], color=color, marker=marker, label=plain(trainer))
-    named = [f"{plain(domain)}\n{setting}" if domain else setting for setting, domain in groups]
-    ax.set_xticks(range(len(groups)), named, rotation=90 if len(groups) > 20 else 0)
+    ticks = [f"{plain(domain)}\n{setting}" if domain else setting for setting, domain in groups]
+    ax.set_xticks(range(len(groups)), ticks, rotation=90 if len(groups) > 20 else 0)
     ax.set_ylabel(NAMES[metric])
     figure.legend(loc="outside lower center")
     return figure, ax
 
 
 def scatter(cases: pd.DataFrame, metric: str, baseline: str, trainer: str) -> tuple[Figure, Axes]:
-    """Each case of a fold with the baseline (x) and with the trainer (y), on axes of one length, with the diagonal."""
+    """One point per case and fold, baseline (x) against trainer (y), on equal axes with the diagonal."""
     pairs = paired(cases, metric)[[baseline, trainer]].dropna()
     settings = pairs.index.get_level_values("setting")
     figure = Figure(figsize=(4, 4.4), layout="constrained")
@@ -78,14 +78,14 @@ def scatter(cases: pd.DataFrame, metric: str, baseline: str, trainer: str) -> tu
 def curves(
     table: pd.DataFrame, x: str, y: str, lines: str, identity: float | None = None, title: str = ""
 ) -> tuple[Figure, Axes]:
-    """One line per value of the column ``lines``, the mean of ``y`` over rows with equal ``x``; bars: standard error.
+    """One line per value of the column ``lines``: the mean of ``y`` over rows with equal ``x``, with standard errors.
 
     Args:
         table: One row per measurement.
-        x: A column.
-        y: A column.
-        lines: A column.
-        identity: The ``x`` at which nothing is changed; drawn as a dashed vertical line.
+        x: Name of the column on the horizontal axis.
+        y: Name of the column that is averaged.
+        lines: Name of the column with one value per line.
+        identity: Value of ``x`` that leaves the input unchanged, drawn as a dashed vertical line; None for no line.
         title: Title of the figure.
     """
     figure = Figure(figsize=(4.2, 3.2), layout="constrained")
@@ -99,7 +99,7 @@ def curves(
 
 
 def draw_curves(ax: Axes, table: pd.DataFrame, x: str, y: str, lines: str) -> None:
-    """Draw the lines of `curves` on given axes."""
+    """Draw the lines of `curves` on existing axes."""
     for number, name in enumerate(dict.fromkeys(table[lines])):
         summary = table[table[lines] == name].groupby(x)[y].agg(["mean", "sem"])
         color, line, marker = style_of(number)

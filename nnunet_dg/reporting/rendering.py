@@ -1,6 +1,6 @@
-"""Sections with tables and pictures as files: Markdown, LaTeX, CSV, PNG, and one self-contained HTML page.
+"""Writing sections with tables and figures as Markdown, LaTeX, PNG, and one self-contained HTML page.
 
-Names are escaped for each format, so that no character in them is markup. Each file is written whole or not at all.
+Names are escaped for each format, so that no character in them acts as markup. Each file is written atomically.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LATEX = str.maketrans({
 
 @dataclass(frozen=True)
 class Part:
-    """A section: a table as people read it, and pictures by name."""
+    """A section: title, note, a table with formatted numbers, and figures by name."""
 
     title: str
     note: str
@@ -54,9 +54,9 @@ class Part:
 
 
 def write(title: str, parts: list[Part], output: Path) -> None:
-    """Write ``report.md``, ``report.tex``, ``report.html``, and each picture as PNG, into a folder.
+    """Write ``report.md``, ``report.tex``, ``report.html``, and each figure as PNG, to a folder.
 
-    Everything is drawn before the first file is written. Pictures have the names that `file_names` makes of theirs.
+    All text is rendered before the first file is written. File names of figures are made by `file_names`.
     """
     page = _html(title, parts)
     texts = {"report.md": _markdown(title, parts), "report.tex": _latex(parts), "report.html": page}
@@ -78,7 +78,7 @@ def _markdown(title: str, parts: list[Part]) -> str:
 
 
 def _markdown_text(value: Any) -> str:
-    """Literal text in CommonMark; an underscore between letters is one already."""
+    """Text escaped for CommonMark, where an underscore between letters needs no escaping."""
     escaped = re.sub(r"([\\`*\[\]<>|~$&#])", r"\\\1", printable(str(value)))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
 
@@ -133,6 +133,6 @@ def _table(table: pd.DataFrame, form: str) -> str:
 def _png(figure: Figure, dpi: int) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font does not have
+        warnings.filterwarnings("ignore", message="Glyph")  # a name has characters that the font lacks
         figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A report from a table of scores: trainers side by side, in-domain and unseen, with tests and worst cases."""
+"""A report on a table of scores: trainers side by side, in-domain and unseen, with tests and worst cases."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ WORST_CASES = 4
 CASE = ("trainer", "run", "fold", "case")
 View = Callable[[Mapping[str, Any]], CaseView | None]
 NOTE = (
-    "Mean ± standard error over cases (number of cases). A case is the mean of its labels; folds that have the same "
-    "case, and repeated trainings, are averaged case by case. Unseen: no training case was from that domain. All cases "
-    "that were read are included, except those where both masks are empty. Validations made with --val_best were "
-    "selected on the cases that they show."
+    "Mean ± standard error over cases (number of cases). The score of a case is the mean over its labels; folds with "
+    "the same case, and repeated trainings, are averaged case by case. Unseen: no training case was from that domain. "
+    "All cases are included except those where both masks are empty. Validations made with nnU-Net's --val_best use "
+    "checkpoints that were selected on the same cases."
 )
 
 
@@ -53,22 +53,23 @@ def write_report(
     view: View | None = None,
     remarks: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Write ``report.html``, ``.md`` and ``.tex``, the tables as CSV, and the pictures as PNG.
+    """Write ``report.html``, ``.md`` and ``.tex``, the tables as CSV, and the figures as PNG.
 
     Args:
-        scores: The table that `nnunet_dg.reporting.scores` describes.
-        output: A folder.
-        baseline: The trainer that others are tested against; None: nnUNetTrainer.
-        metric: The metric of ranks, tests and pictures. Tables of the others are written where there are any.
-        view: Makes the picture of a row of scores, for the worst cases; may return None, or raise a DataError.
-        remarks: Sentences on the scores that a reader must know, such as a fold that is missing.
+        scores: Table of scores, described in `nnunet_dg.reporting.scores`.
+        output: Folder to write to.
+        baseline: Trainer that the others are tested against; by default nnUNetTrainer.
+        metric: Metric of ranks, tests and figures. Other metrics get a table if the scores have them.
+        view: Function that loads the files of a row of scores, for pictures of the worst cases. It may return None, or
+            raise a UserError. None for no pictures.
+        remarks: Sentences to print in the report, for example about a missing fold.
 
     Returns:
-        The first table, as people read it.
+        The first table, with formatted numbers.
 
     Raises:
-        SettingsError: There is no such metric or baseline, or the baseline must be named.
-        DataError: A trainer has no score in this metric, or the output is not a folder.
+        SettingsError: There is no such metric or baseline, or the default baseline is ambiguous.
+        DataError: A trainer has no score for this metric, or the output is not a folder.
         ExtraError: The extra "report" is not installed.
     """
     require("report", "The report")
@@ -119,24 +120,24 @@ def _usual_baseline(trainers: list[str]) -> str:
     plain = [trainer for trainer in trainers if trainer.partition(" ")[0] == "nnUNetTrainer"] or trainers
     if len(plain) > 1:
         known = ", ".join(map(repr, trainers))
-        raise SettingsError(f"Choose the trainer that others are tested against: `baseline`, one of {known}.")
+        raise SettingsError(f"Choose the trainer that the others are tested against: `baseline`, one of {known}.")
     return plain[0]
 
 
 def _remarks(scores: pd.DataFrame, cases: pd.DataFrame, metric: str) -> list[str]:
-    """What a reader must know of these results."""
+    """Limitations of these results."""
     remarks = []
     if IN_DOMAIN not in set(cases["setting"]):
-        remarks.append("No in-domain case was given: what it costs there is not in this report.")
+        remarks.append("No in-domain cases were given, so this report does not show in-domain performance.")
     if UNSEEN not in set(cases["setting"]):
-        remarks.append("No unseen case was given: whether it generalizes is not in this report.")
+        remarks.append("No unseen cases were given, so this report does not show generalization.")
     shared = paired(common(cases, metric), metric)
-    counts = {t: len(paired(of, metric)) for t, of in cases.groupby("trainer", sort=False)}
+    counts = {trainer: len(paired(rows, metric)) for trainer, rows in cases.groupby("trainer", sort=False)}
     if set(counts.values()) != {len(shared)}:
         given = ", ".join(f"{trainer} {count}" for trainer, count in counts.items())
         remarks.append(
-            f"Not all trainers were given the same cases and folds ({given}): ranks are of the {len(shared)} that all "
-            f"have, tests and scatter plots of those that the two have."
+            f"Trainers have different cases and folds ({given}). Ranks use the {len(shared)} that all of them have; "
+            f"tests and scatter plots use those that both trainers have."
         )
     return remarks
 
@@ -145,7 +146,7 @@ def _against(cases: pd.DataFrame, metric: str, baseline: str, tests: pd.DataFram
     others = [trainer for trainer in dict.fromkeys(cases["trainer"]) if trainer != baseline]
     better = "better" if HIGHER_IS_BETTER[metric] else "worse"
     note = (
-        f"Wilcoxon's signed-rank test, paired by case and fold, two-sided; p corrected by Holm's method over all rows. "
+        f"Two-sided Wilcoxon signed-rank test, paired by case and fold, with Holm's correction over all rows. "
         f"Cases above the diagonal are {better} than with {baseline}."
     )
     figures = {f"against_{baseline}_{t}": scatter(cases, metric, baseline, t)[0] for t in others}
@@ -153,7 +154,7 @@ def _against(cases: pd.DataFrame, metric: str, baseline: str, tests: pd.DataFram
 
 
 def readable_means(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per label of a table of cases and labels, and below them the mean of these rows."""
+    """Means of a table of cases and labels, formatted: one row per label, then the mean of these rows."""
     means = table.groupby("label", sort=False)[list(METRICS)].mean()
     mean = means.mean().rename("mean").to_frame().T.rename_axis("label")
     rows = pd.concat([means, mean])  # a label may be called "mean"
@@ -163,7 +164,7 @@ def readable_means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def overview(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.DataFrame:
-    """One row per trainer: all in-domain cases, all unseen, each domain, and the average rank over unseen domains."""
+    """One row per trainer with in-domain cases, unseen cases, each domain, and the average rank over unseen domains."""
     summary = by_domain(cases, metric, runs_apart)
     if runs_apart:
         summary["trainer"] += ", run " + summary.pop("run").astype(str)
@@ -206,12 +207,12 @@ def _readable(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _repeated(cases: pd.DataFrame, metric: str) -> list[Part]:
     if (cases["run"] == 1).all():
         return []
-    note = "The same trainer, trained again: how much chance there is in one training."
+    note = "Separate results of repeated trainings of one trainer, which show the variation by chance."
     return [Part("Repeated trainings", note, overview(cases, metric, runs_apart=True), {})]
 
 
 def _by_label(scores: pd.DataFrame, metric: str) -> Part:
-    """Labels in rows, trainers and settings in columns."""
+    """A table with labels in rows, and trainers and settings in columns."""
     summary = by_label(scores, metric)
     columns: dict[str, dict[str, str]] = {}
     for row in summary.to_dict("records"):
@@ -240,7 +241,7 @@ def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | 
     chosen = cases[cases["setting"] == setting].sort_values(metric, ascending=HIGHER_IS_BETTER[metric])
     table = chosen.groupby("trainer", sort=False).head(WORST_CASES).sort_values("trainer", kind="stable")
     figures: dict[str, Figure] = {}
-    notes = [f"The {WORST_CASES} of each trainer."]
+    notes = [f"The {WORST_CASES} worst cases of each trainer."]
     for trainer, rows in table.groupby("trainer", sort=False):
         figure, problems = _pictures(scores, rows, metric, view)
         figures |= {} if figure is None else {f"worst_{trainer}": figure}
@@ -253,8 +254,8 @@ def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | 
 def _pictures(
     scores: pd.DataFrame, rows: pd.DataFrame, metric: str, view: View | None
 ) -> tuple[Figure | None, list[str]]:
-    """The picture of these cases, if there is one, and the cases that are not in it, with the reason."""
-    views, problems, absent = {}, [], 0
+    """A figure of these cases, if any can be shown, and the cases that are not in it, with the reason."""
+    views, problems, missing = {}, [], 0
     for row in rows.to_dict("records"):
         same = (scores[list(CASE)] == [row[name] for name in CASE]).all(axis=1)
         try:
@@ -262,10 +263,10 @@ def _pictures(
         except UserError as error:
             problems.append(f"{row['case']} ({error})")
             continue
-        absent += found is None
+        missing += found is None
         if found is not None:
             lines = [", ".join(filter(None, (row["case"], row["domain"]))), f"fold {row['fold']}, run {row['run']}"]
             views["\n".join([*map(printable, lines), _number(metric, row[metric])])] = found
-    if absent:
-        problems.append(f"{absent} cases, whose files are not where they were")
+    if missing:
+        problems.append(f"{missing} cases whose files were not found")
     return overlay(views)[0] if views else None, problems

@@ -1,4 +1,4 @@
-"""Scores from what nnU-Net and `nnunet-dg evaluate` leave behind: validations of folds, evaluated test folders."""
+"""Reading scores from validations of nnU-Net's folds and from folders that `nnunet-dg evaluate` has evaluated."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from nnunet_dg.reporting.report import write_report
 from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN
 from nnunet_dg.reporting.view import view
 
-Say = Callable[[str], None]
+Say = Callable[[str], None]  # receives messages for the reader of the scores
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where results are: ``PATH`` or ``NAME=PATH``, as users give it."""
+    """The location of results, and optionally a name for them, as given by the user."""
 
     path: Path
     name: str | None
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """The source that a user names.
+        """Parse ``PATH`` or ``NAME=PATH``. Text that is an existing path is a path, even if it contains ``=``.
 
         Raises:
             SettingsError: The name or the path is empty.
@@ -46,7 +46,7 @@ class Source:
         if not equals or Path(text).exists():
             return cls(Path(text), None)
         if not name.strip() or not path:
-            raise SettingsError(f"Results are PATH or NAME=PATH; got {text!r}.")
+            raise SettingsError(f"Results must be given as PATH or NAME=PATH; got {text!r}.")
         return cls(Path(path), name)
 
 
@@ -56,29 +56,29 @@ def read_sources(
     trained_on: Collection[str] = (),
     say: Say | None = None,
 ) -> pd.DataFrame:
-    """The table of scores (see `nnunet_dg.reporting.scores`) of several results.
+    """Read the scores of several results into one table, described in `nnunet_dg.reporting.scores`.
 
-    A source is a results folder of nnU-Net, ``TRAINER__PLANS__CONFIGURATION``, of which every validated fold is read
-    (fold ``all`` was validated on what it was trained on, and is left out), or a folder that `nnunet-dg evaluate` has
-    written to. A validation is read from its ``evaluation.json``, where there is one, else from nnU-Net's
-    ``summary.json``, which has Dice only. Sources of one name are parts of one training's results where they have no
-    case of a fold in common, and repeated trainings where they have.
+    A source is either a results folder of nnU-Net, ``TRAINER__PLANS__CONFIGURATION``, or a folder that
+    `nnunet-dg evaluate` has written to. Of a results folder, every validated fold is read except fold ``all``, which
+    was validated on its training cases. A validation is read from its ``evaluation.json`` or, without one, from
+    nnU-Net's ``summary.json``, which contains only Dice. Sources with the same name are repeated trainings if they
+    share a case of a fold, and otherwise parts of the results of one training.
 
-    A fold that was not validated, or whose validation cannot be read, is left out; `say` is called with the reason and
-    the command that mends it.
+    Folds that were not validated, or whose validation cannot be read, are left out; ``say`` receives the reason and the
+    command that fixes it.
 
     Args:
         sources: Results of any trainers, plans and folds.
-        domains: ``{case: domain}`` of the cases of evaluated folders. Those of results folders are read from the
-            dataset's own ``domains.json``; without one, they have no domain and are in-domain.
+        domains: ``{case: domain}`` for the cases of evaluated folders. For results folders, domains are read from the
+            ``domains.json`` of the dataset; without one, their cases have no domain and are in-domain.
         trained_on: Domains of the training data of the evaluated folders' models.
-        say: Called with what a reader of the scores must know; None: standard error.
+        say: Function that receives messages for the reader of the scores; by default they go to standard error.
 
     Returns:
-        The table, with ``prediction_file`` and ``reference_file`` as well.
+        Table of scores with additional columns ``prediction_file`` and ``reference_file``.
 
     Raises:
-        ResultsError: A source has no scores, or does not say what it must.
+        ResultsError: A source has no scores, or lacks required information.
         DataError: A file that all scores of a source depend on cannot be read.
     """
     reader = _Reader(domains, trained_on, say or _to_standard_error)
@@ -95,20 +95,20 @@ def read_sources(
 
 
 def names_of(sources: Sequence[Source]) -> list[str]:
-    """The name of each source, given or its trainer's.
+    """The name of each source: the given one, or that of its trainer.
 
     Raises:
-        ResultsError: A folder is not there, or a trainer is there twice and was not named.
+        ResultsError: A folder does not exist, or several results of one trainer have no given names.
     """
     for source in sources:
         if not source.path.is_dir():
             raise ResultsError(f"There is no folder {source.path}.")
     names = [source.name or default_name(source.path) for source in sources]
     unnamed = [name for name, source in zip(names, sources, strict=True) if source.name is None]
-    if twice := sorted(name for name in unnamed if names.count(name) > 1):
+    if repeated := sorted(name for name in unnamed if names.count(name) > 1):
         raise ResultsError(
-            f"Several results are of {twice[0]}. Name them: NAME=PATH with different names, or with one name for "
-            f"repeated trainings of one trainer."
+            f"Several results are from {repeated[0]}. Name them as NAME=PATH: with different names, or with the same "
+            f"name for repeated trainings of one trainer."
         )
     return names
 
@@ -121,18 +121,18 @@ def report(
     domains: Path | None = None,
     trained_on: Collection[str] = (),
 ) -> pd.DataFrame:
-    """`write_report` of what `read_sources` reads, with pictures of the worst cases where the files are still there.
+    """Write a report on several results, with pictures of the worst cases if their files still exist.
 
     Args:
-        sources: See `read_sources`.
-        output: A folder.
-        baseline: See `write_report`.
-        metric: See `write_report`.
-        domains: A JSON file, see `read_sources`.
-        trained_on: See `read_sources`.
+        sources: Results, see `read_sources`.
+        output: Folder to write to.
+        baseline: Trainer that the others are tested against, see `write_report`.
+        metric: Metric of ranks, tests and figures, see `write_report`.
+        domains: JSON file ``{case: domain}``, see `read_sources`.
+        trained_on: Training domains of evaluated folders, see `read_sources`.
 
     Returns:
-        The first table, as people read it.
+        The first table, with formatted numbers.
 
     Raises:
         DataError: See `read_sources` and `write_report`.
@@ -151,7 +151,7 @@ def report(
 
 
 def default_name(path: Path) -> str:
-    """The trainer of a results folder, and its plans where they are not nnU-Net's."""
+    """The trainer of a results folder, followed by its plans unless they are nnUNetPlans."""
     trainer, *others = path.resolve().name.split("__")
     return " ".join([trainer, *(p for p in others[:1] if p != "nnUNetPlans")])
 
@@ -161,18 +161,18 @@ def _to_standard_error(text: str) -> None:
 
 
 def _refuse_different(settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Numbers of evaluations with other tolerances, or other policies, do not belong in one table."""
+    """Refuse evaluations with different settings, such as tolerances: their numbers cannot be compared."""
     for path, given in settings.items():
         first, expected = next(iter(settings.items()))
         if given != expected:
             raise ResultsError(
-                f"{path} was evaluated with {given}, and {first} with {expected}. Evaluate both in one way."
+                f"{path} was evaluated with {given}, and {first} with {expected}. Evaluate both with the same settings."
             )
 
 
 @dataclass
 class _Reader:
-    """Reads sources, and keeps the settings of their evaluations: ``{evaluation.json: settings}``."""
+    """Reads sources, and collects the settings of their evaluations, ``{path of evaluation.json: settings}``."""
 
     domains: Mapping[str, str] | None
     trained_on: Collection[str]
@@ -191,20 +191,20 @@ class _Reader:
             except DataError as error:
                 problems.append(f"{results}: fold {fold} is left out. {error}")
         if not tables:
-            raise ResultsError("\n".join(problems) or f"{results} has no fold besides fold all. Train a numbered one.")
+            raise ResultsError("\n".join(problems) or f"{results} has no fold except fold all. Train a numbered fold.")
         for problem in problems:
             self.say(problem)
         return pd.concat(tables, ignore_index=True)
 
     def evaluated(self, folder: Path) -> pd.DataFrame:
-        """An evaluated folder of predictions."""
+        """The scores of an evaluated folder of predictions."""
         if folder.resolve().parent.name.startswith("fold_"):
             raise ResultsError(f"{folder} is one fold's validation. Give the results folder, {folder.parent.parent}.")
         record = read_record(folder, folder / "dataset.json")
         if self.domains is None or not self.trained_on:
             raise ResultsError(
-                f"{folder}: say which case is from which domain (`domains`), and which of them the model was trained "
-                f"on (`trained_on`). Without them, in-domain and unseen cases cannot be told apart."
+                f"{folder}: give the domain of each case (`domains`) and the domains that the model was trained on "
+                f"(`trained_on`). Without them, in-domain and unseen cases cannot be told apart."
             )
         self._note_unknown(folder, self.domains)
         table = _with_domains(record.table.assign(fold="test"), self.domains, "`domains`")
@@ -218,22 +218,22 @@ class _Reader:
             if same and _letters(name):
                 raise ResultsError(f"`trained_on` names {name!r}; the domain is called {same[0]!r}.")
             close = did_you_mean(name, known)
-            self.say(f"{folder}: no case is of the domain {name!r}, which the model was trained on.{close}")
+            self.say(f"{folder}: no case is from the domain {name!r}, which the model was trained on.{close}")
 
     def _fold(self, trained: _Trained, fold: str) -> pd.DataFrame:
-        """One fold's scores.
+        """The scores of one fold.
 
         Raises:
-            DataError: It was not validated, or cannot be read; the message says how to mend it.
+            DataError: The fold was not validated, or its scores cannot be read; the message says what to do.
         """
-        folder, mend = trained.validation(fold), trained.command(fold, "--val")
-        record = read_record(folder, trained.results / "dataset.json", mend)
+        folder, command = trained.validation(fold), trained.command(fold, "--val")
+        record = read_record(folder, trained.results / "dataset.json", command)
         evaluated, summarized = set(record.table["case"]), summary_cases(folder, trained.ending)
         train, val = trained.split(fold, evaluated | summarized, complete=bool(summarized))
         if missing := sorted(val - evaluated):
             self.say(
                 f"{trained.results}: {len(missing)} of {len(val)} validation cases of fold {fold} were not evaluated, "
-                f"{missing[0]!r} first. {mend} validates all of them."
+                f"the first is {missing[0]!r}. {command} validates all of them."
             )
         table = _with_settings(trained.with_truths(record.table), trained, train)
         self.settings |= record.settings
@@ -242,7 +242,7 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A results folder, and what the preprocessed dataset says of it."""
+    """A results folder, with the splits and domains of its preprocessed dataset."""
 
     results: Path
     dataset_name: str
@@ -254,46 +254,46 @@ class _Trained:
 
     @classmethod
     def of(cls, results: Path, say: Say) -> _Trained:
-        """Read everything that all folds depend on."""
+        """Read the files that all folds depend on."""
         name = read_json(results / "plans.json", formats.Plans)["dataset_name"]
         if not nnUNet_preprocessed or Path(name).name != name:
             raise ResultsError(
-                f"What {results} was trained on is read from nnUNet_preprocessed, in the folder {name!r}. Set "
+                f"The training cases of {results} are read from the folder {name!r} in nnUNet_preprocessed. Set "
                 f"nnUNet_preprocessed as for the training."
             )
         preprocessed = Path(nnUNet_preprocessed, name)
         splits = preprocessed / "splits_final.json"
         if not splits.is_file():
             raise ResultsError(
-                f"What {results} was trained on is read from nnUNet_preprocessed, and there is no {splits}. Set "
+                f"The training cases of {results} are read from {splits}, which does not exist. Set "
                 f"nnUNet_preprocessed as for the training."
             )
         ending = read_json(results / "dataset.json", formats.Dataset)["file_ending"]
         domains_file = locate(Path(nnUNet_raw, name) if nnUNet_raw else None, preprocessed)
         domains = read_file(domains_file) if domains_file.exists() or domains_file.is_symlink() else None
         if domains is None:
-            say(f"{name} has no {DOMAINS}: all of its cases count as in-domain.")
-        content = read_json(splits, formats.Splits, "Put back the splits of that training.")
+            say(f"{name} has no {DOMAINS}: all its cases count as in-domain.")
+        content = read_json(splits, formats.Splits, "Restore the splits of that training.")
         return cls(results, name, ending, splits, content, domains_file, domains)
 
     def with_truths(self, table: pd.DataFrame) -> pd.DataFrame:
-        """With the truths of the preprocessed dataset where those that the table names are on another machine."""
+        """The table with truths of the preprocessed dataset in place of those that do not exist on this machine."""
         truths = self.splits_file.parent / "gt_segmentations"
-        here = [truths / foreign_path(file).name for file in table["reference_file"]]
+        local = [truths / foreign_path(file).name for file in table["reference_file"]]
         files = [
             str(path) if not Path(file).is_file() and path.is_file() else file
-            for path, file in zip(here, table["reference_file"], strict=True)
+            for path, file in zip(local, table["reference_file"], strict=True)
         ]
         return table.assign(reference_file=files)
 
     def folds(self) -> list[str]:
-        """The names of all folds but ``all``, with or without a validation, in order."""
+        """The names of all folds except ``all``, with or without a validation, in order."""
         folders = [path.name for path in self.results.iterdir() if is_fold(path.name) and path.is_dir()]
         names = {name.removeprefix("fold_") for name in folders}
         return sorted(names - {"all"}, key=lambda fold: (fold.zfill(9), fold))
 
     def command(self, fold: str, option: str) -> str:
-        """nnU-Net's command for a fold of this training."""
+        """nnU-Net's training command for a fold of this training, with an additional option."""
         parts = self.results.resolve().name.split("__")
         trainer, plans, configuration = parts if len(parts) == 3 else ("TRAINER", "PLANS", "CONFIGURATION")
         words = ["nnUNetv2_train", number_of(self.dataset_name), configuration, fold, "-tr", trainer, "-p", plans]
@@ -310,46 +310,46 @@ class _Trained:
         if (validation / EVALUATION).is_file() or (validation / SUMMARY).is_file():
             return validation
         if (folder / "checkpoint_final.pth").is_file() or any(validation.glob(f"*{self.ending}")):
-            how = "its validation is incomplete" if validation.is_dir() else "it was trained and not validated"
-            raise ResultsError(f"It has no {SUMMARY}: {how}. {self.command(fold, '--val')} validates it.")
+            reason = "its validation is incomplete" if validation.is_dir() else "it was trained but not validated"
+            raise ResultsError(f"It has no {SUMMARY}: {reason}. {self.command(fold, '--val')} validates it.")
         if any(folder.glob("checkpoint_*.pth")):
-            raise ResultsError(f"Its training has not ended. {self.command(fold, '--c')} resumes it.")
-        raise ResultsError(f"{folder} holds no checkpoint and no validation.")
+            raise ResultsError(f"Its training is not finished. {self.command(fold, '--c')} resumes it.")
+        raise ResultsError(f"{folder} contains neither a checkpoint nor a validation.")
 
     def split(self, fold: str, cases: set[str], complete: bool) -> tuple[set[str], set[str]]:
         """The training and the validation cases of a fold.
 
         Args:
-            fold: Its name.
-            cases: The cases that were validated.
-            complete: Whether these are all; if not, the fold may have more.
+            fold: Name of the fold.
+            cases: Validated cases.
+            complete: Whether the fold must have exactly these cases; if False, it may have more.
 
         Raises:
-            ResultsError: The splits are not those of the training, or they leak.
+            ResultsError: The splits are not those of the training, or a case is in both parts.
         """
         known = self.splits[int(fold)] if fold.isdecimal() and int(fold) < len(self.splits) else None
         val = set(known["val"]) if known else set()
         if known is None or not cases <= val or (complete and cases != val):
             raise ResultsError(
-                f"Fold {fold} was not validated on the cases that {self.splits_file} names, so the domains that it was "
-                f"trained on are unknown. Put back the splits of that training."
+                f"Fold {fold} was not validated on the cases in {self.splits_file}, so the domains that it was trained "
+                f"on are unknown. Restore the splits of that training."
             )
         train = set(known["train"])
         if both := sorted(train & val):
             raise ResultsError(
                 f"Fold {fold} of {self.splits_file} leaks: case {both[0]!r}"
-                f"{f' and {len(both) - 1} more are' if len(both) > 1 else ' is'} trained and validated on. Make new "
-                f"splits, and train again."
+                f"{f' and {len(both) - 1} more are' if len(both) > 1 else ' is'} in training and in validation. Make "
+                f"new splits, and train again."
             )
         return train, val
 
 
 def _with_settings(table: pd.DataFrame, trained: _Trained, train: Collection[str]) -> pd.DataFrame:
-    """With domains, and with the setting of each case: in-domain if a training case is from its domain."""
+    """Add the domain and the setting of each case: in-domain if a training case is from its domain."""
     if trained.domains is None:
         return table.assign(domain=UNNAMED, setting=IN_DOMAIN)
     if unknown := sorted(set(train) - set(trained.domains)):
-        raise ResultsError(f"{trained.domains_file} names no domain of the training case {unknown[0]!r}. Add it.")
+        raise ResultsError(f"{trained.domains_file} has no domain for the training case {unknown[0]!r}. Add it.")
     table = _with_domains(table, trained.domains, str(trained.domains_file))
     trained_on = {trained.domains[case] for case in train}
     return table.assign(setting=[IN_DOMAIN if domain in trained_on else UNSEEN for domain in table["domain"]])
@@ -357,10 +357,10 @@ def _with_settings(table: pd.DataFrame, trained: _Trained, train: Collection[str
 
 def _with_domains(table: pd.DataFrame, domain_of: Mapping[str, str], source: str) -> pd.DataFrame:
     if unknown := sorted(set(table["case"]) - set(domain_of)):
-        raise ResultsError(f"{source} names no domain of case {unknown[0]!r}.")
+        raise ResultsError(f"{source} has no domain for case {unknown[0]!r}. Add it.")
     return table.assign(domain=table["case"].map(domain_of))
 
 
 def _letters(name: str) -> str:
-    """A name without what is easily misspelled: upper case, spaces, punctuation."""
+    """A name in lower case without spaces and punctuation, to detect misspellings."""
     return "".join(c for c in name.casefold() if c.isalnum())

@@ -1,8 +1,8 @@
-"""From scores of cases to what a paper prints: per domain, in-domain beside unseen, ranks, tests against a baseline.
+"""Statistics of scores: means per domain, in-domain and unseen, ranks, and tests against a baseline.
 
-A table of scores has one row per training, case and label, and the columns ``trainer``, ``run`` (1, 2, ... of repeated
-trainings), ``fold``, ``case``, ``domain``, ``setting`` (`IN_DOMAIN` or `UNSEEN`, of that training), ``label``, and one
-column per metric. NaN says that there was nothing to find. An empty ``domain`` says that domains are not known.
+A table of scores has one row per training, case and label, and the columns ``trainer``, ``run`` (1, 2, ... for repeated
+trainings), ``fold``, ``case``, ``domain``, ``setting`` (`IN_DOMAIN` or `UNSEEN` for that training), ``label``, and one
+column per metric. NaN means that both masks are empty. An empty ``domain`` means that domains are unknown.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from nnunet_dg.names import did_you_mean
 
 IN_DOMAIN, UNSEEN = "in-domain", "unseen"
 SETTINGS = (IN_DOMAIN, UNSEEN)
-ALL = ""  # domains together: never a name, since names are not empty
+ALL = ""  # stands for all domains together; names of domains are never empty
 
 
 def per_case(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The mean of a case's labels; cases with nothing to find are left out.
+    """The mean over the labels of each case. Cases without any value are left out.
 
     Returns:
-        ``trainer``, ``run``, ``fold``, ``case``, ``domain``, ``setting``, and the metric.
+        Columns ``trainer``, ``run``, ``fold``, ``case``, ``domain``, ``setting``, and the metric.
     """
-    of = ["trainer", "run", "fold", "case", "domain", "setting"]
-    return scores.groupby(of, sort=False)[metric].mean().dropna().reset_index()
+    keys = ["trainer", "run", "fold", "case", "domain", "setting"]
+    return scores.groupby(keys, sort=False)[metric].mean().dropna().reset_index()
 
 
 def by_domain(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.DataFrame:
     """Mean and standard error of each trainer in each setting, over all cases (domain `ALL`) and per domain.
 
-    Repeated trainings are averaged case by case first, so that a case counts once, or kept apart.
+    Repeated trainings are averaged case by case first, so that each case counts once, unless ``runs_apart`` is set.
 
     Args:
         cases: Table returned by `per_case`.
-        metric: A column of it.
-        runs_apart: Whether each run has its own row.
+        metric: Name of the metric's column.
+        runs_apart: Whether to keep repeated trainings in separate rows.
 
     Returns:
-        ``trainer``, (``run``), ``setting``, ``domain``, ``mean``, ``standard_error`` (NaN of a single case) and ``n``.
+        Columns ``trainer``, ``run`` (if ``runs_apart``), ``setting``, ``domain``, ``mean``, ``standard_error`` (NaN for
+        a single case) and ``n``.
     """
     trained = ["trainer", "run"] if runs_apart else ["trainer"]
     each = cases.groupby([*trained, "setting", "domain", "case"], sort=False)[metric].mean().reset_index()
@@ -52,20 +53,20 @@ def by_domain(cases: pd.DataFrame, metric: str, runs_apart: bool = False) -> pd.
 
 
 def by_label(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean and standard error of each label, per trainer and setting, over the cases in which there is one to find.
+    """Mean and standard error of each label, per trainer and setting, over the cases that have a value for it.
 
-    Folds that have the same case, and repeated trainings, are averaged case by case first.
+    Folds with the same case, and repeated trainings, are averaged case by case first.
 
     Args:
-        scores: The table of scores.
-        metric: A column of it.
+        scores: Table of scores.
+        metric: Name of the metric's column.
 
     Returns:
-        ``trainer``, ``setting``, ``label``, ``mean``, ``standard_error`` (NaN of a single case) and ``n``.
+        Columns ``trainer``, ``setting``, ``label``, ``mean``, ``standard_error`` (NaN for a single case) and ``n``.
     """
-    of_label = ["trainer", "setting", "label"]
-    each = scores.groupby([*of_label, "domain", "case"], sort=False)[metric].mean().dropna().reset_index()
-    summary = each.groupby(of_label, sort=False)[metric].agg(["mean", "sem", "count"])
+    keys = ["trainer", "setting", "label"]
+    each = scores.groupby([*keys, "domain", "case"], sort=False)[metric].mean().dropna().reset_index()
+    summary = each.groupby(keys, sort=False)[metric].agg(["mean", "sem", "count"])
     return summary.rename(columns={"sem": "standard_error", "count": "n"}).reset_index()
 
 
@@ -75,29 +76,29 @@ def paired(cases: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def common(cases: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of cases and folds that every trainer has."""
+    """The rows whose case and fold every trainer has."""
     index = ["setting", "domain", "case", "fold"]
     complete = paired(cases, metric).dropna().index
     return cases[pd.MultiIndex.from_frame(cases[index]).isin(complete)]
 
 
 def average_rank(summary: pd.DataFrame, metric: str) -> pd.Series:
-    """Each trainer's rank among the others, averaged over the unseen domains; without any, over the others.
+    """Each trainer's rank, averaged over the unseen domains, or over the in-domain ones if none is unseen.
 
-    1 is the best; equal trainers share the mean of their ranks. Domains that some trainer was not evaluated on do not
-    count. Where domains are not known, ranks are of all cases together.
+    Rank 1 is the best; equal trainers share the mean of their ranks. Domains on which some trainer was not evaluated
+    are left out. If domains are unknown, all cases together count as one domain.
 
     Args:
         summary: Table returned by `by_domain`.
-        metric: The metric that it is of.
+        metric: Metric of the table.
 
     Returns:
-        Indexed by trainer; empty if no domain has been evaluated with all of them.
+        Ranks indexed by trainer; empty if no domain was evaluated with all trainers.
     """
     setting = UNSEEN if (summary["setting"] == UNSEEN).any() else IN_DOMAIN
-    of_setting = summary[summary["setting"] == setting]
-    named = of_setting["domain"] != ALL
-    means = of_setting[named] if named.any() else of_setting
+    chosen = summary[summary["setting"] == setting]
+    named = chosen["domain"] != ALL
+    means = chosen[named] if named.any() else chosen
     table = means.pivot_table(index="trainer", columns="domain", values="mean", sort=False).dropna(axis=1)
     return table.rank(ascending=not HIGHER_IS_BETTER[metric]).mean(axis=1)
 
@@ -105,20 +106,20 @@ def average_rank(summary: pd.DataFrame, metric: str) -> pd.Series:
 def against_baseline(cases: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
     """Wilcoxon's signed-rank test of each trainer against the baseline, paired by case, in each setting.
 
-    Two-sided; p-values are corrected by Holm's method over all comparisons in the table. Pairs are of one fold;
-    repeated trainings, and then folds that have the same case, are averaged.
+    The test is two-sided, and p-values are corrected by Holm's method over all comparisons in the table. Pairs have the
+    same case and fold. Repeated trainings are averaged first, then folds with the same case.
 
     Args:
         cases: Table returned by `per_case`.
-        metric: A column of it.
-        baseline: A trainer.
+        metric: Name of the metric's column.
+        baseline: Name of the trainer to compare with.
 
     Returns:
-        ``trainer``, ``setting``, ``n`` pairs, ``mean_difference`` (trainer - baseline), ``p`` and ``p_holm``. p is 1
-        where no case differs.
+        Columns ``trainer``, ``setting``, ``n`` (pairs), ``mean_difference`` (trainer - baseline), ``p`` and ``p_holm``.
+        If no case differs, ``p`` is 1.
 
     Raises:
-        SettingsError: There is no such trainer.
+        SettingsError: The table has no such trainer.
         ExtraError: The extra "report" is not installed.
     """
     require("report", "Holm's correction")

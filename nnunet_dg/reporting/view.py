@@ -1,4 +1,4 @@
-"""The files of a case, for a picture of it."""
+"""Loading the files of a case for its picture."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from nnunet_dg.reporting.overlay import CaseView
 
 
 def view(row: Mapping[str, Any]) -> CaseView | None:
-    """Image, truth and prediction of a row of scores, read as nnU-Net reads them; None if they are not all there.
+    """Image, truth and prediction for a row of scores, read by nnU-Net's readers; None if one of them is missing.
 
-    The image is looked for where nnU-Net has it: in ``imagesTr`` or ``imagesTs`` next to the truth's folder, in the raw
-    dataset of preprocessed truths, or where the raw ``dataset.json`` says. Of several image files, the first is shown.
+    The image is searched in nnU-Net's folders: ``imagesTr`` or ``imagesTs`` next to the truth's folder, the raw dataset
+    that belongs to preprocessed truths, or the path in the raw ``dataset.json``. If there are several channels, the
+    first is shown.
 
     Raises:
         DataError: A file cannot be read, or image, truth and prediction have different shapes.
@@ -40,7 +41,7 @@ def view(row: Mapping[str, Any]) -> CaseView | None:
     masks = [_read(reader.read_seg, str(path), path)[0][0] for path in (truth, prediction)]
     for path, mask in zip((truth, prediction), masks, strict=True):
         if mask.shape != image.shape[1:]:
-            raise DataError(f"{path} has the shape {mask.shape}, and {images[0]} has {image.shape[1:]}.")
+            raise DataError(f"{path} has shape {mask.shape}, but {images[0]} has {image.shape[1:]}.")
     numbers = [int(n) for n in np.union1d(*masks) if n > 0]
     names = {n: f"label {n}" for n in numbers} | ({} if content is None else _names(content))
     return CaseView(image, masks[0], masks[1], tuple(properties["spacing"]), names)
@@ -54,7 +55,7 @@ def _read(read: Any, argument: Any, path: Path) -> Any:
 
 
 def _names(dataset: Mapping[str, Any]) -> dict[int, str]:
-    """Names of the labels that are a single number; a region of several numbers has no number of its own."""
+    """Names of the labels that are a single number. Regions of several numbers are left out."""
     labels = Labels.of_dataset(dataset)
     names = {int(values[0]): name for name, values in labels.foreground.items() if len(values) == 1}
     return names if labels.ignore is None else names | {labels.ignore: "ignore"}

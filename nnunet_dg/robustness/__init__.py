@@ -1,1 +1,1 @@
-"""Robustness of trained models and of features: corruptions, noise in weights, reliance on channels."""
+"""Robustness of trained models and of features: image corruptions, weight noise, and reliance on input channels."""

@@ -1,4 +1,8 @@
-"""Simulated domain shifts of rising strength, applied to raw images (DropGen, "Corruption Analysis")."""
+"""Simulated domain shifts of increasing strength, applied to raw images.
+
+They follow the section "Corruption Analysis" of the DropGen paper: Diaz et al., "Why Invariance is Not Enough for
+Biomedical Domain Generalization and How to Fix It", 2026, https://arxiv.org/abs/2604.02564.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,12 @@ class Corruption:
     """One kind of shift.
 
     Attributes:
-        apply: ``(image (C, *spatial) float32 without axes of length one, strength, seed, voxel) -> the same shape``,
-            where ``voxel`` says how many times the finest axis' spacing each axis has. Intensity ranges are those of
-            each channel; patterns in space are the same for all channels.
-        strength: what the number says.
-        identity: the strength that changes nothing.
-        strengths: the default ones.
+        apply: ``(image, strength, seed, voxel) -> image``, where ``image`` is ``(C, *spatial)``, float32, without axes
+            of length one, and ``voxel`` is the spacing of each axis relative to the smallest one. Intensity ranges are
+            computed per channel; spatial patterns are the same for all channels.
+        strength: Description of what the strength measures.
+        identity: Strength that leaves the image unchanged.
+        strengths: Default strengths.
     """
 
     apply: Callable[[Array, float, int, list[float]], Array]
@@ -37,13 +41,13 @@ class Corruption:
     strengths: tuple[float, ...]
 
     def __call__(self, image: Array, strength: float, seed: int, spacing: Sequence[float] | None = None) -> Array:
-        """The corrupted image, ``(C, *spatial)``, float32; the image itself at the identity.
+        """The corrupted image ``(C, *spatial)``, float32. At the identity, the image is unchanged.
 
         Args:
             image: ``(C, *spatial)``.
-            strength: see ``strengths``.
-            seed: of what is random.
-            spacing: of each spatial axis; None: equal.
+            strength: Strength of the corruption, in the unit that ``self.strength`` describes.
+            seed: Seed of random patterns.
+            spacing: Voxel size along each spatial axis; by default equal.
         """
         image = image.astype(np.float32)
         if strength == self.identity:
@@ -55,12 +59,12 @@ class Corruption:
 
 
 def seed_of(case: str, seed: int) -> int:
-    """A seed of a case's own, the same for all strengths: curves are of one pattern that grows."""
+    """A seed for one case. All strengths use the same one, so that a single pattern grows along a curve."""
     return zlib.crc32(f"{case} {seed}".encode())
 
 
 def _range(image: Array, low: float = 0, high: float = 100) -> tuple[Array, Array]:
-    """Percentiles of each channel, ``(C, 1, ...)`` each."""
+    """A lower and an upper percentile per channel, each ``(C, 1, ...)``."""
     lower, upper = np.percentile(image, (low, high), axis=tuple(range(1, image.ndim)), keepdims=True)
     return lower, upper
 

@@ -1,4 +1,4 @@
-"""`nnunet-dg stability features`: are an extractor's features the same where the contrast is another?"""
+"""Stability of an extractor's features across image contrasts."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from nnunet_dg.reporting.style import COLORS
 from nnunet_dg.robustness.corruptions import CORRUPTIONS
 from nnunet_dg.robustness.similarity import linear_cka, pca_rgb
 
-INTENSITY = "intensity"  # the image itself, beside every extractor
+INTENSITY = "intensity"  # the image itself, for comparison with the extractors
 GAMMAS = CORRUPTIONS["gamma"].strengths
 MAX_VOXELS = 50_000
-PATCH = 128  # voxels of each axis at most, where nothing else is said
+PATCH = 128  # default maximum number of voxels along each axis
 
 Array = NDArray[Any]
 
 
 class StabilityError(DataError, RuntimeError):
-    """Images that cannot be compared, and why."""
+    """Images cannot be compared; the message says why."""
 
 
 def stability(
@@ -41,22 +41,23 @@ def stability(
 ) -> pd.DataFrame:
     """Linear CKA between the features of co-registered images, and between an image's features before and after gamma.
 
-    Of a patch around the centre, and there of foreground voxels (Otsu's threshold of the first image). Writes
-    ``contrasts.csv`` and ``gamma.csv`` with a picture each, and ``features.png``: each image beside its features, as
-    the first three principal components of all images together.
+    Only foreground voxels (Otsu's threshold of the first image) in a patch around the center are compared. Writes
+    ``contrasts.csv`` and ``gamma.csv`` with a figure each, and ``features.png``: each image next to its features, shown
+    as the first three principal components over all images.
 
     Args:
-        paths: images by name, any format that SimpleITK reads, on one grid.
-        extractors: by name.
-        patch: Voxels of each axis at most, in the order of SimpleITK's arrays (slices first); None: `PATCH` each. Of
-            volumes with one slice the slice is taken, and one number per axis of either is accepted.
-        output: a folder.
+        paths: Images by name, in any format that SimpleITK reads, on the same grid.
+        extractors: Extractors by name.
+        patch: Maximum number of voxels along each axis, in the order of SimpleITK's arrays (slices first); by default
+            `PATCH` each. A volume with one slice is treated as a 2-D image; then two or three numbers are accepted.
+        output: Folder to write to.
 
     Returns:
-        ``representation``, ``first``, ``second``, ``cka``; the images' own intensity among the representations.
+        Columns ``representation``, ``first``, ``second`` and ``cka``. The intensity of the images is one of the
+        representations.
 
     Raises:
-        StabilityError: There are fewer than two images, they are not on one grid, or one cannot be read.
+        StabilityError: There are fewer than two images, their grids differ, or one cannot be read.
         OSError: The folder cannot be written to.
         ExtraError: The extra "report" is not installed.
     """
@@ -67,9 +68,9 @@ def stability(
     representations = {INTENSITY: None, **extractors}
     with tqdm(representations.items(), "features", unit="extractor") as progress:
         features = {n: {image: compute(x, images[image]) for image in images} for n, x in progress}
-    voxels = {name: {i: at(f, chosen) for i, f in of.items()} for name, of in features.items()}
+    voxels = {name: {i: at(f, chosen) for i, f in maps.items()} for name, maps in features.items()}
     contrasts = pd.DataFrame(
-        [(n, a, b, linear_cka(of[a], of[b])) for n, of in voxels.items() for a, b in combinations(images, 2)],
+        [(n, a, b, linear_cka(by[a], by[b])) for n, by in voxels.items() for a, b in combinations(images, 2)],
         columns=["representation", "first", "second", "cka"],
     )
     _write(output / "contrasts", contrasts, bars(contrasts)[0])
@@ -81,7 +82,7 @@ def stability(
 
 
 def _write(path: Path, table: pd.DataFrame | None, picture: Figure) -> None:
-    """A table as ``.csv`` and its picture as ``.png``."""
+    """Write a table as ``.csv`` and its figure as ``.png``."""
     if table is not None:
         write_csv(path.with_suffix(".csv"), table)
     with replacing(path.with_suffix(".png")) as partial:
@@ -91,22 +92,26 @@ def _write(path: Path, table: pd.DataFrame | None, picture: Figure) -> None:
 def under_gamma(
     images: Mapping[str, Array], representations: Mapping[str, FrozenExtractor | None], chosen: Array
 ) -> pd.DataFrame:
-    """``representation``, ``image``, ``gamma`` and ``cka`` with the same image's features at gamma 1."""
+    """CKA between the features of each image after gamma and at gamma 1.
+
+    Returns:
+        Columns ``representation``, ``image``, ``gamma`` and ``cka``.
+    """
     rows = []
     with tqdm(representations.items(), "under gamma", unit="extractor") as progress:
         for name, extractor in progress:
             for image, original in images.items():
                 changed = {g: CORRUPTIONS["gamma"](original[None], g, 0)[0] for g in GAMMAS}
-                seen = {g: at(compute(extractor, c), chosen) for g, c in changed.items()}
-                rows += [(name, image, g, linear_cka(seen[1.0], features)) for g, features in seen.items()]
+                features = {g: at(compute(extractor, c), chosen) for g, c in changed.items()}
+                rows += [(name, image, g, linear_cka(features[1.0], values)) for g, values in features.items()]
     return pd.DataFrame(rows, columns=["representation", "image", "gamma", "cka"])
 
 
 def dimensions(path: Path) -> int:
-    """The number of axes of an image, 2 or 3; a volume with one slice has 2. Its voxels are not read.
+    """The number of axes of an image, 2 or 3; a volume with one slice has 2. Only the header is read.
 
     Raises:
-        StabilityError: The file cannot be read, or has other axes.
+        StabilityError: The file cannot be read, or has another number of axes.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -119,16 +124,16 @@ def dimensions(path: Path) -> int:
 
 def _shape_of(path: Path, size: Sequence[int]) -> int:
     if len(size) not in (2, 3):
-        raise StabilityError(f"{path} has {len(size)} axes; images have 2 or 3.")
+        raise StabilityError(f"{path} has {len(size)} axes; images must have 2 or 3.")
     return 2 if len(size) == 3 and 1 in size else len(size)
 
 
 def read(
     paths: Mapping[str, Path], patch: Sequence[int] | None = None
 ) -> tuple[dict[str, Array], tuple[float, ...], Array]:
-    """The center of each image, ``(*spatial)``; the spacing of each axis; and where there is foreground."""
+    """The central patch ``(*spatial)`` of each image, the spacing of each axis, and the foreground ``(*spatial)``."""
     if len(paths) < 2:
-        raise StabilityError(f"Stability needs two co-registered images at least; got {len(paths)}.")
+        raise StabilityError(f"Stability needs at least two co-registered images; got {len(paths)}.")
     volumes = {name: _read(path) for name, path in paths.items()}
     first, reference = next(iter(volumes.items()))
     for name, volume in volumes.items():
@@ -144,10 +149,10 @@ def read(
 
 
 def _read(path: Path) -> sitk.Image:
-    """An image of one channel, float32.
+    """An image with one channel, float32.
 
     Raises:
-        StabilityError: It cannot be read, has several channels, or values that are not finite.
+        StabilityError: The image cannot be read, has several channels, or has values that are not finite.
     """
     try:
         volume = sitk.ReadImage(str(path))
@@ -156,10 +161,10 @@ def _read(path: Path) -> sitk.Image:
     _shape_of(path, volume.GetSize())
     channels = volume.GetNumberOfComponentsPerPixel()
     if channels > 1 or "complex" in volume.GetPixelIDTypeAsString():
-        raise StabilityError(f"{path} has {channels} channels or complex values; images have one channel of real ones.")
+        raise StabilityError(f"{path} has {channels} channels or complex values. Images must have one real channel.")
     volume = sitk.Cast(volume, sitk.sitkFloat32)
     if not np.isfinite(sitk.GetArrayViewFromImage(volume)).all():
-        raise StabilityError(f"{path} holds NaN or infinite values. Correct the image.")
+        raise StabilityError(f"{path} contains NaN or infinite values. Correct the image.")
     return volume
 
 
@@ -169,43 +174,43 @@ def _unreadable(path: Path, error: RuntimeError) -> str:
 
 
 def _check_grid(name: str, volume: sitk.Image, first: str, reference: sitk.Image) -> None:
-    """Sizes are equal; spacings to a thousandth, origins to a tenth of a voxel."""
+    """Check that sizes are equal, spacings equal to 0.1 %, and origins equal to a tenth of a voxel."""
     voxel = np.array(reference.GetSpacing())
     tolerances = {"Size": 0, "Spacing": 1e-3 * voxel, "Origin": 0.1 * voxel, "Direction": 1e-3}
     for what, tolerance in tolerances.items():
-        mine, others = (getattr(image, f"Get{what}")() for image in (volume, reference))
-        if len(mine) != len(others) or (abs(np.subtract(mine, others)) > tolerance).any():
+        given, expected = (getattr(image, f"Get{what}")() for image in (volume, reference))
+        if len(given) != len(expected) or (abs(np.subtract(given, expected)) > tolerance).any():
             raise StabilityError(
-                f"{name} is not on the grid of {first}: {what.lower()} {mine} and {others}. Images must be "
-                f"co-registered and resampled to one grid."
+                f"{name} is not on the grid of {first}: {what.lower()} {given} instead of {expected}. Co-register the "
+                f"images and resample them to one grid."
             )
 
 
 def _center(shape: Sequence[int], patch: Sequence[int] | None) -> tuple[tuple[slice, ...], tuple[int, ...]]:
-    """Slices of the patch around the center, and the axis of a volume that has one slice."""
+    """Slices of the patch around the center, and the axis of length one, if a volume has one slice."""
     thin = tuple(axis for axis, length in enumerate(shape) if length == 1)[:1] if len(shape) == 3 else ()
     wanted = list(patch or [PATCH] * len(shape))
     if len(wanted) == len(shape) - len(thin):
         for axis in thin:
             wanted.insert(axis, 1)
     if len(wanted) != len(shape):
-        raise StabilityError(f"--patch needs one number per axis, {len(shape) - len(thin)}; got {len(wanted)}.")
-    taken = [min(length, voxels) for length, voxels in zip(shape, wanted, strict=True)]
-    if any(voxels < 2 for axis, voxels in enumerate(taken) if axis not in thin):
-        raise StabilityError(f"Every axis needs two voxels at least; got {tuple(taken)} of images of {tuple(shape)}.")
-    return tuple(slice((n - t) // 2, (n + t) // 2) for n, t in zip(shape, taken, strict=True)), thin
+        raise StabilityError(f"`patch` needs one number per axis, {len(shape) - len(thin)}; got {len(wanted)}.")
+    size = [min(length, voxels) for length, voxels in zip(shape, wanted, strict=True)]
+    if any(voxels < 2 for axis, voxels in enumerate(size) if axis not in thin):
+        raise StabilityError(f"`patch` needs at least two voxels per axis; got {tuple(size)} of {tuple(shape)}.")
+    return tuple(slice((n - s) // 2, (n + s) // 2) for n, s in zip(shape, size, strict=True)), thin
 
 
 def choose(foreground: Array) -> Array:
-    """Flat indices of foreground voxels, `MAX_VOXELS` at most, the same ones every time."""
+    """Flat indices of at most `MAX_VOXELS` foreground voxels, chosen with a fixed seed."""
     indices = np.flatnonzero(foreground)
     if len(indices) < 2:
-        raise StabilityError("There is no foreground in the patch. Choose a larger one, or an image that has some.")
+        raise StabilityError("There is no foreground in the patch. Choose a larger `patch`, or another image.")
     return np.sort(np.random.default_rng(0).permutation(indices)[:MAX_VOXELS])
 
 
 def at(features: Array, chosen: Array) -> Array:
-    """``(A, *spatial)`` -> ``(N, A)``, at flat indices ``(N,)``."""
+    """Features ``(A, *spatial)`` at flat indices ``(N,)``, as ``(N, A)``."""
     return features.reshape(len(features), -1).T[chosen]
 
 
@@ -218,7 +223,7 @@ def compute(extractor: FrozenExtractor | None, image: Array) -> Array:
 
 
 def bars(contrasts: pd.DataFrame) -> tuple[Figure, Any]:
-    """One group of bars per pair of images, one bar per representation."""
+    """A bar chart with one group per pair of images, and one bar per representation."""
     pairs = list(dict.fromkeys(zip(contrasts["first"], contrasts["second"], strict=True)))
     names = list(dict.fromkeys(contrasts["representation"]))
     figure = Figure(figsize=(1.5 + 0.45 * len(pairs) * (len(names) + 1), 3.2), layout="constrained")
@@ -229,14 +234,14 @@ def bars(contrasts: pd.DataFrame) -> tuple[Figure, Any]:
         places = np.arange(len(pairs)) + (number - (len(names) - 1) / 2) * width
         hatch = ("", "//", "..", "xx")[number % 4]
         ax.bar(places, heights, width, color=COLORS[number % len(COLORS)], edgecolor="black", hatch=hatch, label=name)
-    ax.set_xticks(range(len(pairs)), [f"{a}\n{b}" for a, b in pairs], parse_math=False)  # $ is no formula in a name
+    ax.set_xticks(range(len(pairs)), [f"{a}\n{b}" for a, b in pairs], parse_math=False)  # names may contain $
     ax.set(ylabel="linear CKA", ylim=(0, 1))
     figure.legend(loc="outside lower center", ncols=len(names))
     return figure, ax
 
 
 def gamma_curves(gammas: pd.DataFrame) -> tuple[Figure, Any]:
-    """One line per representation, the mean over images, with standard errors."""
+    """One line per representation: the mean over images, with standard errors."""
     figure, ax = curves(gammas, "gamma", "cka", "representation", identity=1.0)
     ax.set_xscale("log", base=2)
     ax.set(ylabel="linear CKA with gamma 1", ylim=(0, 1.02))
@@ -249,13 +254,13 @@ def feature_slices(
     voxels: Mapping[str, Mapping[str, Array]],
     spacing: Sequence[float],
 ) -> tuple[Figure, Any]:
-    """One row per image: a middle slice, and beside it the features of each extractor as colors.
+    """One row per image: its middle slice, and next to it the features of each extractor as colors.
 
     Args:
-        images: ``(*spatial)`` each.
-        maps: features of each extractor and image, ``(A, *spatial)``.
-        voxels: of each extractor and image, ``(N, A)``, that the colors are fitted on.
-        spacing: of each axis. Volumes are cut across the widest.
+        images: Images ``(*spatial)`` by name.
+        maps: Features ``(A, *spatial)`` by extractor and image.
+        voxels: Features ``(N, A)`` by extractor and image, to which the colors are fitted.
+        spacing: Voxel size along each axis. Volumes are cut perpendicular to the axis with the largest.
     """
     figure = Figure(figsize=(2.2 * (1 + len(maps)), 2.4 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 1 + len(maps), squeeze=False)
@@ -266,8 +271,8 @@ def feature_slices(
         low, high = np.percentile(shown, (1, 99))
         row[0].imshow(shown, cmap="gray", vmin=low, vmax=high, aspect=rows / columns)
         row[0].set_ylabel(name, parse_math=False)
-    for column, (extractor, of) in enumerate(maps.items(), 1):
-        slices = [np.stack([_middle(channel, cut) for channel in of[name]]) for name in images]
+    for column, (extractor, by_image) in enumerate(maps.items(), 1):
+        slices = [np.stack([_middle(channel, cut) for channel in by_image[name]]) for name in images]
         for row, colors in zip(axes, pca_rgb(slices, list(voxels[extractor].values())), strict=True):
             row[column].imshow(colors, aspect=rows / columns)
         axes[0, column].set_title(extractor)

@@ -1,4 +1,4 @@
-"""`nnunet-dg stability reliance`: what a trained DropGen model leans on, the image or its features."""
+"""Whether a trained DropGen model relies on the image or on its features."""
 
 from __future__ import annotations
 
@@ -31,34 +31,32 @@ def reliance(
     device: str = "cuda",
     mirroring: bool = True,
 ) -> pd.DataFrame:
-    """Metrics of a DropGen model as it is, with the image channels zeroed, and with the features zeroed.
+    """Metrics of a DropGen model with its normal input, with the image zeroed, and with the features zeroed.
 
     Writes ``reliance.csv``.
 
     Args:
-        folder: the model, see `TrainedModel`, as ``folds``, ``checkpoint``, ``device`` and ``mirroring``.
-        output: a folder.
-        images: with ``truths``, folders of labelled cases; None: the validation cases of the fold.
-        truths: see ``images``.
-        folds: of the model.
-        checkpoint: likewise.
-        max_cases: the first cases alone.
-        device: for nnU-Net's predictor.
-        mirroring: at test time.
+        folder: Model folder, see `TrainedModel`.
+        output: Folder to write to.
+        images: Folder of images, given together with ``truths``; by default the validation cases of the fold.
+        truths: Folder of their segmentations.
+        folds, checkpoint, device, mirroring: See `TrainedModel`.
+        max_cases: Maximum number of cases; by default all.
 
     Returns:
         One row per zeroed part, case and label.
 
     Raises:
+        ModelError: The model is not a DropGen model, or its network does not receive both image and features.
         ExtraError: The extra "report" is not installed.
-        ModelError: the model is none of DropGen's, or does not see both image and features.
     """
     require("report", "Measuring surfaces")
     model = TrainedModel(folder, folds, checkpoint, device, mirroring)
     network = model.network
     if not isinstance(network, DropGenNetwork) or not network.settings.sees_image or network.extractor is None:
         raise ModelError(
-            f"{folder} is not a DropGen model that sees both image and features: there is nothing to compare."
+            f"{folder} is not a DropGen model whose network receives both image and features, so there is nothing to "
+            f"compare. Choose another model."
         )
     cases = model.cases(images, truths)[:max_cases]
     output.mkdir(parents=True, exist_ok=True)
@@ -76,15 +74,16 @@ def _measure(model: TrainedModel, network: DropGenNetwork, cases: Sequence[Case]
             for part in PARTS:
                 with zeroed(network, part):
                     scores = model.score(image, truth, properties)
-                rows += [{"zeroed": part, "case": case.name, "label": label} | of for label, of in scores.items()]
+                named = {"zeroed": part, "case": case.name}
+                rows += [named | {"label": label} | metrics for label, metrics in scores.items()]
     return rows
 
 
 @contextmanager
 def zeroed(network: DropGenNetwork, part: str) -> Iterator[None]:
-    """One of `PARTS` of what the segmentation network sees is zero, as if all its channels were dropped.
+    """Context manager that zeroes one of `PARTS` of the segmentation network's input, like dropping all its channels.
 
-    What is left is not scaled up. A cascade's previous stage is left alone.
+    The other channels are not scaled up. The previous stage of a cascade is not changed.
     """
     images = network.num_image_channels
     keep = {"nothing": (1, 1), "image": (0, 1), "features": (1, 0)}[part]

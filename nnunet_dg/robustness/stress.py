@@ -1,4 +1,4 @@
-"""`nnunet-dg stress`: trained models on corrupted images, and with noise on their weights."""
+"""Stress tests of trained models: corrupted images, and noise on the weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nnunet_dg.robustness.weight_noise import trained_tensors, with_noise
 WEIGHT_NOISE = "weight noise"
 WEIGHT_NOISE_STRENGTHS = (0.0, 0.05, 0.1, 0.2, 0.4)
 KINDS = (*CORRUPTIONS, WEIGHT_NOISE)
-NOTHING = "none"  # the identity of every kind, measured once
+NOTHING = "none"  # no change: the identity of every kind, measured only once
 
 
 def stress(
@@ -46,21 +46,19 @@ def stress(
     device: str = "cuda",
     mirroring: bool = True,
 ) -> pd.DataFrame:
-    """Metrics of models under rising corruption of raw images, and under Gaussian noise on their trained weights.
+    """Metrics of models for increasingly corrupted raw images, and with Gaussian noise on their trained weights.
 
-    Corrupted images go through nnU-Net's own preprocessing and predictor. Noise on weights is relative: a strength of
-    0.1 adds noise of a tenth of each tensor's root mean square; frozen extractors are left alone. Every measurement is
-    kept in ``NAME.jsonl``, and a second call goes on after the last.
+    Images pass through nnU-Net's own preprocessing and predictor. Noise of strength 0.1 is a tenth of each trained
+    tensor's root mean square. Measurements are saved in ``NAME.jsonl``, from which a second call resumes.
 
     Args:
         sources: Model folders.
         output: Folder for ``NAME.jsonl``, ``stress.csv`` and ``stress.png``.
-        images: Folder of images, given together with ``truths``; None: the validation cases of the fold.
-        truths: Folder of their segmentations.
-        kinds: Some of `KINDS`.
+        images, truths: Folders of images and their segmentations; by default the validation cases of the fold.
+        kinds: Some of `KINDS`; by default all.
         folds, checkpoint, device, mirroring: See `TrainedModel`.
-        max_cases: Only the first cases.
-        draws: Number of draws of noise on the weights.
+        max_cases: Maximum number of cases; by default all.
+        draws: Number of draws of weight noise.
         seed: Seed of all random numbers.
 
     Returns:
@@ -68,9 +66,9 @@ def stress(
 
     Raises:
         ModelError: A model or its cases are missing or damaged, or the models have different cases.
-        RecordError: The folder has measurements of something else.
-        SettingsError: A kind is unknown or given twice, or a fold.
-        DataError: Another process measures in this folder.
+        RecordError: The folder has measurements with other settings.
+        SettingsError: A kind or fold is unknown or given twice.
+        DataError: Another process is using the folder.
         ExtraError: The extra "report" is not installed.
     """
     require("report", "A stress test")
@@ -82,24 +80,34 @@ def stress(
     with locked(output, "nnunet-dg stress"):
         tables = []
         for name, model in models.items():
-            planned = list(_plan(kinds, cases[name], draws))
             record = Record(output / f"{name}.jsonl", _settings(model, seed, mirroring))
-            _measure_all(name, model, cases[name], planned, record, seed)
-            tables.append(_table(planned, record.scores, kinds).assign(trainer=name))
-        table = pd.concat(tables, ignore_index=True)
-        _write(table, output)
-    return table
+            tables.append(_measured(name, model, cases[name], kinds, draws, record, seed))
+        return _write(tables, output)
+
+
+def _measured(
+    name: str, model: TrainedModel, cases: Sequence[Case], kinds: Sequence[str], draws: int, record: Record, seed: int
+) -> pd.DataFrame:
+    """The table of one model, after measuring what its record lacks."""
+    planned = list(_plan(kinds, cases, draws))
+    _measure_all(name, model, cases, planned, record, seed)
+    return _table(planned, record.scores, kinds).assign(trainer=name)
 
 
 def _check_same(cases: Mapping[str, Sequence[Case]]) -> None:
-    if len({tuple(case.name for case in of) for of in cases.values()}) > 1:
-        raise ModelError("The models were validated on other cases. Give the same ones for all: images -i, truths -t.")
+    if len({tuple(case.name for case in of_model) for of_model in cases.values()}) > 1:
+        raise ModelError(
+            "The models were validated on different cases. Give the same cases for all: `images` and `truths`."
+        )
 
 
-def _write(table: pd.DataFrame, output: Path) -> None:
+def _write(tables: Sequence[pd.DataFrame], output: Path) -> pd.DataFrame:
+    """Write the tables of all models as one, and its figure; returns the table."""
+    table = pd.concat(tables, ignore_index=True)
     write_csv(output / "stress.csv", table)
     with replacing(output / "stress.png") as partial:
         figure(table)[0].savefig(partial, dpi=150, format="png")
+    return table
 
 
 def _measure_all(
@@ -107,27 +115,27 @@ def _measure_all(
 ) -> None:
     """Measure what the record lacks."""
     if record.damaged:
-        print(f"{record.path}: {record.damaged} damaged lines; what they held is measured again.", flush=True)
+        print(f"{record.path}: {record.damaged} damaged lines. Their measurements are repeated.", flush=True)
     todo = [measurement for measurement in planned if measurement not in record.scores]
     by_name = {case.name: case for case in cases}
     for case in dict.fromkeys(measurement.case for measurement in todo):
-        model.read(by_name[case])  # a file that cannot be read is better known before hours of predictions than after
+        model.read(by_name[case])  # report unreadable files before hours of predictions, not after
     with tqdm(todo, name, len(planned), initial=len(planned) - len(todo), unit="prediction") as progress:
         for measurement in progress:
             record.add(measurement, measure(model, by_name[measurement.case], measurement, seed))
 
 
 def _named(sources: Sequence[Source]) -> dict[str, Path]:
-    """Folders by names that can be files' names, also where upper and lower case are not distinguished."""
+    """Folders by names that can be used as file names, even on file systems that ignore case."""
     names = names_of(sources)
     folded = [name.casefold() for name in names]
     for name in names:
         if folded.count(name.casefold()) > 1:
-            raise ModelError(f"Models need names of their own: {name!r} is there twice. Give others: NAME=MODEL.")
+            raise ModelError(f"Models need different names, but {name!r} is used twice. Rename one: NAME=MODEL.")
         if name != name.strip(" .") or set(name) & set('/\\:*?"<>|') or not name.isprintable() or len(name) > 100:
             raise ModelError(
-                f"Models need names of their own that can be files' names; got {name!r}. Accepted: 100 characters, "
-                f'without control characters and / \\ : * ? " < > |, no dot or space at either end. Give another: '
+                f"Models need names that can be file names; got {name!r}. Accepted are up to 100 characters without "
+                f'control characters and / \\ : * ? " < > |, and without a dot or space at either end. Rename it: '
                 f"NAME=MODEL."
             )
     return {name: source.path for name, source in zip(names, sources, strict=True)}
@@ -136,23 +144,23 @@ def _named(sources: Sequence[Source]) -> dict[str, Path]:
 def _check_kinds(kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in KINDS or list(kinds).count(kind) > 1:
-            raise SettingsError(f"--kinds must be among {', '.join(map(repr, KINDS))}, each once; got {kind!r}.")
+            raise SettingsError(f"`kinds` must be among {', '.join(map(repr, KINDS))}, each once; got {kind!r}.")
 
 
 def _settings(model: TrainedModel, seed: int, mirroring: bool) -> dict[str, Any]:
-    """What measurements must have in common to be in one file."""
+    """The settings that all measurements in one file must share."""
     checkpoints = [pooch.file_hash(str(path), "sha256") for path in model.checkpoints]
     versions = {package: version(package) for package in ("nnunet-dg", "nnunetv2")}
     return {"checkpoints": checkpoints, "seed": seed, "mirroring": mirroring, "versions": versions}
 
 
 def strengths_of(kind: str) -> tuple[float, ...]:
-    """The strengths that are measured, the identity among them."""
+    """The strengths that are measured, including the identity."""
     return CORRUPTIONS[kind].strengths if kind in CORRUPTIONS else WEIGHT_NOISE_STRENGTHS
 
 
 def identity_of(kind: str) -> float:
-    """The strength that changes nothing."""
+    """The strength that leaves image and weights unchanged."""
     return CORRUPTIONS[kind].identity if kind in CORRUPTIONS else 0.0
 
 
@@ -168,22 +176,22 @@ def _plan(kinds: Sequence[str], cases: Sequence[Case], draws: int) -> Iterator[M
 
 
 def measure(model: TrainedModel, case: Case, wanted: Measurement, seed: int) -> Scores:
-    """Metrics by label of one case, its image or the model's weights changed as ``wanted`` says."""
+    """Metrics by label of one case, with its image or the model's weights changed as ``wanted`` specifies."""
     image, truth, properties = model.read(case)
     if wanted.kind in CORRUPTIONS:
         corruption, own_seed = CORRUPTIONS[wanted.kind], seed_of(case.name, seed)
         image = model.in_range(corruption(image, wanted.strength, own_seed, properties["spacing"]))
     if wanted.kind != WEIGHT_NOISE:
         return model.score(image, truth, properties)
-    kept, tensors = model.predictor.list_of_parameters, trained_tensors(model.network)
+    original, tensors = model.predictor.list_of_parameters, trained_tensors(model.network)
     try:
         model.predictor.list_of_parameters = [
             with_noise(state, tensors, wanted.strength, seed_of(f"draw {wanted.draw} of model {number}", seed))
-            for number, state in enumerate(kept)
+            for number, state in enumerate(original)
         ]
         return model.score(image, truth, properties)
     finally:
-        model.predictor.list_of_parameters = kept
+        model.predictor.list_of_parameters = original
 
 
 def _table(planned: Sequence[Measurement], scores: Mapping[Measurement, Scores], kinds: Sequence[str]) -> pd.DataFrame:
@@ -199,8 +207,8 @@ def _table(planned: Sequence[Measurement], scores: Mapping[Measurement, Scores],
 
 def mean_of_cases(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     """One row per trainer, kind, strength and case: the mean over labels and draws."""
-    of = ["trainer", "kind", "strength", "case"]
-    return table.groupby(of, sort=False)[metric].mean().dropna().reset_index()
+    keys = ["trainer", "kind", "strength", "case"]
+    return table.groupby(keys, sort=False)[metric].mean().dropna().reset_index()
 
 
 def overview(table: pd.DataFrame) -> pd.DataFrame:
@@ -210,11 +218,11 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
-    """One panel per kind: Dice over strength, one line per trainer, the identity dashed."""
+    """One panel per kind with Dice over strength, one line per trainer, and the identity as a dashed line."""
     cases = mean_of_cases(table)
     kinds = list(dict.fromkeys(cases["kind"]))
     if not kinds:
-        raise ModelError("No case has anything to find. Choose other cases.")
+        raise ModelError("Truths and predictions of all cases are empty. Choose other cases.")
     result, axes = grid(kinds)
     for ax, kind in zip(axes, kinds, strict=True):
         draw_curves(ax, cases[cases["kind"] == kind], "strength", "dice", "trainer")

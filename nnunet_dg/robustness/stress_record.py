@@ -1,4 +1,4 @@
-"""The record of `nnunet-dg stress`: measurements on disk, which survive interruptions and damage."""
+"""The record of `nnunet-dg stress`: measurements in a file, robust against interruptions and damage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is changed, how much, in which case, the number of the draw, and a hash of the case's files."""
+    """Identifies a measurement: kind and strength of the change, case, hash of its files, and number of the draw."""
 
     kind: str
     strength: float
@@ -29,23 +29,23 @@ class Measurement:
 
 
 class RecordError(DataError, RuntimeError):
-    """A record cannot be continued, and why."""
+    """A record cannot be resumed; the message says why."""
 
 
 class Record:
-    """Measurements in a file: a line of settings, and one line of JSON per measurement.
+    """Measurements in a file: one line of settings, then one line of JSON per measurement.
 
-    Lines are only appended. Where some are damaged (cut off, blank, binary, NUL bytes after a power cut), the whole
-    lines count, the file is replaced by one that holds them, and `damaged` is the number of the others. Every line
-    names its settings by their hash, so that measurements count also where the line of settings is lost.
+    Lines are only appended. If some are damaged (cut off, blank, binary, NUL bytes after a power cut), the file is
+    replaced by one with the valid lines, and `damaged` is the number of invalid ones. Every line contains the hash of
+    its settings, so measurements remain valid if the line of settings is lost.
 
     Args:
-        path: The file, which may be missing.
-        settings: What all measurements in the file must have in common.
+        path: File, which may be missing.
+        settings: Settings that all measurements in the file must share.
 
     Raises:
         RecordError: The file has measurements with other settings, or is not a regular file.
-        OSError: It cannot be read or written.
+        OSError: The file cannot be read or written.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -54,16 +54,16 @@ class Record:
         if path.exists() and not path.is_file():
             raise RecordError(f"{path} is not a regular file. Remove it, or choose another folder.")
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        torn = lines.pop() != b""  # the last line has no end
-        whole = self._take(lines)
-        self.damaged = len(lines) - len(whole) + torn
-        if self.damaged or path.is_symlink() or not path.exists():  # a link is replaced, never written through
-            has_settings = bool(whole) and _as_settings(whole[0]) is not None
-            self._replace(whole if has_settings else [_line(settings), *whole])
+        torn = lines.pop() != b""  # the last line does not end in a line break
+        valid = self._read(lines)
+        self.damaged = len(lines) - len(valid) + torn
+        if self.damaged or path.is_symlink() or not path.exists():  # a link is replaced, never followed
+            has_settings = bool(valid) and _as_settings(valid[0]) is not None
+            self._replace(valid if has_settings else [_line(settings), *valid])
 
-    def _take(self, lines: list[bytes]) -> list[bytes]:
-        """The lines that are whole, in their order; their measurements are in `scores` then."""
-        known, whole = False, []
+    def _read(self, lines: list[bytes]) -> list[bytes]:
+        """Read measurements into `scores`, and return the valid lines in order."""
+        known, valid = False, []
         for line in lines:
             if (found := _as_settings(line)) is not None:
                 self._refuse_other(found)
@@ -72,8 +72,8 @@ class Record:
                 continue
             else:
                 self.scores[Measurement(**entry["measurement"])] = entry["scores"]
-            whole.append(line)
-        return whole
+            valid.append(line)
+        return valid
 
     def _refuse_other(self, found: Mapping[str, Any]) -> None:
         if differ := [key for key, value in self.settings.items() if found.get(key) != value]:
@@ -91,7 +91,7 @@ class Record:
             partial.write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
 
     def add(self, measurement: Measurement, scores: Scores) -> None:
-        """Append one measurement; it is on the disk when this returns."""
+        """Append one measurement and flush it to the disk."""
         self.scores[measurement] = scores
         entry = {"measurement": asdict(measurement), "scores": scores, "settings": self._hash}
         with self.path.open("ab") as file:

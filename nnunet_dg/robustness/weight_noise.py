@@ -1,4 +1,8 @@
-"""Gaussian noise on what a network has learned: how flat is the minimum it found? (DropGen, "Corruption Analysis")"""
+"""Gaussian noise on trained weights, to see how flat a minimum is.
+
+It follows the section "Corruption Analysis" of the DropGen paper: Diaz et al., "Why Invariance is Not Enough for
+Biomedical Domain Generalization and How to Fix It", 2026, https://arxiv.org/abs/2604.02564.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from nnunet_dg.extractors import FrozenExtractor
 
 
 def trained_tensors(network: nn.Module) -> list[list[str]]:
-    """All names in the state dict of each trained tensor, for nnU-Net's have several; none of a frozen extractor."""
+    """The state-dict names of each trained tensor; nnU-Net's have several. Frozen extractors are excluded."""
     extractors = [module for module in network.modules() if isinstance(module, FrozenExtractor)]
     frozen = {id(parameter) for extractor in extractors for parameter in extractor.parameters()}
     names: dict[int, list[str]] = {}
@@ -27,10 +31,10 @@ def with_noise(
     """The state dict with Gaussian noise of ``strength`` times the root mean square on each of ``tensors``.
 
     Args:
-        state: of a network.
-        tensors: all names of each one.
-        strength: relative.
-        seed: of the noise.
+        state: State dict of a network; not changed.
+        tensors: All names of each tensor that gets noise.
+        strength: Standard deviation of the noise, relative to the tensor's root mean square.
+        seed: Seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     noisy = dict(state)

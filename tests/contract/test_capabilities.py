@@ -1,4 +1,7 @@
-"""What nnU-Net can do, per trainer, by its own commands: the matrix of docs/capabilities.md. Minutes; -m matrix."""
+"""What nnU-Net can do, per trainer, by its own commands: the matrix of docs/reference/capabilities.md.
+
+Minutes; -m matrix.
+"""
 
 import json
 import shutil

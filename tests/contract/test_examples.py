@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run unchanged."""
 
 import json
 import os
@@ -20,7 +20,7 @@ EXAMPLES = REPOSITORY / "examples"
 TRAINER = "Tiny_nnUNetTrainerDropGen_MIND"
 
 
-def test_a_job_of_the_array_trains_its_fold_and_a_requeued_one_goes_on(host):
+def test_a_job_of_the_array_trains_its_fold_and_resumes_when_requeued(host):
     job = f"{EXAMPLES}/slurm/five_folds.sbatch 701 3d_fullres -tr {TRAINER} -p tinyPlans -device cpu"
     first = host.run(job, status=-9, SLURM_ARRAY_TASK_ID="4", TINY_STOP_AFTER="1", WAIT_FOR_SPLITS="0")
     assert "Starting a new training" in first
@@ -30,7 +30,7 @@ def test_a_job_of_the_array_trains_its_fold_and_a_requeued_one_goes_on(host):
 
 @pytest.fixture
 def printing(host, tmp_path):
-    """A PATH on which nnUNetv2_train prints its arguments."""
+    """A PATH with an nnUNetv2_train that only prints its arguments."""
     command = tmp_path / "nnUNetv2_train"
     command.write_text('#!/bin/sh\necho "$@"\n')
     command.chmod(0o755)
@@ -46,10 +46,10 @@ def test_other_folds_wait_for_the_splits_of_their_dataset(host, printing, tmp_pa
         SLURM_ARRAY_TASK_ID="1", WAIT_FOR_SPLITS="0", PATH=printing, nnUNet_preprocessed=f"{tmp_path}/preprocessed",
     )  # fmt: skip
     assert printed.splitlines()[-1] == f"{dataset} 3d_fullres 1 --npz --c"
-    assert ("Fold 0 has written no splits" in printed) == waits
+    assert ("Fold 0 has not written splits" in printed) == waits
 
 
-def test_several_gpus_are_given_to_nnunet(host, printing):
+def test_the_number_of_gpus_is_passed_to_nnunet(host, printing):
     printed = host.run(
         f"{EXAMPLES}/slurm/several_gpus.sbatch 501 3d_fullres 0 -tr nnUNetTrainerDropGen",
         SLURM_GPUS_ON_NODE="2", PATH=printing,
@@ -62,14 +62,14 @@ def test_several_gpus_are_given_to_nnunet(host, printing):
 
 
 @pytest.mark.parametrize("script", ["five_folds.sbatch 501 3d_fullres", "several_gpus.sbatch 501 3d_fullres 0"])
-def test_a_script_that_slurm_did_not_start_says_so(host, script):
+def test_a_script_that_slurm_did_not_start_is_an_error(host, script):
     assert "submit this with sbatch" in host.run(f"{EXAMPLES}/slurm/{script}", status=1)
 
 
 def test_a_submission_predicts_with_five_folds_offline(host, tmp_path):
     trainer = "Tiny_nnUNetTrainerDropGen"
     if not (host.results(trainer) / "validation" / "summary.json").exists():
-        host.train(trainer)  # with a validation, which the zip holds too
+        host.train(trainer)  # with a validation, which the zip contains too
     results = host.results(trainer).parent
     five = tmp_path / "results" / DATASET / results.name
     for fold in range(5):
@@ -94,7 +94,7 @@ def test_a_submission_predicts_with_five_folds_offline(host, tmp_path):
     assert not list(tmp_path.glob("tmp.*"))
 
 
-def test_embeddings_are_read_and_drawn(host, tmp_path):
+def test_embeddings_are_computed_and_drawn(host, tmp_path):
     trainers = ("Tiny_nnUNetTrainer", "Tiny_nnUNetTrainerDropGen_MIND")
     for trainer in trainers:
         if not (host.results(trainer) / "checkpoint_final.pth").exists():
@@ -111,7 +111,7 @@ def test_embeddings_are_read_and_drawn(host, tmp_path):
 
 def test_the_scatter_ratio_by_hand():
     example = runpy.run_path(str(EXAMPLES / "sgcg" / "embeddings.py"))
-    features = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1]])  # means (0, 0) and (4, 0); each voxel 1 from its own
+    features = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1]])  # means (0, 0) and (4, 0), each voxel at distance 1
     assert example["scatter_ratio"](features, np.array([0, 0, 1, 1])) == 4
     assert example["scatter_ratio"](features, np.array([0, 1, 0, 1])) == pytest.approx(1 / 4)
 

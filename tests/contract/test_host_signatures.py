@@ -1,4 +1,4 @@
-"""The signatures of nnU-Net that we call or override. A release that changes one says so here, by name."""
+"""Signatures of nnU-Net that we call or override. A test fails if a release of nnU-Net changes one of them."""
 
 import inspect
 from importlib.metadata import entry_points
@@ -76,13 +76,13 @@ def test_signature(host):
     assert tuple(inspect.signature(host).parameters) in (FROZEN[host], RENAMED.get(host))
 
 
-def test_the_class_lookup_takes_a_folder_a_name_and_a_module():
+def test_the_class_lookup_has_parameters_for_folder_name_and_module():
     assert list(inspect.signature(recursive_find_python_class).parameters)[:3] == [
         "folder", "class_name", "current_module",
     ]  # fmt: skip
 
 
-def test_the_log_takes_new_curves():
+def test_the_log_accepts_additional_curves():
     logger = MetaLogger(None, False)
     logger.local_logger.my_fantastic_logging["ours"] = []
     logger.log("ours", 1.5, 0)
@@ -90,13 +90,13 @@ def test_the_log_takes_new_curves():
     assert logger.get_checkpoint()["ours"] == [1.5]
 
 
-def test_the_trainer_makes_its_data_loaders_by_a_name_that_can_be_replaced():
+def test_the_trainer_creates_data_loaders_by_a_global_name():
     assert inspect.getsource(nnUNetTrainer.get_dataloaders).count("= nnUNetDataLoader(") == 2
     assert nnUNetTrainer.get_dataloaders.__globals__["nnUNetDataLoader"] is nnUNetDataLoader
 
 
 @pytest.mark.parametrize("weights", [load_pretrained_weights, nnUNetTrainer.load_checkpoint])
-def test_weights_reach_the_network_by_load_state_dict(weights):
+def test_weights_are_loaded_by_load_state_dict(weights):
     assert ".load_state_dict(" in inspect.getsource(weights)
 
 
@@ -104,12 +104,12 @@ OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name =
 
 
 @pytest.mark.parametrize("ours", OURS)
-def test_our_trainers_are_constructed_as_nnunets(ours):
-    """Other arguments, or *args, make nnU-Net's checkpoints raise KeyError."""
+def test_our_trainers_have_nnunets_constructor_arguments(ours):
+    """Different arguments, or *args, make nnU-Net raise a KeyError when it writes checkpoints."""
     trainer = next(e.load() for e in entry_points(group="nnunetv2.trainers") if e.name == ours)
     assert tuple(inspect.signature(trainer).parameters) == TRAINER
 
 
-def test_estimates_of_memory_are_called_through_the_planner_so_that_a_subclass_can_add_to_them():
+def test_planners_call_the_memory_estimate_through_self():
     for planner in (ExperimentPlanner, resenc.ResEncUNetPlanner):
         assert "self.static_estimate_VRAM_usage(" in inspect.getsource(planner.get_plans_for_configuration)

@@ -1,4 +1,4 @@
-"""The planners, by nnU-Net's own commands: memory, patches, names, and data that are not preprocessed twice."""
+"""The planners run by nnU-Net's own commands: memory, patches, names, and shared preprocessed data."""
 
 import json
 import shlex
@@ -51,7 +51,7 @@ def test_other_spacing_memory_and_name_work_as_in_nnunet(host, planner, spacing)
     configuration = plans["configurations"]["3d_fullres"]
     assert plans["plans_name"] == name
     assert configuration["spacing"] == [spacing] * 3
-    assert configuration["data_identifier"] == f"{name}_3d_fullres"  # other data than nnU-Net's, and than each other's
+    assert configuration["data_identifier"] == f"{name}_3d_fullres"  # not shared: all data differ
 
 
 def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
@@ -60,7 +60,7 @@ def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
     plans = json.loads(path.read_text())
     assert plans["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.25}
     assert plans["nnunet_dg"]["planned_for"]["3d"]["extractor"] == "mind"
-    plans["nnunet_dg"]["dropgen"] = {"p": 0.1}  # by hand
+    plans["nnunet_dg"]["dropgen"] = {"p": 0.1}  # edited by hand
     path.write_text(json.dumps(plans))
     host.script("plan_with_own_settings.py")
     assert json.loads(path.read_text())["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.1}
@@ -70,14 +70,14 @@ def test_memory_target_preprocessor_and_shortest_patch_axis(host):
     printed = host.script("planner_options.py")
     assert "TARGETS 24 3" in printed
     assert "PREPROCESSOR Mine" in printed
-    assert "PATCH [2, 64, 64]" in printed  # nnU-Net's own planner takes one voxel, of which extractors see nothing
+    assert "PATCH [2, 64, 64]" in printed  # nnU-Net's own planner takes one voxel, which extractors cannot use
 
 
 def test_a_new_dataset_is_planned_and_preprocessed_by_one_command_and_keeps_settings(host):
     dataset = "Dataset704_New"
     shutil.copytree(host.folder / "nnUNet_raw" / DATASET, host.folder / "nnUNet_raw" / dataset)
     printed = host.run("nnUNetv2_plan_and_preprocess -d 704 -c 3d_fullres -pl nnUNetPlannerDropGen -np 1 -npfp 1")
-    assert "deletes them" not in printed
+    assert "deletes and recreates" not in printed
     folder = host.folder / "nnUNet_preprocessed" / dataset
     assert len(list((folder / "nnUNetDropGenPlans_3d_fullres").glob("*.pkl"))) == 5
     path = folder / "nnUNetDropGenPlans.json"
@@ -90,7 +90,7 @@ def test_a_new_dataset_is_planned_and_preprocessed_by_one_command_and_keeps_sett
 
 @pytest.fixture(scope="module")
 def large(host):
-    """A dataset whose fingerprint speaks of large volumes in four contrasts; planning looks at nothing else."""
+    """A dataset whose fingerprint describes large volumes in four contrasts, which is all that planning reads."""
     dataset = "Dataset702_Large"
     write_case(host.folder / "nnUNet_raw" / dataset, "case_0", np.random.default_rng(0), channels=4)
     names = {str(i): f"MRI{i}" for i in range(4)}
@@ -123,7 +123,7 @@ def test_the_features_are_counted_in_the_memory_estimate(host, large):
     preprocessed = host.folder / "nnUNet_preprocessed" / large
     plain = json.loads((preprocessed / "nnUNetPlans.json").read_text())["configurations"]["3d_fullres"]
     ours = plan(host, "nnUNetPlannerDropGen", dataset=large)["configurations"]["3d_fullres"]
-    target = 560_000_000  # what nnU-Net's planner allows for 8 GB at batch size 2
+    target = 560_000_000  # nnU-Net's limit for 8 GB at batch size 2
     voxels = np.prod(ours["patch_size"])
     counted = feature_maps(ours, 4 + 4 * 16) + (4 + 4 * 16) * voxels / 2
     assert counted <= target
@@ -132,8 +132,8 @@ def test_the_features_are_counted_in_the_memory_estimate(host, large):
     assert ours["batch_size"] == plain["batch_size"] == 2
 
 
-def test_a_training_step_holds_what_was_planned(host, large):
-    """Within a tenth of what nnUNetTrainer holds on nnU-Net's own plans, and within the target."""
+def test_a_training_step_uses_the_planned_memory(host, large):
+    """Within a tenth of nnUNetTrainer's memory on nnU-Net's own plans, and within the target."""
     preprocessed = host.folder / "nnUNet_preprocessed" / large
     plan(host, "nnUNetPlannerDropGen", dataset=large)
     shutil.copy(host.folder / "nnUNet_raw" / large / "dataset.json", preprocessed)
@@ -176,7 +176,7 @@ def test_plans_on_ct_that_fit_any_modality_do_not_saturate_mr(host, tmp_path):
         assert configuration["normalization_schemes"] == ["AnyModalityNormalization"]
         assert (
             configuration["data_identifier"] == "nnUNetDropGenAnyModalityPlans_3d_fullres"
-        )  # shared, and not nnU-Net's
+        )  # shared between these plans, not with nnU-Net's
     assert "nnunet_dg" not in plain
     image = np.random.default_rng(0).gamma(3, 300, (20, 24, 20)).astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(image), tmp_path / "mr_0000.nii.gz")

@@ -1,4 +1,4 @@
-"""`nnunet-dg splits` and what nnU-Net makes of it."""
+"""`nnunet-dg splits`, and nnU-Net's training on the splits it writes."""
 
 import json
 
@@ -10,7 +10,7 @@ DOMAINS = {"case_0": "A", "case_1": "A", "case_2": "B", "case_3": "B", "case_4":
 
 @pytest.fixture
 def folder(host):
-    """The preprocessed dataset with domains, and the splits that were there put back afterwards."""
+    """The preprocessed dataset with domains. Earlier splits are restored afterwards."""
     preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
     raw = host.folder / "nnUNet_raw" / DATASET / "domains.json"
     splits = preprocessed / "splits_final.json"
@@ -25,7 +25,7 @@ def folder(host):
         splits.write_text(before)
 
 
-def test_nnunet_trains_on_the_others_and_validates_on_the_domain_that_was_left_out(host, folder):
+def test_nnunet_validates_on_the_domain_that_was_left_out_of_training(host, folder):
     printed = host.run("nnunet-dg splits leave-one-domain-out -d 701")
     assert "validates on B" in printed
     trained = host.train("Tiny_nnUNetTrainer", fold="1")
@@ -42,7 +42,7 @@ def test_nnunet_trains_on_the_others_and_validates_on_the_domain_that_was_left_o
 @pytest.mark.parametrize(
     ("groups", "status", "message"),
     [
-        ({"case_0": "p"}, 1, "must name every case of the dataset and no other; 'case_1' is in the dataset only"),
+        ({"case_0": "p"}, 1, "must name exactly the cases of the dataset; 'case_1' is in the dataset only"),
         (dict.fromkeys(DOMAINS, "p"), 1, "between 2 and 1 folds"),
         ({case: case[:5] + str(i // 2) for i, case in enumerate(DOMAINS)}, 0, "Written"),
     ],

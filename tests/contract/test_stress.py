@@ -1,4 +1,4 @@
-"""A trained model, measured by the commands that users type."""
+"""Measuring a trained model with the commands that users run."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ TRAINER = "Tiny_nnUNetTrainerDropGen_MIND"
 
 @pytest.fixture(scope="module")
 def model(host, tmp_path_factory):
-    """A model whose last layer sees all labels: after so little training it might see nothing but background."""
+    """A model whose last layer is set to predict all labels; the short training might predict only background."""
     host.train(TRAINER, nnUNet_n_proc_DA="0", **UNVALIDATED)
     trained, folder = host.results(TRAINER).parent, tmp_path_factory.mktemp("model")
     (folder / "fold_0").mkdir()
@@ -39,7 +39,7 @@ def model(host, tmp_path_factory):
 
 @pytest.fixture
 def here(host, model, monkeypatch):
-    """Runs ``nnunet-dg`` in this process, on the training cases; gives its exit status."""
+    """A function that runs ``nnunet-dg`` in this process, on the training cases, and returns its exit status."""
     monkeypatch.syspath_prepend(host.folder / "packages")
     raw = host.folder / "nnUNet_raw" / DATASET
     cases = ["-i", raw / "imagesTr", "-t", raw / "labelsTr", "-device", "cpu", "--disable_tta", "--max-cases", 1]
@@ -50,11 +50,11 @@ def measurements(path):
     return [json.loads(line) for line in path.read_text().splitlines()[1:]]
 
 
-def test_an_interrupted_stress_goes_on_after_its_last_measurement(here, model, tmp_path, capsys):
+def test_an_interrupted_stress_resumes_after_its_last_measurement(here, model, tmp_path, capsys):
     command = ("stress", f"Ours={model}", "-o", tmp_path, "--draws", 1, "--kinds", "inversion", "weight noise")
     assert here(*command) == 0
     whole = measurements(tmp_path / "Ours.jsonl")
-    assert len(whole) == 1 + 4 + 4  # the identity once, and four strengths of each kind
+    assert len(whole) == 1 + 4 + 4  # the identity once, and four strengths per kind
     assert "inversion" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "stress.csv")
     unchanged = table[table["strength"] == 0]
@@ -64,7 +64,7 @@ def test_an_interrupted_stress_goes_on_after_its_last_measurement(here, model, t
 
     lines = (tmp_path / "Ours.jsonl").read_text().splitlines(keepends=True)
     marked = json.loads(lines[1])
-    marked["scores"]["box"]["dice"] = 0.123  # what is there is not measured again
+    marked["scores"]["box"]["dice"] = 0.123  # existing measurements are not repeated
     (tmp_path / "Ours.jsonl").write_text("".join([lines[0], json.dumps(marked) + "\n", *lines[2:6], lines[6][:20]]))
     assert here(*command) == 0
     again = measurements(tmp_path / "Ours.jsonl")
@@ -76,8 +76,8 @@ def test_an_interrupted_stress_goes_on_after_its_last_measurement(here, model, t
     assert "has measurements with other seed" in capsys.readouterr().err
 
 
-def test_what_is_measured_is_what_nnunet_predicts(host, model, tmp_path):
-    """By the command as users type it, on the validation cases, with mirroring; and inverted by hand."""
+def test_measurements_agree_with_nnunets_predictions(host, model, tmp_path):
+    """On the validation cases, with mirroring; the inverted image is computed by hand."""
     host.run(f"nnunet-dg stress Ours={model} -o {tmp_path} --kinds inversion --max-cases 1 -device cpu")
     entries = measurements(tmp_path / "Ours.jsonl")
     measured = {entry["measurement"]["strength"]: entry["scores"] for entry in entries}
@@ -99,18 +99,18 @@ def test_what_is_measured_is_what_nnunet_predicts(host, model, tmp_path):
     assert measured[1.0] != measured[0.0]
 
 
-def test_noise_on_weights_is_what_is_predicted_with_and_is_taken_back(here, host, model):
+def test_weight_noise_changes_predictions_and_is_undone(here, host, model):
     trained = TrainedModel(model, None, "checkpoint_final.pth", "cpu", mirroring=False)
     raw = host.folder / "nnUNet_raw" / DATASET
     (case, *_) = trained.cases(raw / "imagesTr", raw / "labelsTr")
-    kept = trained.predictor.list_of_parameters
+    original = trained.predictor.list_of_parameters
     noisy = measure(trained, case, Measurement(WEIGHT_NOISE, 0.4, case.name, ""), 0)
-    assert trained.predictor.list_of_parameters is kept
+    assert trained.predictor.list_of_parameters is original
     plain = measure(trained, case, Measurement("none", 0, case.name, ""), 0)
     assert noisy["box"]["predicted_voxels"] != plain["box"]["predicted_voxels"]
 
 
-def test_reliance_is_measured_with_the_image_or_the_features_gone(here, model, tmp_path, capsys):
+def test_reliance_is_measured_with_the_image_or_the_features_zeroed(here, model, tmp_path, capsys):
     assert here("stability", "reliance", model, "-o", tmp_path) == 0
     table = pd.read_csv(tmp_path / "reliance.csv")
     voxels = table[table["label"] == "box"].set_index("zeroed")["predicted_voxels"]
@@ -123,24 +123,24 @@ def test_reliance_is_measured_with_the_image_or_the_features_gone(here, model, t
     ("arguments", "message"),
     [
         (("stress", "MODEL", "-chk", "best.pth"), "is not a trained model with best.pth"),
-        (("stress", "MODEL", "-f", "3"), "folds there: 0"),
+        (("stress", "MODEL", "-f", "3"), "its folds: 0"),
         (("stress", "MODEL", "--kinds", "gama"), "got 'gama'"),
-        (("stress", "A=MODEL", "A=MODEL"), "names of their own"),
+        (("stress", "A=MODEL", "A=MODEL"), "Models need different names"),
     ],
 )
-def test_models_and_kinds_that_are_not_there_are_named(here, model, tmp_path, capsys, arguments, message):
+def test_unknown_models_and_kinds_are_named(here, model, tmp_path, capsys, arguments, message):
     assert here(*(a.replace("MODEL", str(model)) for a in arguments), "-o", tmp_path) == 1
     assert message in capsys.readouterr().err
 
 
-def test_cases_that_are_not_there_are_named(host, here, model, tmp_path):
+def test_missing_cases_are_named(host, here, model, tmp_path):
     trained = TrainedModel(model, ["0"], "checkpoint_final.pth", "cpu")
-    with pytest.raises(ModelError, match="go together"):
+    with pytest.raises(ModelError, match="belong together"):
         trained.cases(images=tmp_path)
     with pytest.raises(ModelError, match="0 cases with a truth in"):
         trained.cases(tmp_path, tmp_path)
-    with pytest.raises(ModelError, match=r"No validation cases of fold 0: .*give images and truths, -i and -t"):
-        trained.cases()  # this process has no nnUNet_preprocessed
+    with pytest.raises(ModelError, match=r"no validation cases for fold 0: .*give `images` and `truths`"):
+        trained.cases()  # nnUNet_preprocessed is not set in this process
     raw = host.folder / "nnUNet_raw" / DATASET
     (tmp_path / "images").mkdir()
     for image in sorted((raw / "imagesTr").iterdir())[1:]:
@@ -149,13 +149,13 @@ def test_cases_that_are_not_there_are_named(host, here, model, tmp_path):
         trained.cases(tmp_path / "images", raw / "labelsTr")
 
 
-def test_several_folds_must_be_chosen_from(here, model, tmp_path):
+def test_one_of_several_folds_must_be_chosen(here, model, tmp_path):
     for fold in (0, 1):
         (tmp_path / f"fold_{fold}").mkdir()
         (tmp_path / f"fold_{fold}" / "checkpoint_final.pth").symlink_to(model / "fold_0" / "checkpoint_final.pth")
     for name in ("plans.json", "dataset.json"):
         (tmp_path / name).symlink_to(model / name)
-    with pytest.raises(ModelError, match=r"has fold 0, 1\. Choose one with -f, or an ensemble"):
+    with pytest.raises(ModelError, match=r"has fold 0, 1\. Choose one or more \(an ensemble\) as `folds`"):
         TrainedModel(tmp_path, None, "checkpoint_final.pth", "cpu")
-    with pytest.raises(ModelError, match="No validation cases of fold 0, 1: they are of one numbered fold"):
+    with pytest.raises(ModelError, match="no validation cases for fold 0, 1: only a single numbered fold"):
         TrainedModel(tmp_path, ["0", "1"], "checkpoint_final.pth", "cpu").cases()

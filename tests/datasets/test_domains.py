@@ -20,7 +20,7 @@ def write(folder, content):
     (folder / "domains.json").write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def test_reaches_the_batch_by_its_case_keys(folders):
+def test_domains_of_a_batch_follow_from_its_case_keys(folders):
     write(folders[0], {"a": "Zurich", "b": "Berne", "c": "Zurich", "d": "Berne"})
     domains = read_domains(*folders, CASES)
     assert domains.names == ("Berne", "Zurich")
@@ -33,7 +33,7 @@ def test_without_a_file_there_is_one_domain(folders):
     assert domains.of_batch(["d", "a"]).tolist() == [0, 0]
 
 
-def test_is_carried_to_the_preprocessed_folder_and_the_raw_one_may_go(folders, tmp_path):
+def test_is_copied_to_the_preprocessed_folder_and_works_without_the_raw_one(folders, tmp_path):
     write(folders[0], dict.fromkeys(CASES, "x"))
     first = read_domains(*folders, CASES)
     assert read_domains(tmp_path / "nowhere", folders[1], CASES) == first
@@ -41,7 +41,7 @@ def test_is_carried_to_the_preprocessed_folder_and_the_raw_one_may_go(folders, t
     assert read_domains(*folders, CASES).names == ("x", "y")
 
 
-def test_a_bad_file_is_not_carried_and_a_removed_one_counts_no_more(folders):
+def test_an_invalid_file_is_not_copied_and_the_copy_of_a_removed_one_is_ignored(folders):
     write(folders[0], dict.fromkeys(CASES, "x"))
     read_domains(*folders, CASES)
     write(folders[0], {"a": "x"})
@@ -52,7 +52,7 @@ def test_a_bad_file_is_not_carried_and_a_removed_one_counts_no_more(folders):
     assert read_domains(*folders, CASES).names == (UNNAMED,)
 
 
-def test_a_preprocessed_folder_that_cannot_be_written_is_said_and_no_obstacle(folders, capsys, monkeypatch):
+def test_a_read_only_preprocessed_folder_is_reported_and_does_not_stop(folders, capsys, monkeypatch):
     write(folders[0], dict.fromkeys(CASES, "x"))
 
     def refuse(*_):
@@ -63,7 +63,7 @@ def test_a_preprocessed_folder_that_cannot_be_written_is_said_and_no_obstacle(fo
     assert "could not be copied" in capsys.readouterr().out
 
 
-def test_a_domain_with_one_case_is_allowed_and_said(folders, capsys):
+def test_a_domain_with_one_case_is_allowed_and_reported(folders, capsys):
     write(folders[0], {"a": "x", "b": "x", "c": "x", "d": "y"})
     assert read_domains(*folders, CASES).names == ("x", "y")
     assert "there is a single case from y" in capsys.readouterr().out
@@ -80,18 +80,18 @@ def test_a_domain_with_one_case_is_allowed_and_said(folders, capsys):
         (["a"], "must look like"),
         (None, "must look like"),
         ("{", "not valid JSON, or cut off"),
-        ('{"a": "x", "a": "y"}', "the key 'a' is there twice"),
+        ('{"a": "x", "a": "y"}', "the key 'a' appears more than once"),
         ("\0\0\0", "NUL bytes"),
     ],
 )
-def test_what_is_wrong_is_said_with_the_file(folders, content, message):
+def test_errors_name_the_file_and_the_fault(folders, content, message):
     write(folders[0], content)
     with pytest.raises(ValueError, match=r"domains\.json") as error:
         read_domains(*folders, CASES)
     assert message in str(error.value)
 
 
-def test_a_file_that_is_there_and_cannot_be_read_is_not_taken_for_absent(folders):
+def test_a_file_that_exists_but_cannot_be_read_is_an_error(folders):
     path = folders[1] / "domains.json"
     path.symlink_to("/nowhere/domains.json")
     with pytest.raises(DataError, match="link to /nowhere"):
@@ -102,7 +102,7 @@ def test_a_file_that_is_there_and_cannot_be_read_is_not_taken_for_absent(folders
         read_domains(None, folders[1], CASES)
 
 
-def test_any_name_of_a_domain_differs_from_having_no_domains(folders):
+def test_no_domain_name_equals_having_no_domains(folders):
     without = read_domains(*folders, CASES)
     write(folders[0], dict.fromkeys(CASES, "all"))
     assert read_domains(*folders, CASES).names == ("all",) != without.names
@@ -113,12 +113,12 @@ def test_the_copy_is_as_readable_as_its_folder(folders):
     write(folders[0], dict.fromkeys(CASES, "Z\u00fcrich"))
     read_domains(*folders, CASES)
     copy = folders[1] / "domains.json"
-    assert copy.stat().st_mode & 0o662 == 0o660  # the group's too, and not everybody's to write
+    assert copy.stat().st_mode & 0o662 == 0o660  # writable for the group, but not for all users
     assert copy.read_bytes() == (folders[0] / "domains.json").read_bytes()
     assert [path.name for path in folders[1].iterdir()] == ["domains.json"]
 
 
-def test_control_characters_of_a_name_do_not_reach_the_terminal(folders, capsys):
+def test_control_characters_in_domain_names_are_escaped(folders, capsys):
     write(folders[0], dict.fromkeys("abc", "x") | {"d": "\x1b[31mred\n"})
     read_domains(*folders, CASES)
     printed = capsys.readouterr().out

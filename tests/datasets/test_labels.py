@@ -10,13 +10,13 @@ from nnunet_dg.errors import DataError
         ({"background": 0, "a": 1, "b": 2}, {"a": [1], "b": [2]}, None),
         ({"background": "0", "a": "1", "b": "2"}, {"a": [1], "b": [2]}, None),
         ({"background": 0.0, "a": 1.0}, {"a": [1]}, None),
-        ({"background": 0, "a": [1], "b": [2]}, {"a": [1], "b": [2]}, None),  # lists of one value are no regions
+        ({"background": 0, "a": [1], "b": [2]}, {"a": [1], "b": [2]}, None),  # lists of one value are not regions
         ({"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, {"whole": [1, 2], "core": [2]}, 3),
         ({"background": 0, "whole": [1.0, 2.0], "core": [2]}, {"whole": [1, 2], "core": [2]}, None),
         ({"background": 0, "outside": 0, "a": 1}, {"a": [1]}, None),
     ],
 )
-def test_labels_are_what_nnunets_label_manager_takes_them_for(labels, foreground, ignore):
+def test_labels_agree_with_nnunets_label_manager(labels, foreground, ignore):
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     dataset = {"labels": labels, "regions_class_order": [1, 2]}
@@ -52,7 +52,7 @@ def test_labels_are_what_nnunets_label_manager_takes_them_for(labels, foreground
         ({"background": 0}, "no label other than the background"),
     ],
 )
-def test_labels_that_nnunet_or_no_voxel_can_have_are_refused_in_one_line(labels, fault):
+def test_invalid_labels_are_refused_in_one_line(labels, fault):
     with pytest.raises(DataError) as raised:
         Labels.of_dataset({"labels": labels}, "/data/dataset.json")
     assert str(raised.value).startswith("/data/dataset.json")
@@ -60,7 +60,8 @@ def test_labels_that_nnunet_or_no_voxel_can_have_are_refused_in_one_line(labels,
     assert "\n" not in str(raised.value)
 
 
-def test_text_in_a_dataset_with_regions_is_refused_since_nnunet_finds_no_voxel_of_it():
+def test_numbers_as_text_are_refused_in_a_dataset_with_regions():
+    """nnU-Net accepts them and then finds no voxel of the region."""
     dataset = {"labels": {"background": 0, "whole": ["1", "2"], "core": 2}, "regions_class_order": [1, 2]}
-    with pytest.raises(DataError, match=r"'whole' is \['1', '2'\]. nnU-Net finds no voxel of it.*Write \[1, 2\]"):
+    with pytest.raises(DataError, match=r"'whole' is \['1', '2'\].* finds no voxel of this label.*Write \[1, 2\]"):
         Labels.of_dataset(dataset)

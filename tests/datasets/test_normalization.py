@@ -1,4 +1,4 @@
-"""Normalization for CT and MR: by hand, against nnU-Net's own, and found by nnU-Net."""
+"""Normalization for CT and MR: values by hand, comparison with nnU-Net's own, and lookup by nnU-Net."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ def test_mr_gets_exactly_nnunets_z_score(scale, dtype):
     assert np.array_equal(normalize(AnyModalityNormalization, image), normalize(ZScoreNormalization, image))
 
 
-def test_inside_a_mask_as_nnunet_does_it():
+def test_masks_are_respected_as_in_nnunet():
     rng = np.random.default_rng(0)
     image, seg = rng.gamma(2, 100, (8, 9, 10)).astype(np.float32), np.zeros((8, 9, 10), np.int8)
     image[:3], seg[:3] = 0, -1
@@ -40,14 +40,14 @@ def test_inside_a_mask_as_nnunet_does_it():
     assert (ours[:3] == 0).all()
 
 
-def test_an_mr_image_saturates_under_nnunets_ct_scheme_and_not_under_ours():
+def test_an_mr_image_saturates_with_nnunets_ct_scheme_but_not_with_ours():
     image = np.random.default_rng(0).gamma(3, 300, (16, 16, 16)).astype(np.float32)  # 0 to about 3000
     by_nnunet, by_us = normalize(CTNormalization, image), normalize(AnyModalityNormalization, image)
     assert (by_nnunet == by_nnunet.max()).mean() > 0.8
     assert (by_us == by_us.max()).sum() == 1
 
 
-def test_a_few_dark_voxels_do_not_make_an_mr_image_a_ct():
+def test_an_mr_image_with_a_few_dark_voxels_is_not_treated_as_ct():
     """Spline resampling rings: registered MR images have some negative values."""
     image = np.random.default_rng(0).gamma(4, 300, (16, 16, 16)).astype(np.float32)
     image.flat[:10] = -150
@@ -57,18 +57,18 @@ def test_a_few_dark_voxels_do_not_make_an_mr_image_a_ct():
     assert np.array_equal(normalize(AnyModalityNormalization, image), normalize(ZScoreNormalization, clipped))
 
 
-def test_the_image_that_is_given_is_not_needed_again_but_its_shape_stays():
-    image = np.full((4, 5), -500.0, np.float32)  # constant: no deviation
+def test_a_constant_image_becomes_zero():
+    image = np.full((4, 5), -500.0, np.float32)
     assert np.array_equal(normalize(AnyModalityNormalization, image), np.zeros((4, 5), np.float32))
 
 
-def test_nnunet_finds_it_where_it_looks_for_normalization():
+def test_nnunet_finds_the_scheme_by_name():
     package = "nnunetv2.preprocessing.normalization"
     assert look_up(package, "AnyModalityNormalization") is AnyModalityNormalization
     assert look_up(package, "ZScoreNormalization") is ZScoreNormalization
 
 
-def test_only_schemes_of_intensities_without_a_fixed_meaning_are_replaced():
+def test_only_ct_and_z_score_normalization_are_replaced():
     schemes = ["CTNormalization", "ZScoreNormalization", "NoNormalization", "RGBTo01Normalization"]
     assert any_modality(schemes) == ["AnyModalityNormalization"] * 2 + schemes[2:]
     assert "AnyModalityNormalization" in ZERO_IS_THE_MEAN

@@ -13,7 +13,7 @@ CASES = ["case_0", "case_1", "case_2", "case_3"]
 
 @pytest.fixture
 def preprocessed(tmp_path, monkeypatch):
-    """A preprocessed dataset of four cases, of two domains."""
+    """A preprocessed dataset with four cases from two domains."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.setattr(module, name, str(tmp_path / name))
     folder = tmp_path / "nnUNet_preprocessed" / NAME
@@ -54,17 +54,17 @@ def test_a_case_that_was_removed_from_the_dataset_is_in_no_fold(preprocessed, en
     configuration(preprocessed, "nnUNetPlans_2d", CASES, ending)
     assert split("--force") == 0
     assert "case_3" not in (preprocessed / "splits_final.json").read_text()
-    assert "The splits are of the 3 that all have" in capsys.readouterr().out
+    assert "The splits use the 3 that all have" in capsys.readouterr().out
 
 
-def test_hidden_files_are_no_cases(preprocessed):
+def test_hidden_files_are_not_cases(preprocessed):
     (preprocessed / "gt_segmentations" / "._case_0.nii.gz").touch()
     assert split() == 0
     assert sorted(case for fold in folds(preprocessed) for case in fold["val"]) == CASES
 
 
 @pytest.mark.parametrize("name", ["[siemens] 3T", "[/siemens]", "[red]", ":warning:", "\x1b[31m", "Zürich", "a\nb"])
-def test_names_of_domains_are_printed_as_they_are(preprocessed, name, capsys):
+def test_names_of_domains_are_printed_without_markup(preprocessed, name, capsys):
     write_domains(preprocessed, {"case_0": name, "case_1": name, "case_2": "ge", "case_3": "ge"})
     assert split() == 0
     printed = capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_subjects_in_several_domains_are_held_out_and_counted(preprocessed, tmp_
         assert len(fold["train"]) == len(fold["val"]) == 1
 
 
-def test_few_shot_takes_its_cases_from_the_source(preprocessed, capsys):
+def test_few_shot_draws_training_cases_from_the_source(preprocessed, capsys):
     options = ["splits", "few-shot", "-d", NAME, "-n", "1", "--folds", "9", "--source"]
     assert main([*options, "B"]) == 0
     assert {case for fold in folds(preprocessed) for case in fold["train"]} == {"case_2", "case_3"}
@@ -103,10 +103,10 @@ def test_no_empty_splits_are_written(preprocessed, folds, n, capsys):
     assert not (preprocessed / "splits_final.json").exists()
 
 
-def test_splits_that_are_there_stay(preprocessed, capsys):
+def test_existing_splits_are_kept_unless_forced(preprocessed, capsys):
     (preprocessed / "splits_final.json").symlink_to("/nowhere")
     assert split() == 1
-    assert "To write over it: --force" in capsys.readouterr().err
+    assert "To replace it: --force" in capsys.readouterr().err
     assert split("--force") == 0
     assert not (preprocessed / "splits_final.json").is_symlink()
 
@@ -114,14 +114,14 @@ def test_splits_that_are_there_stay(preprocessed, capsys):
 @pytest.mark.parametrize(
     "content", ["[]", "null", "{", '{"case_0": 1}', '{"case_0": "p"}', '{"case_0": "p", "case_0": "q"}']
 )
-def test_groups_of_another_shape_are_named(preprocessed, tmp_path, content, capsys):
+def test_invalid_group_files_are_named(preprocessed, tmp_path, content, capsys):
     (tmp_path / "groups.json").write_text(content)
     assert split("--groups", str(tmp_path / "groups.json")) == 1
     assert "groups.json" in capsys.readouterr().err
     assert not (preprocessed / "splits_final.json").exists()
 
 
-def test_numbers_of_datasets_have_any_length(preprocessed):
+def test_dataset_numbers_may_have_any_number_of_digits(preprocessed):
     assert [number_of(f"Dataset{n}_X") for n in ("001", "501", "1001", "12345")] == ["1", "501", "1001", "12345"]
     (preprocessed / "gt_segmentations").rename(preprocessed / "elsewhere")
     with pytest.raises(DataError, match="nnUNetv2_plan_and_preprocess -d 1001"):
@@ -131,12 +131,12 @@ def test_numbers_of_datasets_have_any_length(preprocessed):
 @pytest.mark.parametrize(
     "dataset", ["Heart", "Dataset501", "../Dataset501_X", "Dataset501_X/../../Y", "-1", "²", "9" * 50]
 )
-def test_what_is_no_dataset_is_refused(preprocessed, dataset):
-    with pytest.raises(HostError, match="A dataset is a number, or a name such as Dataset501_Heart"):
+def test_invalid_dataset_names_are_refused(preprocessed, dataset):
+    with pytest.raises(HostError, match="`dataset` must be a number, or a name such as Dataset501_Heart"):
         dataset_name(dataset)
 
 
-def test_nothing_is_guessed_without_nnunets_folders(monkeypatch):
+def test_unset_folders_of_nnunet_are_named(monkeypatch):
     monkeypatch.setattr(module, "nnUNet_preprocessed", None)
     with pytest.raises(HostError, match="nnUNet_preprocessed is not set"):
         dataset_name("501")

@@ -19,13 +19,13 @@ def test_fold_k_holds_out_the_kth_domain():
     assert "B" in folds[1].description
 
 
-def test_fold_k_trains_on_the_kth_domain_alone():
+def test_fold_k_trains_only_on_the_kth_domain():
     folds = single_source(DOMAINS)
     assert [fold.train for fold in folds] == [["a1", "a2", "a3"], ["b1", "b2"], ["c1"]]
     assert all(sorted(fold.train + fold.val) == sorted(DOMAINS) for fold in folds)
 
 
-def test_few_shot_draws_as_many_cases_as_asked_the_same_for_the_same_seed():
+def test_few_shot_draws_the_given_number_of_cases_reproducibly():
     folds = few_shot(DOMAINS, 2, folds=8, seed=3)
     assert folds == few_shot(DOMAINS, 2, folds=8, seed=3)
     assert folds != few_shot(DOMAINS, 2, folds=8, seed=4)
@@ -33,7 +33,7 @@ def test_few_shot_draws_as_many_cases_as_asked_the_same_for_the_same_seed():
     assert len({tuple(fold.train) for fold in folds}) > 1
 
 
-def test_few_shot_validates_on_no_other_scan_of_a_patient_it_trains_on():
+def test_few_shot_does_not_validate_on_other_scans_of_training_patients():
     groups = {"a1": "p", "a2": "p", "a3": "q", "b1": "r", "b2": "r", "c1": "s"}
     for fold in few_shot(DOMAINS, 2, folds=20, groups=groups):
         assert not {groups[c] for c in fold.train} & {groups[c] for c in fold.val}
@@ -63,7 +63,7 @@ def test_grouped_validates_on_every_case_once_and_splits_no_group():
         ),
         (lambda: few_shot(DOMAINS, 6), "between 1 and 5 training cases; got 6"),
         (lambda: few_shot(DOMAINS, 0), "between 1 and 5 training cases; got 0"),
-        (lambda: few_shot(DOMAINS, 2, groups=dict.fromkeys(DOMAINS, "p")), "none is left to validate on"),
+        (lambda: few_shot(DOMAINS, 2, groups=dict.fromkeys(DOMAINS, "p")), "cover every group, so none is left"),
         (lambda: grouped(DOMAINS, dict.fromkeys(DOMAINS, "p")), "between 2 and 1 folds"),
         (lambda: check([Fold(["a", "b"], ["b"], "")]), "Fold 0 leaks: case 'b'"),
         (lambda: check([Fold(["a"], ["b"], ""), Fold([], ["b"], "")]), "Fold 1 has no training case"),
@@ -77,22 +77,22 @@ def test_grouped_validates_on_every_case_once_and_splits_no_group():
         (lambda: few_shot(DOMAINS, 4, source=["A"]), "between 1 and 3 training cases of 'A'; got 4"),
         (lambda: few_shot(DOMAINS, 1, source=["a"]), "'A', 'B', 'C'; got 'a'. Did you mean 'A'?"),
         (lambda: leave_one_domain_out(DOMAINS, hold_out=0), "`hold_out` must be above 0"),
-        (lambda: leave_one_domain_out(DOMAINS, hold_out=0.2), "fraction of the `groups`, and none are given; got 0.2"),
+        (lambda: leave_one_domain_out(DOMAINS, hold_out=0.2), "needs `groups`, which are not given; got 0.2"),
         (lambda: single_source(DOMAINS, hold_out=1.5), "`hold_out` must be .* got 1.5"),
         (lambda: single_source(DOMAINS, hold_out=float("nan")), "`hold_out` must be .* got nan"),
     ],
 )
-def test_what_cannot_be_is_said(make, message):
+def test_impossible_splits_and_invalid_arguments_are_explained(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_a_file_that_is_there_stays_unless_forced(tmp_path):
+def test_an_existing_file_is_kept_unless_forced(tmp_path):
     path = tmp_path / "splits_final.json"
     folds = leave_one_domain_out(DOMAINS)
     write(folds, path)
     assert json.loads(path.read_text())[2] == {"train": ["a1", "a2", "a3", "b1", "b2"], "val": ["c1"]}
-    with pytest.raises(FileExistsError, match="To write over it: `force`"):
+    with pytest.raises(FileExistsError, match="To replace it: `force`"):
         write(single_source(DOMAINS), path)
     assert json.loads(path.read_text())[2]["val"] == ["c1"]
     write(single_source(DOMAINS), path, force=True)
@@ -100,7 +100,7 @@ def test_a_file_that_is_there_stays_unless_forced(tmp_path):
 
 
 def test_the_cases_of_held_out_subjects_are_left_out_of_training():
-    """Subject p was scanned at A and B; everybody else once."""
+    """Subject p was scanned in domains A and B, all others once."""
     groups = {case: case for case in DOMAINS} | {"a1": "p", "b1": "p"}
     first, second, third = leave_one_domain_out(DOMAINS, groups)
     assert (first.val, first.train, first.left_out) == (["a1", "a2", "a3"], ["b2", "c1"], ["b1"])
@@ -114,16 +114,16 @@ def test_the_cases_of_held_out_subjects_are_left_out_of_training():
 
 @pytest.mark.parametrize("make", [leave_one_domain_out, single_source])
 @pytest.mark.parametrize("fraction", [0.2, 0.25, 0.5])
-def test_where_every_subject_is_in_every_domain_a_fraction_of_them_is_held_out(make, fraction):
-    """As BraTS (four contrasts of each subject): each fold validates on other subjects than it trains on."""
+def test_a_fraction_of_subjects_is_held_out_where_all_are_in_every_domain(make, fraction):
+    """As in BraTS, with four contrasts per subject. Each fold trains and validates on different subjects."""
     domains = {f"s{i}_{domain}": domain for i in range(20) for domain in ("flair", "t1", "t1ce", "t2")}
     groups = {case: case.split("_")[0] for case in domains}
     folds = make(domains, groups, hold_out=fraction, seed=1)
     held_out = [{groups[case] for case in fold.val} for fold in folds]
     for number, fold in enumerate(folds):
         name = sorted(set(domains.values()))[number]
-        alone, others = (fold.val, fold.train) if make is leave_one_domain_out else (fold.train, fold.val)
-        assert {domains[case] for case in alone} == {name}
+        kth, others = (fold.val, fold.train) if make is leave_one_domain_out else (fold.train, fold.val)
+        assert {domains[case] for case in kth} == {name}
         assert {domains[case] for case in others} == set(domains.values()) - {name}
         assert len(held_out[number]) == round(20 * fraction)
         assert {groups[case] for case in fold.train} == set(groups.values()) - held_out[number]
@@ -148,7 +148,7 @@ def test_few_shot_draws_from_the_source_only_and_validates_on_all_other_subjects
     assert both == few_shot(DOMAINS, 4, folds=20)
 
 
-def test_an_interrupted_write_leaves_the_splits_that_were_there(tmp_path, monkeypatch):
+def test_an_interrupted_write_keeps_the_existing_splits(tmp_path, monkeypatch):
     path = tmp_path / "splits_final.json"
     write(leave_one_domain_out(DOMAINS), path)
     before = path.read_bytes()

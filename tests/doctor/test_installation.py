@@ -1,4 +1,4 @@
-"""`nnunet-dg doctor`, as a user runs it: other packages' declarations, a dataset's plans, and without nnU-Net."""
+"""`nnunet-dg doctor` as a user runs it, with other packages' declarations, a dataset's plans, and without nnU-Net."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from nnunet_dg.cli import main
 
 
 def doctor(*arguments, status, folder, **environment):
-    """What `nnunet-dg doctor` prints, with the packages in ``folder`` installed."""
+    """The output of `nnunet-dg doctor` with the packages in ``folder`` installed."""
     program = Path(sysconfig.get_path("scripts")) / "nnunet-dg"
     environment = os.environ | {"COLUMNS": "250", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(folder)} | environment
     done = subprocess.run([program, "doctor", *arguments], env=environment, capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ def test_what_cannot_be_loaded_is_listed_with_what_is_wrong(broken, name, said):
     assert "Traceback" not in broken
 
 
-def test_nothing_that_other_packages_write_is_markup_or_a_terminal_escape(broken):
+def test_markup_and_escapes_from_other_packages_are_printed_literally(broken):
     assert "[bold]loud[/bold]" in broken
     assert "\x1b" not in broken
 
@@ -86,7 +86,7 @@ def doctor_here(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A dataset of which only the plans are there."""
+    """A function that writes the plans of a dataset that has no other files."""
     raw, preprocessed = (tmp_path / name / "Dataset705_CT" for name in ("nnUNet_raw", "nnUNet_preprocessed"))
     raw.mkdir(parents=True)
     preprocessed.mkdir(parents=True)
@@ -114,10 +114,10 @@ def test_plans_fitted_to_ct_are_named_with_what_to_do(doctor_here, dataset, tmp_
     assert "CT: CTNormalization" in printed
     assert "CTNormalization clips channel CT to [-40, 280]" in printed
     assert "plan with nnUNetPlannerAnyModality" in printed
-    assert "domains one: there is no" in printed
+    assert "domains one, because there is no" in printed
 
 
-def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(doctor_here, dataset, tmp_path):
+def test_normalization_settings_and_domains_are_shown(doctor_here, dataset, tmp_path):
     section = {"planned_for": {"3d": {"extractor": "anatomix"}}, "dropgen": {"p": 0.25}}
     raw = dataset("AnyModalityNormalization", "mine", nnunet_dg=section)
     (raw / "domains.json").write_text(json.dumps({"case_0": "[site] A", "case_1": "B"}))
@@ -127,14 +127,14 @@ def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(doctor
     assert "3d: anatomix" in printed
     assert "settings dropgen" in printed
     assert "B, [site] A, from" in printed
-    assert "not compared with the cases yet: the dataset is not preprocessed" in printed
+    assert "was not compared with the cases, because the dataset is not preprocessed" in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "section", "said"),
+    ("arguments", "section", "expected"),
     [
         (("-d", "706"), {}, "Could not find a dataset with the ID 706"),
-        (("-d", "Heart"), {}, "A dataset is a number, or a name such as Dataset501_Heart; got 'Heart'"),
+        (("-d", "Heart"), {}, "-d must be a number, or a name such as Dataset501_Heart; got 'Heart'"),
         (("-d", "705", "-p", "others"), {}, "There is no file"),
         (("-d", "705"), {"nnunet_dg": {"dropgem": {}}}, "Did you mean 'dropgen'?"),
         (("-d", "705"), {"dropgen": {"p": 0.5}}, 'plans["dropgen"] is not read'),
@@ -143,16 +143,16 @@ def test_plans_that_fit_any_modality_their_settings_and_domains_are_shown(doctor
         (("-d", "705"), {"nnunet_dg": {"tinymig": {"divergence": "x"}}}, "divergence must be one of"),
     ],
 )
-def test_what_is_wrong_with_a_dataset_is_said_in_one_line(doctor_here, dataset, tmp_path, arguments, section, said):
+def test_problems_of_a_dataset_are_explained_in_one_line(doctor_here, dataset, tmp_path, arguments, section, expected):
     dataset(**section)
     printed = doctor_here(*arguments, status=1)
-    assert said in printed
+    assert expected in printed
     assert "Traceback" not in printed
 
 
 @pytest.fixture
 def preprocessed(dataset, tmp_path):
-    """Of two cases; returns the raw dataset folder and the preprocessed one."""
+    """A dataset with two cases: the raw folder and the preprocessed folder."""
     raw = dataset()
     folder = tmp_path / "nnUNet_preprocessed" / raw.name
     (folder / "gt_segmentations").mkdir()
@@ -162,18 +162,18 @@ def preprocessed(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("domains", "said"),
+    ("domains", "expected"),
     [
         ({"case_0": "A"}, "case 'case_1' is without a domain"),
         ({"case_0": "A", "case_1": "B", "case_2": "B"}, "case 'case_2' is not in the dataset"),
         ({"case_0": 1, "case_1": "B"}, "domains.json: "),
     ],
 )
-def test_domains_that_do_not_fit_the_cases_are_refused(doctor_here, preprocessed, tmp_path, domains, said):
+def test_domains_that_do_not_match_the_cases_are_refused(doctor_here, preprocessed, tmp_path, domains, expected):
     raw, _ = preprocessed
     (raw / "domains.json").write_text(json.dumps(domains))
     printed = doctor_here("-d", "705", status=1)
-    assert said in printed
+    assert expected in printed
     assert "Traceback" not in printed
 
 
@@ -186,8 +186,8 @@ def test_domains_are_compared_with_the_cases_and_nothing_is_written(doctor_here,
     assert not (folder / "domains.json").exists()
 
 
-def test_another_dataset_whose_number_starts_alike_is_not_taken(doctor_here, preprocessed, tmp_path):
-    """nnU-Net compares the first three digits."""
+def test_a_dataset_whose_number_only_starts_the_same_is_not_used(doctor_here, preprocessed, tmp_path):
+    """nnU-Net compares only the first three digits."""
     _, folder = preprocessed
     folder.rename(folder.with_name("Dataset7051_CT"))
     shutil.rmtree(tmp_path / "nnUNet_raw" / "Dataset705_CT")
@@ -196,7 +196,7 @@ def test_another_dataset_whose_number_starts_alike_is_not_taken(doctor_here, pre
 
 
 @pytest.mark.parametrize("command", [("doctor",), ("weights", "list")])
-def test_without_nnunet_the_rest_is_said(tmp_path, command):
+def test_without_nnunet_weights_are_still_listed(tmp_path, command):
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if not path.name.startswith("nnunetv2"):
             (tmp_path / path.name).symlink_to(path)

@@ -30,7 +30,7 @@ def write(path, array, spacing=(0.5, 1.0, 2.0), origin=(0.0, 0.0, 0.0)):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three cases: right, half right, and empty in both."""
+    """Three cases: a correct one, a half correct one, and one that is empty in both folders."""
     truth = np.zeros((6, 8, 8), np.uint8)
     truth[1:5, 2:6, 2:6] = 1
     truth[2:4, 3:5, 3:5] = 2
@@ -54,7 +54,7 @@ def test_cases_and_labels_are_written_with_files_and_means(folders, capsys):
     assert table.loc[("a", "whole"), "dice"] == 1
     assert table.loc[("b", "whole"), "dice"] == pytest.approx(2 * 32 / (64 + 32))  # two of four slices
     assert table.loc[("b", "core"), "dice"] == pytest.approx(2 * 4 / (8 + 4))
-    assert table.loc["c"]["dice"].isna().all()  # nothing to find
+    assert table.loc["c"]["dice"].isna().all()  # both masks are empty
     assert table.loc[("b", "whole"), "hd95_mm"] == pytest.approx(4)  # two slices of 2 mm, the third axis in SimpleITK
     content = json.loads((folders[1] / "evaluation.json").read_text())
     assert content["mean"]["whole"]["dice"] == pytest.approx((1 + 2 / 3) / 2)
@@ -69,8 +69,8 @@ def test_cases_and_labels_are_written_with_files_and_means(folders, capsys):
     assert str(folders[1] / "evaluation.csv") in printed
 
 
-def test_the_tolerance_is_in_millimetres(folders):
-    """The rim that is missing is 4 mm high; the prediction's cut face lies within the truth, 2.4 mm from its sides."""
+def test_the_tolerance_is_in_millimeters(folders):
+    """The missing part is 4 mm high; the prediction's cut face is inside the truth, 2.4 mm from its sides."""
     for tolerance, expected in (("0.1", False), ("4", True)):
         assert evaluate(folders, "--tolerance", tolerance) == 0
         nsd = pd.read_csv(folders[1] / "evaluation.csv").set_index(["case", "label"]).loc[("b", "whole"), "nsd"]
@@ -86,10 +86,12 @@ def test_the_ignore_label_does_not_count(folders):
     assert table.loc["b"]["dice"].tolist() == [1, 1]
 
 
-def test_a_missing_prediction_is_an_error_or_counts_as_empty_or_not(folders, capsys):
+def test_a_missing_prediction_is_an_error_or_empty_or_skipped(folders, capsys):
     (folders[1] / "b.nii.gz").unlink()
     assert evaluate(folders) == 1
-    assert "'b' is in" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "'b' is in" in printed
+    assert "set --missing to zero" in printed
     assert not (folders[1] / "evaluation.csv").exists()
     assert evaluate(folders, "--missing", "zero") == 0
     row = pd.read_csv(folders[1] / "evaluation.csv").set_index(["case", "label"]).loc[("b", "whole")]
@@ -99,17 +101,17 @@ def test_a_missing_prediction_is_an_error_or_counts_as_empty_or_not(folders, cap
     assert set(pd.read_csv(folders[1] / "evaluation.csv")["case"]) == {"a", "c"}
 
 
-def summary(there, cases):
-    """nnU-Net's summary.json of a validation, as far as anybody reads it."""
-    files = [{"reference_file": f"{there}{c}.nii.gz", "prediction_file": f"{there}{c}.nii.gz"} for c in cases]
-    return {"metric_per_case": [of | {"metrics": {"1": {"Dice": 0.5}}} for of in files]}
+def summary(prefix, cases):
+    """The part of a validation's summary.json that this package reads."""
+    files = [{"reference_file": f"{prefix}{c}.nii.gz", "prediction_file": f"{prefix}{c}.nii.gz"} for c in cases]
+    return {"metric_per_case": [case | {"metrics": {"1": {"Dice": 0.5}}} for case in files]}
 
 
-def test_of_a_folds_validation_the_cases_that_nnunet_validated_are_expected(folders, capsys):
-    """Truths of all cases; nnU-Net's summary says which the fold has."""
+def test_in_a_folds_validation_the_cases_in_nnunets_summary_are_expected(folders, capsys):
+    """The folder of truths has the cases of all folds."""
     (folders[1] / "b.nii.gz").unlink()
-    for there in ("/elsewhere/", "C:\\data\\labelsTr\\", "C:/data\\", "\\\\server\\share\\", "results\\"):
-        (folders[1] / "summary.json").write_text(json.dumps(summary(there, "ac")))
+    for prefix in ("/elsewhere/", "C:\\data\\labelsTr\\", "C:/data\\", "\\\\server\\share\\", "results\\"):
+        (folders[1] / "summary.json").write_text(json.dumps(summary(prefix, "ac")))
         assert evaluate(folders) == 0
         assert set(pd.read_csv(folders[1] / "evaluation.csv")["case"]) == {"a", "c"}
     (folders[1] / "c.nii.gz").unlink()
@@ -123,22 +125,24 @@ def test_a_prediction_without_a_truth_is_an_error(folders, capsys):
     assert f"'z' is in {folders[1]} without a truth in {folders[0]}" in capsys.readouterr().err
 
 
-def test_another_shape_is_named_with_both_files(folders, capsys):
+def test_different_shapes_are_named_with_both_files(folders, capsys):
     write(folders[1] / "b.nii.gz", np.zeros((6, 8, 7)))
     assert evaluate(folders) == 1
     message = capsys.readouterr().err
-    assert f"{folders[1] / 'b.nii.gz'} does not fit {folders[0] / 'b.nii.gz'}" in message
+    assert f"{folders[1] / 'b.nii.gz'} and {folders[0] / 'b.nii.gz'} have different shapes" in message
     assert "(6, 8, 7)" in message
 
 
 @pytest.mark.parametrize(
     ("what", "geometry"), [("origin", {"origin": (0.0, 5.0, 0.0)}), ("spacing", {"spacing": (0.5, 1.0, 2.5)})]
 )
-def test_another_geometry_is_an_error_unless_it_is_to_be_ignored(folders, capsys, what, geometry):
+def test_different_geometries_are_an_error_unless_ignored(folders, capsys, what, geometry):
     truth = sitk.GetArrayFromImage(sitk.ReadImage(folders[0] / "a.nii.gz"))
     write(folders[1] / "a.nii.gz", truth, **geometry)
     assert evaluate(folders) == 1
-    assert f"a.nii.gz are not in the same place: its {what} is (" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"a.nii.gz have different positions in space: its {what} is (" in printed
+    assert "voxel by voxel with --ignore-affine" in printed
     assert evaluate(folders, "--ignore-affine") == 0
     assert pd.read_csv(folders[1] / "evaluation.csv").set_index(["case", "label"]).loc[("a", "whole"), "dice"] == 1
 
@@ -152,18 +156,18 @@ def test_a_dataset_json_is_needed_and_found_in_the_results_folder(folders, capsy
     assert not (validation / "evaluation.csv").exists()
     (tmp_path / "results" / "dataset.json").unlink()
     assert evaluate((folders[0], validation)) == 1
-    assert "Name it with -djfile" in capsys.readouterr().err
+    assert "Give it as -djfile" in capsys.readouterr().err
 
 
-def test_an_unknown_policy_is_no_silent_default(folders):
-    with pytest.raises(EvaluationError, match="missing must be one of error, zero, skip; got 'zeros'"):
+def test_an_unknown_policy_for_missing_predictions_is_refused(folders):
+    with pytest.raises(EvaluationError, match="`missing` must be one of error, zero, skip; got 'zeros'"):
         library.evaluate(*folders, missing="zeros", processes=1)
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "inf", "nan", "-inf"])
-def test_a_tolerance_is_a_number_of_millimetres(folders, capsys, tolerance):
+def test_a_tolerance_must_be_a_number_of_millimeters(folders, capsys, tolerance):
     assert evaluate(folders, f"--tolerance={tolerance}") == 1
-    assert f"--tolerance is a number of mm, 0 or more; got {tolerance}" in capsys.readouterr().err
+    assert f"--tolerance must be a number of mm, 0 or more; got {tolerance}" in capsys.readouterr().err
 
 
 OTHER_SHAPES = [
@@ -191,7 +195,7 @@ SUMMARIES = [
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "summary.json"])
-def test_json_of_any_other_shape_is_one_line_that_names_the_file(folders, capsys, name):
+def test_errors_about_invalid_json_are_one_line_with_the_file(folders, capsys, name):
     for content in DATASETS if name == "dataset.json" else SUMMARIES:
         (folders[1] / name).write_bytes(content)
         assert evaluate(folders) == 1, content[:99]
@@ -203,7 +207,7 @@ def test_json_of_any_other_shape_is_one_line_that_names_the_file(folders, capsys
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "summary.json"])
-def test_json_that_is_no_file_is_not_taken_for_absent(folders, capsys, name):
+def test_json_files_that_exist_but_cannot_be_read_are_an_error(folders, capsys, name):
     path = folders[1] / name
     for make in (path.mkdir, lambda: path.symlink_to("nowhere"), lambda: os.mkfifo(path)):
         path.unlink(missing_ok=True)
@@ -225,19 +229,19 @@ def test_an_unreadable_file_and_an_empty_folder_are_named(folders, capsys, tmp_p
     assert "No prediction" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_there_is_named(folders, capsys, tmp_path):
+def test_a_missing_folder_is_named(folders, capsys, tmp_path):
     assert evaluate((folders[0], tmp_path / "nowhere")) == 1
     assert f"There is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_all_bad_cases_are_named_on_lines_of_their_own_and_nothing_is_written(folders, capsys, processes):
+def test_all_failed_cases_are_named_one_per_line_and_nothing_is_written(folders, capsys, processes):
     whole = (folders[0] / "a.nii.gz").read_bytes()
     (folders[0] / "a.nii.gz").write_bytes(whole[:-20])
     write(folders[1] / "c.nii.gz", np.full((6, 8, 8), 255))
     assert evaluate(folders, processes=processes) == 1
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]
-    heading = f"nnunet-dg: 2 of 3 cases cannot be evaluated by {folders[1] / 'dataset.json'}:"
+    heading = f"nnunet-dg: 2 of 3 cases cannot be evaluated with {folders[1] / 'dataset.json'}:"
     ours = lines[lines.index(heading) :]  # below the progress bar
     assert len(ours) == 3
     assert ours[1].startswith(f"{folders[0] / 'a.nii.gz'} is damaged or was cut off")
@@ -245,7 +249,7 @@ def test_all_bad_cases_are_named_on_lines_of_their_own_and_nothing_is_written(fo
     assert sorted(os.listdir(folders[1])) == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "dataset.json"]
 
 
-def test_an_earlier_evaluation_stays_where_a_later_one_fails(folders):
+def test_an_earlier_evaluation_is_kept_if_a_later_one_fails(folders):
     assert evaluate(folders) == 0
     before = {name: (folders[1] / name).read_bytes() for name in ("evaluation.csv", "evaluation.json")}
     (folders[1] / "b.nii.gz").write_bytes(b"")
@@ -253,7 +257,7 @@ def test_an_earlier_evaluation_stays_where_a_later_one_fails(folders):
     assert {name: (folders[1] / name).read_bytes() for name in before} == before
 
 
-def test_files_that_macos_leaves_and_hidden_files_are_no_cases(folders):
+def test_hidden_files_are_not_cases(folders):
     for folder in folders:
         (folder / "._a.nii.gz").write_bytes(b"\0\5\26\7")
         (folder / ".z.nii.gz").touch()
@@ -265,7 +269,7 @@ def test_truths_are_not_evaluated_against_themselves(folders, capsys, tmp_path):
     (tmp_path / "link").symlink_to(folders[1])
     for truths in (folders[1], tmp_path / "link"):
         assert evaluate((truths, folders[1])) == 1
-        assert "is given for truths and for predictions" in capsys.readouterr().err
+        assert "is given for both truths and predictions" in capsys.readouterr().err
     (folders[1] / "a.nii.gz").unlink()
     (folders[1] / "a.nii.gz").symlink_to(folders[0] / "a.nii.gz")
     assert evaluate(folders) == 1
@@ -277,10 +281,10 @@ def test_truths_are_not_evaluated_against_themselves(folders, capsys, tmp_path):
 def test_one_case_with_two_endings_is_refused(folders, capsys, folder, other):
     (folders[folder] / other).touch()
     assert evaluate(folders) == 1
-    assert f"{folders[folder] / 'a.nii.gz'} and {folders[folder] / other} are one case" in capsys.readouterr().err
+    assert f"{folders[folder] / 'a.nii.gz'} and {folders[folder] / other} are the same case" in capsys.readouterr().err
 
 
-def test_other_files_of_a_case_are_not_in_the_way(folders):
+def test_files_of_a_case_that_are_not_segmentations_are_ignored(folders):
     for name in ("a.npz", "a.pkl", "a.png", "a.json", "d.nrrd", "plans.json"):
         (folders[1] / name).touch()
     assert evaluate(folders) == 0
@@ -298,7 +302,7 @@ def test_a_pipe_and_a_name_that_is_not_utf8_are_named(folders, capsys):
     assert "\x1b" not in printed
 
 
-def test_outputs_replace_links_and_leave_no_litter(folders, tmp_path):
+def test_outputs_replace_links_and_leave_no_temporary_files(folders, tmp_path):
     (tmp_path / "precious").write_text("precious")
     for name in ("evaluation.csv", "evaluation.json"):
         (folders[1] / name).symlink_to(tmp_path / "precious")
@@ -313,15 +317,15 @@ def test_outputs_replace_links_and_leave_no_litter(folders, tmp_path):
 def test_an_output_that_cannot_be_written_is_named(folders, capsys, tmp_path):
     (tmp_path / "file").touch()
     assert evaluate(folders, "-o", str(tmp_path / "file")) == 1
-    assert f"{tmp_path / 'file'} cannot be a folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} cannot be used as a folder" in capsys.readouterr().err
     (tmp_path / "out" / "evaluation.json").mkdir(parents=True)
     assert evaluate(folders, "-o", str(tmp_path / "out")) == 1
     assert f"The evaluation cannot be written to {tmp_path / 'out'}" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out") == ["evaluation.json"]
 
 
-def test_a_full_disk_leaves_the_earlier_evaluation(folders, capsys):
-    """A limit on the size of files is as near to a full disk as a test can come."""
+def test_a_full_disk_keeps_the_earlier_evaluation(folders, capsys):
+    """A limit on the size of files stands in for a full disk."""
     import resource
     import signal
 
@@ -341,7 +345,7 @@ def test_a_full_disk_leaves_the_earlier_evaluation(folders, capsys):
     assert not [name for name in os.listdir(folders[1]) if name.startswith(".")]
 
 
-def test_names_are_data(folders, capsys):
+def test_special_characters_in_names_are_written_safely(folders, capsys):
     labels = {"background": 0, "[bold]:smile:\x1b[31m": 1, "=1+1": 2, "Zürich 北京": 3}
     (folders[1] / "dataset.json").write_text(json.dumps(DATASET | {"labels": labels, "regions_class_order": None}))
     for folder in folders:
@@ -359,7 +363,7 @@ def test_names_are_data(folders, capsys):
     assert set(table["label"]) == {"[bold]:smile:\x1b[31m", "'=1+1", "Zürich 北京"}
 
 
-def test_any_locale_and_strict_warnings_do(folders):
+def test_names_are_written_as_utf8_in_any_locale(folders):
     labels = {"background": 0, "Zürich": 1, "北京": 2, "ignore": 3}
     content = json.dumps(DATASET | {"labels": labels, "regions_class_order": None}, ensure_ascii=False)
     (folders[1] / "dataset.json").write_text(content, encoding="utf-8")
@@ -374,7 +378,7 @@ def test_any_locale_and_strict_warnings_do(folders):
 
 @pytest.fixture
 def tiffs(tmp_path):
-    """A fold's validation, as nnU-Net leaves it: the spacing is next to predictions, and not next to truths."""
+    """A fold's validation as nnU-Net leaves it, with spacing files next to predictions but not next to truths."""
     truth = np.zeros((6, 8, 8), np.uint8)
     truth[1:5, 2:6, 2:6] = 1
     for folder, array in {"gt_segmentations": truth, "predicted": np.roll(truth, 1, 0)}.items():
@@ -386,7 +390,7 @@ def tiffs(tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], ["--ignore-affine"]])
-def test_tiffs_are_measured_by_a_spacing_that_is_known(tiffs, options, capfd):
+def test_tiffs_without_a_known_spacing_are_refused(tiffs, options, capfd):
     assert evaluate(tiffs, *options) == 1
     printed = "".join(capfd.readouterr())
     assert f"{tiffs[0] / 'a.tif'} has no spacing" in printed
@@ -408,6 +412,6 @@ def test_a_bug_keeps_its_traceback():
         assert not isinstance(raised.value, EvaluationError)
 
 
-def test_a_process_that_is_killed_is_said():
-    with pytest.raises(EvaluationError, match="A process was killed, out of memory perhaps: try -np 1"):
+def test_a_killed_process_is_reported():
+    with pytest.raises(EvaluationError, match=r"A process was killed, .* Use fewer `processes`"):
         library.run_all([os.abort, os.abort], 2, "aborting")

@@ -20,12 +20,12 @@ def plates(lower: slice, upper: slice) -> tuple[np.ndarray, np.ndarray]:
     return masks[0], masks[1]
 
 
-def test_two_plates_worked_out_on_paper():
-    """Two voxels thick, moved by three along an axis of 2 mm: [0, 4] mm and [6, 10] mm, say.
+def test_two_plates_by_hand():
+    """Two plates, two voxels thick and three voxels apart along an axis of 2 mm, for example [0, 4] and [6, 10] mm.
 
-    Of each surface one face is 2 mm from the other plate and one is 6 mm; the rims lie between, evenly. So the 95th
-    percentile is 6 mm, and the average is 4 mm. Within 2.5 mm: the near face, 40 x 40 mm, of two faces and four rims of
-    40 x 4 mm, and the eighth of the rims that is nearer than 2.5 mm.
+    Each plate has one face at 2 mm and one at 6 mm from the other plate; the four rims are spread evenly in between. So
+    the 95th percentile is 6 mm, and the average is 4 mm. Of the two faces of 40 x 40 mm and four rims of 40 x 4 mm,
+    the near face and an eighth of the rims are within 2.5 mm.
     """
     prediction, truth = plates(slice(2, 4), slice(5, 7))
     metrics = mask_metrics(prediction, truth, (2, 1, 1), tolerance_mm=2.5)
@@ -43,7 +43,7 @@ def test_overlap_by_hand():
 
 
 def test_spacing_belongs_to_its_own_axis():
-    """The plates' 95th percentile is the distance of their far faces, along the axis on which they were moved."""
+    """The plates' 95th percentile is the distance of their far faces along the axis that separates them."""
     prediction, truth = plates(slice(2, 4), slice(5, 7))
     for axis in range(3):
         spacing = np.full(3, 1.5)
@@ -64,7 +64,7 @@ def random_masks(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndar
     ("shape", "spacing"), [((20, 24, 16), (1, 1, 1)), ((12, 30, 28), (3.3, 0.7, 0.5)), ((40, 36), (0.4, 1.5))]
 )
 def test_agrees_with_a_second_library(shape, spacing, seed):
-    """DeepMind's surface-distance, which weights by area as well."""
+    """DeepMind's surface-distance, which also weights by area."""
     prediction, truth = random_masks(shape, seed)
     metrics = mask_metrics(prediction, truth, spacing, tolerance_mm=1.1)
     distances = compute_surface_distances(truth, prediction, spacing)
@@ -81,11 +81,11 @@ def test_equal_masks_are_perfect_and_swapping_them_changes_nothing(shape):
     spacing = (2.0, 1.0, 0.5)[-len(shape) :]
     perfect = mask_metrics(first, first, spacing)
     assert [perfect[name] for name in METRICS] == [1, 0, 0, 1]
-    there, back = mask_metrics(first, second, spacing), mask_metrics(second, first, spacing)
-    assert [there[name] for name in METRICS] == pytest.approx([back[name] for name in METRICS])
+    metrics, swapped = mask_metrics(first, second, spacing), mask_metrics(second, first, spacing)
+    assert [metrics[name] for name in METRICS] == pytest.approx([swapped[name] for name in METRICS])
 
 
-def test_a_mask_that_reaches_the_border_is_closed_there():
+def test_a_mask_that_touches_the_border_is_closed_there():
     full = np.ones((6, 6, 6), bool)
     assert mask_metrics(full, full, (1, 1, 1))["nsd"] == 1
     inner = np.zeros_like(full)
@@ -94,10 +94,10 @@ def test_a_mask_that_reaches_the_border_is_closed_there():
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_volume_of_one_voxel_is_measured_in_its_plane(axis):
+def test_a_volume_one_voxel_thick_is_measured_in_2d(axis):
     first, second = random_masks((30, 20), 3)
     flat = mask_metrics(first, second, (0.8, 1.3))
-    spacing = np.insert([0.8, 1.3], axis, 999)  # nnU-Net's for images without a third axis
+    spacing = np.insert([0.8, 1.3], axis, 999)  # nnU-Net's spacing for the missing axis of 2-D images
     assert mask_metrics(np.expand_dims(first, axis), np.expand_dims(second, axis), spacing) == flat
 
 
@@ -108,7 +108,7 @@ def test_two_empty_masks_have_no_metrics():
 
 
 @pytest.mark.parametrize("predicted", [True, False])
-def test_one_empty_mask_is_the_worst_there_is(predicted):
+def test_one_empty_mask_gives_the_worst_possible_values(predicted):
     empty, full = np.zeros((3, 4, 5), bool), np.zeros((3, 4, 5), bool)
     full[1, 1, 1] = True
     masks = (full, empty) if predicted else (empty, full)
@@ -122,11 +122,11 @@ def test_labels_regions_and_the_ignore_label():
     prediction = np.array([[0, 1, 2, 2, 2, 1]])
     labels = {"one": [1], "any": [1, 2]}
     metrics = case_metrics(prediction, truth, (1, 1), labels, ignore=3)
-    assert metrics["one"]["dice"] == pytest.approx(2 * 1 / (1 + 2))  # the last voxel counts for nobody
+    assert metrics["one"]["dice"] == pytest.approx(2 * 1 / (1 + 2))  # the last voxel is ignored
     assert metrics["any"]["dice"] == 1
     assert case_metrics(prediction, truth, (1, 1), labels)["one"]["dice"] == pytest.approx(2 * 1 / (2 + 2))
 
 
-def test_other_shapes_are_refused():
+def test_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"prediction's shape is \(2, 3\), the truth's \(3, 2\)"):
         case_metrics(np.zeros((2, 3)), np.zeros((3, 2)), (1, 1), {"one": [1]})

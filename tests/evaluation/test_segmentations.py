@@ -50,7 +50,7 @@ def test_labels_and_spacing_are_read(tmp_path, array, ending):
 
 @pytest.mark.parametrize("ending", READERS)
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_file_that_was_cut_off_is_refused_or_holds_every_voxel(tmp_path, array, ending, compressed):
+def test_a_file_that_was_cut_off_is_refused_unless_it_has_every_voxel(tmp_path, array, ending, compressed):
     whole = write(tmp_path / f"whole{ending}", array, compressed=compressed).read_bytes()
     path = tmp_path / f"x{ending}"
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 700, len(whole) - 9, len(whole) - 1):
@@ -63,7 +63,7 @@ def test_a_file_that_was_cut_off_is_refused_or_holds_every_voxel(tmp_path, array
             assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_a_gzip_file_with_a_changed_byte_or_less_content_than_its_header_says_is_refused(tmp_path, array):
+def test_a_gzip_file_with_a_changed_byte_or_missing_content_is_refused(tmp_path, array):
     path = write(tmp_path / "x.nii.gz", array)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -72,14 +72,14 @@ def test_a_gzip_file_with_a_changed_byte_or_less_content_than_its_header_says_is
         check_whole(path)
     raw = write(tmp_path / "x.nii", array).read_bytes()
     path.write_bytes(gzip.compress(raw[:-1]))
-    with pytest.raises(DataError, match=r"was cut off: its header announces 2032 bytes, and there are 2031"):
+    with pytest.raises(DataError, match=r"was cut off: its header declares 2032 bytes, but it has 2031"):
         check_whole(path)
     path.write_bytes(gzip.compress(raw))
     check_whole(path)
 
 
-def test_scaled_nifti_files_are_whole(tmp_path, array):
-    """ITK says that their voxels are floats; on disk they are bytes."""
+def test_scaled_nifti_files_are_not_taken_for_cut_off(tmp_path, array):
+    """ITK reports float voxels, but on disk they are bytes."""
     image = nibabel.Nifti1Image(array, np.eye(4))
     image.header.set_slope_inter(1, 0)
     nibabel.save(image, tmp_path / "x.nii.gz")
@@ -91,7 +91,7 @@ def test_scaled_nifti_files_are_whole(tmp_path, array):
     [(255, "255"), (3, "3"), (-1, "-1"), (0.5, "0.5"), (1.0000001, "1.0000001"), (np.nan, "nan"), (np.inf, "inf"),
      (70000, "70000"), (65536 + 1, "65537")],
 )  # fmt: skip
-def test_values_that_are_no_labels_are_named(tmp_path, array, wrong, named):
+def test_values_that_are_not_labels_are_named(tmp_path, array, wrong, named):
     array = array.astype(np.float32)
     array[0, 0, :3] = wrong
     path = write(tmp_path / "x.nrrd", array)
@@ -111,57 +111,57 @@ def test_more_than_one_volume_or_value_per_voxel_is_refused(tmp_path, array):
     sitk.WriteImage(sitk.GetImageFromArray(np.stack([array[:1]] * 3, -1), isVector=True), tmp_path / "slice.nrrd")
     sitk.WriteImage(sitk.GetImageFromArray(np.stack([array[0]] * 3, -1), isVector=True), tmp_path / "2d.nrrd")
     for name in ("two.nii.gz", "rgb.nrrd", "slice.nrrd", "2d.nrrd"):
-        with pytest.raises(DataError, match=f"{name} is not one segmentation: its shape is"):
+        with pytest.raises(DataError, match=f"{name} is not a single segmentation: its shape"):
             read(tmp_path / name)
     io.imsave(tmp_path / "rgb.png", np.stack([array[0]] * 3, -1), check_contrast=False)
-    with pytest.raises(DataError, match=r"rgb\.png is not one segmentation"):
+    with pytest.raises(DataError, match=r"rgb\.png is not a single segmentation"):
         read(tmp_path / "rgb.png", NaturalImage2DIO)
 
 
-def test_a_trailing_axis_of_one_is_no_second_volume(tmp_path, array):
+def test_a_trailing_axis_of_length_one_is_accepted(tmp_path, array):
     nibabel.save(nibabel.Nifti1Image(array[..., None], np.eye(4)), tmp_path / "x.nii.gz")
     assert read(tmp_path / "x.nii.gz").values.shape == array.T.shape
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])  # micrometers, mm, and a mistaken unit
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])
-def test_places_are_compared_in_voxels_whatever_the_unit(tmp_path, array, scale, reader):
+def test_positions_are_compared_in_voxels_for_any_unit(tmp_path, array, scale, reader):
     spacing = np.array([0.5, 1.0, 2.0]) * scale
     origin = np.array([-200.0, 30.0, 1000.0]) * scale
     truth = read(write(tmp_path / "t.nii.gz", array, spacing, origin), reader)
     turned = (np.cos(0.05), -np.sin(0.05), 0, np.sin(0.05), np.cos(0.05), 0, 0, 0, 1)
-    for what, there in {
+    for what, path in {
         "origin": write(tmp_path / "o.nii.gz", array, spacing, origin + np.array([0.3, 0, 0]) * spacing),
         "spacing": write(tmp_path / "s.nii.gz", array, spacing * [1, 1, 1.01], origin),
         "direction": write(tmp_path / "d.nii.gz", array, spacing, origin, turned),
         "mirrored": write(tmp_path / "m.nii.gz", array, spacing, origin, (-1, 0, 0, 0, 1, 0, 0, 0, 1)),
     }.items():
         with pytest.raises(DataError) as raised:
-            read(there, reader).compare(truth)
+            read(path, reader).compare(truth)
         named = what if reader is SimpleITKIO and what != "mirrored" else "its "
         assert named in str(raised.value)
-        assert "--ignore-affine" in str(raised.value)
+        assert "`ignore_affine`" in str(raised.value)
     near = write(tmp_path / "n.nii.gz", array, spacing * 1.0001, origin + 0.02 * spacing)
     read(near, reader).compare(truth)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_what_is_not_a_number_is_refused_where_itk_reads_it_as_background(tmp_path, array, ending):
+def test_nan_is_refused_although_itk_reads_it_as_background(tmp_path, array, ending):
     array = array.astype(np.float32)
     array[0, 0, :2] = np.nan, -np.inf
     with pytest.raises(DataError, match="has 2 voxels that are NaN or infinite"):
         read(write(tmp_path / f"x{ending}", array), SimpleITKIO if ending == ".nii.gz" else NibabelIO)
 
 
-def test_headers_without_size_are_refused(tmp_path, array):
+def test_headers_with_an_invalid_spacing_are_refused(tmp_path, array):
     content = bytearray(write(tmp_path / "x.nii", array).read_bytes())
     content[80:92] = np.full(3, np.nan, np.float32).tobytes()  # pixdim, of the three axes
     (tmp_path / "x.nii").write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.nii.*it must be above 0"):
+    with pytest.raises(DataError, match=r"x\.nii.*it must be positive"):
         read(tmp_path / "x.nii", NibabelIO)
 
 
-def test_tiffs_have_the_spacing_that_a_file_says_or_none(tmp_path, array, monkeypatch):
+def test_the_spacing_of_a_tiff_comes_from_a_json_file_next_to_it(tmp_path, array, monkeypatch):
     path = tmp_path / "gt_segmentations" / "x.tif"
     path.parent.mkdir()
     tifffile.imwrite(path, array)
@@ -187,8 +187,8 @@ def test_tiff_truths_have_the_spacing_of_their_images(tmp_path, array, folder):
     assert spacing_of_images(truth, "x") == (3, 0.5, 0.25)
 
 
-def test_what_is_no_file_or_has_no_utf8_name_never_reaches_a_reader(tmp_path, array):
-    """A pipe would hang the readers, and ITK aborts the process at names that are not UTF-8."""
+def test_special_files_and_names_that_are_not_utf8_never_reach_a_reader(tmp_path, array):
+    """A pipe would block the readers, and ITK aborts the process for names that are not UTF-8."""
     os.mkfifo(tmp_path / "pipe.nii.gz")
     (tmp_path / "folder.nii.gz").mkdir()
     (tmp_path / "link.nii.gz").symlink_to("nowhere")
@@ -202,7 +202,7 @@ def test_what_is_no_file_or_has_no_utf8_name_never_reaches_a_reader(tmp_path, ar
         reader_of({"labels": {}, "file_ending": ".nii.gz"}, [odd], tmp_path)
 
 
-def test_the_reader_is_nnunets_choice_by_the_first_file_that_can_be_read(tmp_path, array, capfd):
+def test_the_reader_is_nnunets_choice_for_the_first_readable_file(tmp_path, array, capfd):
     (tmp_path / "a.tif").write_bytes(b"damaged")
     tifffile.imwrite(tmp_path / "b.tif", array)
     dataset = {"labels": {}, "file_ending": ".tif"}

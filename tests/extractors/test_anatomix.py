@@ -57,7 +57,7 @@ def test_agrees_with_the_plain_unfolded_network(variant, layer):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_layout_is_that_of_the_published_file(variant):
+def test_the_layout_matches_the_published_file(variant):
     layout = json.loads(shared("golden", "anatomix_layout.json").read_text())[variant]
     assert published_layout(VARIANTS[variant]) == {key: tuple(shape) for key, shape in layout.items()}
 
@@ -81,7 +81,7 @@ def test_fold_by_hand():
 def test_nearest_merge_is_the_convolution_of_the_upsampled_feature():
     merge = NearestMerge(skip=2, below=3, width=4, activation=False)
     weight, bias = torch.randn(4, 5, 3, 3, 3), torch.randn(4)
-    merge.take(weight, bias)
+    merge.load_kernel(weight, bias)
     skip, x = torch.randn(2, 2, 8, 6, 4), torch.randn(2, 3, 4, 3, 2)
     both = torch.cat([skip, F.interpolate(x, scale_factor=2, mode="nearest")], dim=1)
     expected = F.conv3d(F.pad(both, (1,) * 6, mode="reflect"), weight, bias)
@@ -109,7 +109,7 @@ def test_the_larger_variant_pads_to_its_own_five_poolings():
     assert extractor(torch.rand(1, 1, 12, 70, 40)).shape == (1, 32, 12, 70, 40)
 
 
-def test_nothing_beyond_the_penultimate_layer_exists():
+def test_layers_after_the_penultimate_one_are_not_built():
     kernels = {
         layer: [p.shape for p in Anatomix(layer=layer).parameters() if p.ndim == 5]
         for layer in ("penultimate", "final")
@@ -117,14 +117,14 @@ def test_nothing_beyond_the_penultimate_layer_exists():
     assert kernels["penultimate"] == kernels["final"][:-2]
 
 
-def test_a_patch_of_nnunet_that_is_20_slices_thick(anatomix_weights):
+def test_a_patch_of_20_slices_has_normalized_features_of_its_size(anatomix_weights):
     features = loaded(weights=anatomix_weights)(torch.rand(1, 1, 20, 320, 256))
     assert features.shape == (1, 16, 20, 320, 256)
     torch.testing.assert_close(features.mean((2, 3, 4)), torch.zeros(1, 16), atol=1e-3, rtol=0)
     torch.testing.assert_close(features.var((2, 3, 4)), torch.ones(1, 16), atol=1e-2, rtol=0)
 
 
-def test_range_of_the_image_does_not_matter_and_samples_do_not_mix(anatomix_weights):
+def test_features_do_not_depend_on_the_range_of_the_image_or_on_other_samples(anatomix_weights):
     extractor = loaded(weights=anatomix_weights)
     x = torch.rand(2, 1, 32, 32, 32)
     both = extractor(x)
@@ -149,7 +149,7 @@ def test_autocast_stays_finite_and_close(dtype, agreement, anatomix_weights):
     assert F.cosine_similarity(half.float().flatten(2), extractor(x).flatten(2), dim=2).min() > agreement
 
 
-def test_frozen_stays_frozen_whatever_its_parent_does(anatomix_weights):
+def test_stays_frozen_when_its_parent_is_trained(anatomix_weights):
     extractor = loaded(weights=anatomix_weights)
     before = {key: value.clone() for key, value in extractor.state_dict().items()}
     parent = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), extractor, nn.Conv3d(16, 1, 1)).train()
@@ -162,7 +162,7 @@ def test_frozen_stays_frozen_whatever_its_parent_does(anatomix_weights):
     assert all(torch.equal(before[key], value) for key, value in extractor.state_dict().items())
 
 
-def test_no_weights_is_an_error_and_a_state_dict_cures_it(anatomix_weights):
+def test_computing_without_weights_is_an_error_until_a_state_dict_is_loaded(anatomix_weights):
     empty = Anatomix()
     with pytest.raises(RuntimeError, match="no weights"):
         empty(torch.rand(1, 1, 32, 32, 32))
@@ -183,11 +183,11 @@ def test_part_of_a_state_dict_does_not_count_as_weights(anatomix_weights):
     assert not empty.has_weights
     unloaded = Anatomix().state_dict()
     empty.load_state_dict(unloaded)
-    assert not empty.has_weights, "NaN is no weight"
+    assert not empty.has_weights, "NaN is not a weight"
 
 
-def test_weights_folded_for_another_layer_are_told_apart(anatomix_weights):
-    """Names and shapes fit where nnU-Net's -pretrained_weights picks them, but one of them is folded."""
+def test_weights_folded_for_another_layer_are_refused(anatomix_weights):
+    """nnU-Net's -pretrained_weights selects tensors by name and shape, which match although one of them is folded."""
     final = loaded(layer="final", weights=anatomix_weights).state_dict()
     penultimate = Anatomix()
     picked = {key: final[key] for key in penultimate.state_dict()}
@@ -198,30 +198,30 @@ def test_weights_folded_for_another_layer_are_told_apart(anatomix_weights):
 
 def test_weights_that_are_not_finite_are_refused(anatomix_weights):
     broken = anatomix_weights | {"model.4.running_var": torch.full((16,), float("nan"))}
-    with pytest.raises(ValueError, match=r"model\.4\.running_var holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"model\.4\.running_var has values that are not finite"):
         Anatomix().load_published(broken)
 
 
 @pytest.mark.parametrize(
     ("key", "change", "problem"),
     [
-        ("model.4.running_var", lambda v: -v, "holds a negative variance"),
-        ("model.0.weight", lambda v: v * 1e30, "holds a value of"),
-        ("model.0.weight", lambda v: v.bool(), "holds bool values"),
+        ("model.4.running_var", lambda v: -v, "has a negative variance"),
+        ("model.0.weight", lambda v: v * 1e30, "has a value of"),
+        ("model.0.weight", lambda v: v.bool(), "has bool values"),
         ("model.0.weight", lambda v: v.to("meta"), "is a meta tensor"),
     ],
 )
-def test_weights_that_are_no_weights_are_refused(key, change, problem, anatomix_weights):
+def test_implausible_weights_are_refused(key, change, problem, anatomix_weights):
     with pytest.raises(ValueError, match=rf"{key} {problem}"):
         Anatomix().load_published(anatomix_weights | {key: change(anatomix_weights[key])})
 
 
-def test_a_checkpoint_whose_extractor_is_broken_is_refused_and_not_replaced_by_the_file(anatomix_weights):
+def test_a_checkpoint_with_implausible_extractor_weights_is_refused(anatomix_weights):
     state = loaded(weights=anatomix_weights).state_dict()
     key = next(key for key, value in state.items() if value.ndim == 5)
     for value in (float("inf"), 1e30):
         extractor = loaded(weights=anatomix_weights)
-        with pytest.raises(RuntimeError, match=f"extractor cannot be used: {key} holds"):
+        with pytest.raises(RuntimeError, match=f"extractor cannot be used: {key} has"):
             extractor.load_state_dict(state | {key: torch.full_like(state[key], value)})
         assert not extractor.has_weights
 
@@ -230,11 +230,11 @@ def test_other_published_files_are_refused_by_name():
     vit = {"down_projection.proj.weight": torch.zeros(1), "eva.blocks.0.attn.q_proj.weight": torch.zeros(1)}
     may = {"model.0.weight": torch.zeros(20, 1, 3, 3, 3)}
     for variant in VARIANTS:
-        with pytest.raises(ValueError, match=rf"Vision Transformer, as anatomix-dev-vit\.pth.* use is {variant}\.pth"):
+        with pytest.raises(ValueError, match=rf"Vision Transformer, like anatomix-dev-vit\.pth.* use {variant}\.pth"):
             Anatomix(variant).load_published(vit)
         with pytest.raises(ValueError, match=r"anatomix-dev\.pth of May 2026, which its authors replaced"):
             Anatomix(variant).load_published(may)
-    with pytest.raises(ValueError, match=r"it is anatomix-dev\.pth, which is extractor 'anatomix-dev'"):
+    with pytest.raises(ValueError, match=r"it is anatomix-dev\.pth, which is for extractor 'anatomix-dev'"):
         Anatomix("anatomix").load_published(random_weights("anatomix-dev"))
 
 
@@ -247,10 +247,10 @@ def test_voxelwise_normalization_by_hand():
     assert torch.autograd.gradcheck(unit_norm, double)
 
 
-def test_the_larger_variant_has_unit_norm_in_every_voxel_and_can_be_told_otherwise():
+def test_the_larger_variant_has_unit_norm_in_every_voxel_by_default():
     weights = random_weights("anatomix-dev")
     x = torch.rand(2, 1, 64, 64, 64)
-    x[1] = 3  # a constant patch has no features
+    x[1] = 3  # a constant patch, whose features are zero
     extractor = loaded("anatomix-dev", weights=weights)
     with torch.no_grad():
         raw = extractor.features(minmax(x[:1]))
@@ -278,7 +278,7 @@ def test_an_image_in_float64_is_accepted(anatomix_weights):
     torch.testing.assert_close(extractor(x.double()), extractor(x), rtol=1e-3, atol=1e-3)
 
 
-def test_refuses_what_it_cannot_take(anatomix_weights):
+def test_invalid_inputs_arguments_and_layouts_are_refused(anatomix_weights):
     extractor = loaded(weights=anatomix_weights)
     with pytest.raises(ValueError, match=r"\(B, 1, X, Y, Z\); got \(1, 1, 32, 32\)"):
         extractor(torch.rand(1, 1, 32, 32))
@@ -302,7 +302,7 @@ def test_a_file_saved_from_a_compiled_network_is_read(tmp_path, anatomix_weights
     torch.testing.assert_close(built(x), loaded(weights=anatomix_weights)(x))
 
 
-def test_build_extractor_takes_the_normalization(tmp_path, anatomix_weights):
+def test_build_extractor_sets_the_normalization(tmp_path, anatomix_weights):
     torch.save(anatomix_weights, tmp_path / "mine.pth")
     s = build_extractor("anatomix", weights=tmp_path / "mine.pth", normalize="voxelwise")(torch.rand(1, 1, 32, 32, 32))
     torch.testing.assert_close(s.norm(dim=1), torch.ones(1, 32, 32, 32))

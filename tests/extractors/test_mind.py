@@ -4,12 +4,12 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_dg.extractors import build_extractor
-from nnunet_dg.extractors.mind import MIND, neighbour_pairs
+from nnunet_dg.extractors.mind import MIND, neighbor_pairs
 
 
 def naive_mind(x, radius=1, dilation=2):
     """One voxel, one channel, one patch offset at a time, on a single image (X, Y) or (X, Y, Z)."""
-    dims, pairs = x.ndim, neighbour_pairs(x.ndim)
+    dims, pairs = x.ndim, neighbor_pairs(x.ndim)
     offsets = np.stack(np.meshgrid(*[range(-radius, radius + 1)] * dims, indexing="ij"), -1).reshape(-1, dims)
     last = np.array(x.shape) - 1
 
@@ -32,7 +32,7 @@ def naive_mind(x, radius=1, dilation=2):
 
 @pytest.mark.parametrize(("shape", "quiet"), [((7, 6), 1), ((5, 6, 4), 1), ((8, 7), 1e-3)], ids=str)
 def test_agrees_with_a_naive_loop(shape, quiet):
-    """Where part of the image is nearly constant, too: there the variance is kept from vanishing."""
+    """Also if part of the image is nearly constant, where the variance is clamped."""
     x = torch.rand(shape, dtype=torch.float64)
     x[:4] *= quiet
     got = MIND(len(shape)).features(x[None, None])[0]
@@ -40,17 +40,17 @@ def test_agrees_with_a_naive_loop(shape, quiet):
 
 
 def test_by_hand_on_a_step_edge():
-    # columns 0..3 dark, 4..7 bright; radius 0, dilation 1. At column 3 the neighbours are: up and down 0, left 0,
-    # right 1. Pairs with "right" differ by 1, the others by 0: two of four channels.
+    # Columns 0 to 3 are dark, 4 to 7 bright; radius 0, dilation 1. At column 3 the neighbors up, down and left are 0,
+    # and the right one is 1. So two of four channels, the pairs with the right neighbor, differ by 1, the others by 0.
     x = torch.zeros(1, 1, 6, 8)
     x[..., 4:] = 1
     mind = MIND(2, radius=0, dilation=1).features(x)[0]
-    pairs = neighbour_pairs(2)
+    pairs = neighbor_pairs(2)
     for channel, pair in enumerate(pairs):
         # mean distance over the channels is 1/2, so exp(-1 / 0.5) where it differs
         expected = np.exp(-2.0) if (0, 1) in pair else 1.0
         assert mind[channel, 3, 3].item() == pytest.approx(expected)
-    assert torch.equal(mind[:, :, 0], torch.ones(4, 6))  # far from the edge all neighbours are alike
+    assert torch.equal(mind[:, :, 0], torch.ones(4, 6))  # far from the edge all neighbors are equal
 
 
 def test_has_the_published_number_of_channels():
@@ -61,14 +61,14 @@ def test_has_the_published_number_of_channels():
 
 
 @pytest.mark.parametrize("shape", [(16, 15), (9, 10, 11)])
-def test_unchanged_by_contrast_inversion_and_scaling(shape):
+def test_is_invariant_to_contrast_inversion_and_scaling(shape):
     x = torch.rand(2, 1, *shape)
     mind = build_extractor("mind", spatial_dims=len(shape))
     for other in (1 - x, 500 * x + 20, -3 * x):
         torch.testing.assert_close(mind(other), mind(x), rtol=1e-3, atol=1e-3)
 
 
-def test_channels_are_normalised_and_samples_do_not_mix():
+def test_channels_are_normalized_and_samples_are_independent():
     x = torch.rand(2, 1, 12, 14, 10) * torch.tensor([1.0, 50.0]).view(2, 1, 1, 1, 1)
     features = build_extractor("mind")(x)
     torch.testing.assert_close(features.mean((2, 3, 4)), torch.zeros(2, 12), atol=1e-4, rtol=0)
@@ -95,7 +95,7 @@ def test_half_precision_is_computed_in_float32():
     assert torch.equal(got, MIND().features(x.float()))
 
 
-def test_follows_a_translation_away_from_the_border():
+def test_is_equivariant_to_translation_away_from_the_border():
     x = F.interpolate(torch.rand(1, 1, 8, 8), scale_factor=4, mode="bilinear")
     mind = MIND(2)
     moved = mind.features(x.roll(3, dims=2))[..., 8:-8, 8:-8]
@@ -103,17 +103,17 @@ def test_follows_a_translation_away_from_the_border():
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8, 8), (1, 1, 8), (2, 8, 8)])
-def test_one_channel_at_a_time(shape):
+def test_inputs_of_the_wrong_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"MIND takes an input of shape \(B, 1, X, Y\) or \(B, 1, X, Y, Z\); got"):
         MIND()(torch.rand(shape))
 
 
-def test_refuses_what_it_does_not_have():
+def test_options_that_mind_does_not_have_are_refused():
     with pytest.raises(ValueError, match="'mind' has no layers"):
         build_extractor("mind", layer="final")
     with pytest.raises(ValueError, match="'mind' has no weights: leave weights unset"):
         build_extractor("mind", weights="some.pth")
     with pytest.raises(ValueError, match="extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'mindd'"):
         build_extractor("mindd")
-    with pytest.raises(NotImplementedError, match="'anatomix' is 3-D only, asked for 2-D; 'mind' works in 2-D"):
+    with pytest.raises(NotImplementedError, match="'anatomix' is 3-D only, but 2-D is needed"):
         build_extractor("anatomix", spatial_dims=2)

@@ -12,7 +12,7 @@ from nnunet_dg.extractors.weights import WeightsError
 
 
 def penultimate(model, x):
-    """What goes into the last segmentation layer, by a hook."""
+    """The input of the last segmentation layer, captured by a hook."""
     seen = []
     handle = model.decoder.seg_layers[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -23,7 +23,7 @@ def penultimate(model, x):
 
 @pytest.mark.parametrize("network", [PlainConvUNet, ResidualEncoderUNet])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_gives_what_the_last_segmentation_layer_sees(tmp_path, network, dims):
+def test_features_are_the_input_of_the_last_segmentation_layer(tmp_path, network, dims):
     model = write_model(tmp_path, dims, network)
     x = torch.rand(2, 1, *[8, 16, 12][:dims])
     scaled = torch.stack([(sample - sample.min()) / (sample.max() - sample.min()) for sample in x])
@@ -33,7 +33,7 @@ def test_gives_what_the_last_segmentation_layer_sees(tmp_path, network, dims):
     torch.testing.assert_close(extractor(x), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_zscore_scaling_gives_the_network_what_nnunet_trained_it_on(tmp_path):
+def test_zscore_scaling_normalizes_the_input_as_nnunet_does(tmp_path):
     model = write_model(tmp_path)
     x = 7 + 3 * torch.rand(1, 1, 8, 16, 12)
     expected = torch.nn.functional.instance_norm(penultimate(model, (x - x.mean()) / x.std(correction=0)))
@@ -43,7 +43,7 @@ def test_zscore_scaling_gives_the_network_what_nnunet_trained_it_on(tmp_path):
 
 
 def test_input_channels_beyond_the_first_are_zero(tmp_path):
-    model = write_model(tmp_path, input_channels=8)  # as nnInteractive: an image and seven prompts
+    model = write_model(tmp_path, input_channels=8)  # like nnInteractive, with an image and seven prompts
     x = torch.rand(1, 1, 8, 16, 12)
     prompts = torch.zeros(1, 7, 8, 16, 12)
     low, high = x.min(), x.max()
@@ -52,7 +52,7 @@ def test_input_channels_beyond_the_first_are_zero(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(5, 31, 17), (2, 40, 3)])
-def test_any_patch_size(tmp_path, shape):
+def test_any_patch_size_is_accepted(tmp_path, shape):
     write_model(tmp_path)
     s = build_extractor("nnunet", weights=tmp_path)(torch.rand(1, 1, *shape))
     assert s.shape == (1, 6, *shape)
@@ -68,7 +68,7 @@ def test_is_frozen_and_stays_in_eval_mode(tmp_path):
     assert not extractor(torch.rand(1, 1, 8, 8, 8, requires_grad=True)).requires_grad
 
 
-def test_takes_fold_all_first_and_final_before_best(tmp_path):
+def test_fold_all_and_final_checkpoints_are_preferred(tmp_path):
     write_model(tmp_path, fold="fold_0", checkpoint="checkpoint_best.pth")
     write_model(tmp_path, fold="fold_3")
     write_model(tmp_path, fold="fold_all")
@@ -78,17 +78,17 @@ def test_takes_fold_all_first_and_final_before_best(tmp_path):
     assert build_extractor("nnunet", weights=tmp_path).load_folder(tmp_path).parent.name == "fold_3"
 
 
-def test_dimensions_are_the_folders(tmp_path):
+def test_the_model_folder_determines_the_dimensions(tmp_path):
     write_model(tmp_path, dims=2)
     assert build_extractor("nnunet", weights=tmp_path)(torch.rand(1, 1, 9, 14)).shape == (1, 6, 9, 14)
-    with pytest.raises(NotImplementedError, match="'nnunet' is 2-D only, asked for 3-D; 'mind' works in 2-D and 3-D"):
+    with pytest.raises(NotImplementedError, match="'nnunet' is 2-D only, but 3-D is needed"):
         build_extractor("nnunet", weights=tmp_path, spatial_dims=3)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_weights_saved_from_a_wrapped_network(tmp_path, prefix):
+def test_weights_saved_from_a_wrapped_network_are_read(tmp_path, prefix):
     write_model(tmp_path)
-    x, expected = torch.rand(1, 1, 8, 8, 8), None
+    x = torch.rand(1, 1, 8, 8, 8)
     expected = build_extractor("nnunet", weights=tmp_path)(x)
     path = tmp_path / "fold_0" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=False)
@@ -98,8 +98,8 @@ def test_weights_saved_from_a_wrapped_network(tmp_path, prefix):
 
 
 @pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_logs_that_numpy_1_and_numpy_2_wrote(tmp_path, module):
-    """The pickles differ in the name of one module."""
+def test_logs_written_with_numpy_1_and_numpy_2_are_read(tmp_path, module):
+    """Their pickles differ in the name of one module."""
     write_model(tmp_path)
     path = tmp_path / "fold_0" / "checkpoint_final.pth"
     numbers = [np.dtype(kind).type(1) for kind in "efdilqILQ?"] + [np.arange(3.0)]
@@ -117,11 +117,11 @@ def test_logs_that_numpy_1_and_numpy_2_wrote(tmp_path, module):
 
 
 def short(name):
-    """A module's name as protocol 2 writes it: the GLOBAL opcode, ended by a line feed."""
+    """A module's name in pickle protocol 2: after the GLOBAL opcode, and ended by a line feed."""
     return b"c" + name + b"\n"
 
 
-def test_lowest_fold_by_name(tmp_path):
+def test_the_lowest_fold_is_used(tmp_path):
     for fold in ("fold_4", "fold_1", "fold_2"):
         write_model(tmp_path, fold=fold)
     assert build_extractor("nnunet", weights=tmp_path).load_folder(tmp_path).parent.name == "fold_1"
@@ -158,7 +158,7 @@ def bad_other_weights(folder):
     plans = json.loads((folder / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [6, 8, 12]
     (folder / "plans.json").write_text(json.dumps(plans))
-    return "does not hold the network that is asked for"
+    return "does not match the planned network"
 
 
 def bad_network_class(folder):
@@ -205,7 +205,7 @@ def bad_old_plans(folder):
         bad_circle,
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_by_what_is_wrong(tmp_path, damage, capsys):
+def test_an_invalid_folder_is_refused_with_the_reason(tmp_path, damage, capsys):
     write_model(tmp_path)
     message = damage(tmp_path)
     with pytest.raises(WeightsError, match=message):
@@ -213,13 +213,13 @@ def test_a_folder_that_cannot_be_used_is_refused_by_what_is_wrong(tmp_path, dama
     assert "ran" not in capsys.readouterr().out
 
 
-def test_needs_a_folder():
+def test_a_missing_folder_setting_is_an_error():
     with pytest.raises(WeightsError, match=r"set weights .* to the folder of a trained model"):
         build_extractor("nnunet")
 
 
 def old_style(folder, base_features=6):
-    """The plans of a model folder as nnU-Net wrote them before 2.5, when an architecture was a few numbers."""
+    """Rewrite the plans of a model folder in the format before nnU-Net 2.5, where an architecture is a few numbers."""
     plans = json.loads((folder / "plans.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
     arguments = configuration.pop("architecture")["arch_kwargs"]
@@ -244,28 +244,28 @@ def test_plans_from_before_nnunet_2_5_are_converted_by_nnunet(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.fill_(float("nan")), "holds values that are not finite"),
-        (lambda w: w.fill_(1e30), r"holds a value of 1\.0e\+30"),
-        (lambda w: w.to(torch.int64), "holds int64 values"),
-        (lambda w: w.to(torch.complex64), "holds complex64 values"),
+        (lambda w: w.fill_(float("nan")), "has values that are not finite"),
+        (lambda w: w.fill_(1e30), r"has a value of 1\.0e\+30"),
+        (lambda w: w.to(torch.int64), "has int64 values"),
+        (lambda w: w.to(torch.complex64), "has complex64 values"),
         (lambda w: w.to_sparse(), "sparse"),
     ],
 )
-def test_weights_that_are_no_weights_are_refused_by_name(tmp_path, change, message):
+def test_implausible_weights_are_refused_by_name(tmp_path, change, message):
     write_model(tmp_path)
     path = tmp_path / "fold_0" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=False)
     key = "encoder.stages.1.0.convs.0.conv.weight"
     content["network_weights"][key] = change(content["network_weights"][key])
     torch.save(content, path)
-    with pytest.raises(WeightsError, match=rf"checkpoint_final\.pth does not hold .*{key} .*{message}"):
+    with pytest.raises(WeightsError, match=rf"checkpoint_final\.pth does not contain .*{key} .*{message}"):
         build_extractor("nnunet", weights=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: [c], "it holds a list"),
+        (lambda c: [c], "it contains a list"),
         (lambda c: c | {"network_weights": None}, "no network_weights"),
         (lambda c: c | {"network_weights": {"a": 1}}, "the weight a is not a tensor, but int"),
         (lambda c: {"network_weights": c["network_weights"]}, "no init_args"),
@@ -273,7 +273,7 @@ def test_weights_that_are_no_weights_are_refused_by_name(tmp_path, change, messa
         (lambda c: c | {"init_args": {"configuration": "other"}}, "do not describe a network"),
     ],
 )
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path, change, message):
+def test_invalid_checkpoints_are_refused(tmp_path, change, message):
     write_model(tmp_path)
     path = tmp_path / "fold_0" / "checkpoint_final.pth"
     torch.save(change(torch.load(path, weights_only=False)), path)
@@ -282,7 +282,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b"\xff\xfe", b"\0" * 40, b'{"configurations": []}', b"{} {}"])
-def test_plans_of_another_shape_are_refused(tmp_path, content):
+def test_invalid_plans_are_refused(tmp_path, content):
     write_model(tmp_path)
     (tmp_path / "plans.json").write_bytes(content)
     with pytest.raises(WeightsError, match=r"plans\.json"):
@@ -294,5 +294,5 @@ def test_an_architecture_that_cannot_be_built_is_refused(tmp_path):
     plans = json.loads((tmp_path / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["n_stages"] = "three"
     (tmp_path / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(ValueError, match="not an architecture of nnU-Net's plans"):
+    with pytest.raises(ValueError, match="architecture is not one of nnU-Net's plans"):
         build_extractor("nnunet", weights=tmp_path)

@@ -1,4 +1,4 @@
-"""What the planners add, on plans made by hand; tests/contract/test_planners.py runs nnU-Net's commands."""
+"""What our planners add to nnU-Net's, on handmade plans. tests/contract/test_planners.py runs nnU-Net's commands."""
 
 import json
 from copy import deepcopy
@@ -29,7 +29,7 @@ class PlannerAnatomix(DropGenPlanning, ExperimentPlanner):
 
 
 def network(spatial_dims, features):
-    """A class and its arguments, as plans have them."""
+    """A network class and its arguments, as in plans."""
     arguments = {
         "n_stages": 2, "features_per_stage": [features] * 2, "kernel_sizes": [3, 3], "strides": [1, 2],
         "conv_op": f"torch.nn.modules.conv.Conv{spatial_dims}d",
@@ -39,16 +39,15 @@ def network(spatial_dims, features):
 
 
 def counted(planner, patch, channels, features):
-    """By a planner without a dataset: counting needs none."""
-    made = planner.__new__(planner)
-    return made.static_estimate_VRAM_usage(patch, channels, 3, *network(len(patch), features))
+    """The estimate of a planner without a dataset, which it does not need for counting."""
+    return planner.__new__(planner).static_estimate_VRAM_usage(patch, channels, 3, *network(len(patch), features))
 
 
 def by_nnunet(patch, channels, features):
     return ExperimentPlanner.static_estimate_VRAM_usage(patch, channels, 3, *network(len(patch), features))
 
 
-def test_counts_nnunets_network_on_the_combined_channels_and_those_channels_once():
+def test_memory_estimate_is_nnunets_for_the_combined_channels_plus_the_channels_themselves():
     patch = (16, 16, 16)
     expected = by_nnunet(patch, 13, 32) + 13 * 16**3 / 2
     assert counted(Planner, patch, 1, 32) == expected
@@ -56,7 +55,7 @@ def test_counts_nnunets_network_on_the_combined_channels_and_those_channels_once
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_or_what_the_extractor_holds_where_that_is_more(channels):
+def test_memory_estimate_is_at_least_the_extractors_peak(channels):
     patch, combined = (64, 64, 64), channels * 13
     network_alone = by_nnunet(patch, combined, 1) + combined * 64**3 / 2
     extractor = channels * 51 * 64**3 / 2  # MIND holds about 51 numbers a voxel and channel
@@ -65,7 +64,7 @@ def test_or_what_the_extractor_holds_where_that_is_more(channels):
 
 
 @pytest.mark.parametrize("layer", ["penultimate", "final"])
-def test_in_two_dimensions_the_features_are_minds(layer):
+def test_two_dimensional_plans_count_mind_features(layer):
     class PlannerLayer(PlannerAnatomix):
         dropgen = DropGenSettings(layer=layer)
 
@@ -76,9 +75,9 @@ def test_in_two_dimensions_the_features_are_minds(layer):
 COUNTED = {"nnunet_dg": {"planned_for": {"3d": {"extractor": "anatomix", "layer": "penultimate", "p": 0.5}}}}
 
 
-def test_a_training_with_other_features_than_were_counted_is_told_so():
+def test_a_training_with_other_features_than_planned_is_warned():
     assert planned_for_other(COUNTED, DropGenSettings(p=0.25), 3) == ""
-    assert planned_for_other(COUNTED, DropGenSettings(extractor="mind"), 2) == ""  # nobody counted
+    assert planned_for_other(COUNTED, DropGenSettings(extractor="mind"), 2) == ""  # not counted for 2-D
     assert planned_for_other({}, DropGenSettings(), 3) == ""
     told = planned_for_other(COUNTED, DropGenSettings(extractor="anatomix-dev"), 3)
     assert "chosen for extractor 'anatomix', and this training has 'anatomix-dev'" in told
@@ -115,23 +114,23 @@ def shared(tmp_path, ours, *others):
 
 def test_the_same_data_are_shared(tmp_path, capsys):
     assert shared(tmp_path, plans("ours"), plans("nnUNetPlans")) == "nnUNetPlans_3d_fullres"
-    assert "nnUNetv2_preprocess -plans_name ours -c 3d_fullres" in capsys.readouterr().out  # nobody has made them yet
+    assert "nnUNetv2_preprocess -plans_name ours -c 3d_fullres" in capsys.readouterr().out  # they do not exist yet
 
 
-def test_data_that_exist_come_first(tmp_path, capsys):
+def test_existing_data_are_preferred(tmp_path, capsys):
     (tmp_path / "resEncPlans_3d_fullres").mkdir()
     assert shared(tmp_path, plans("ours"), plans("nnUNetPlans"), plans("resEncPlans")) == "resEncPlans_3d_fullres"
     printed = capsys.readouterr().out
-    assert "To be preprocessed" not in printed
-    assert "nnUNetv2_plan_and_preprocess deletes them" in printed  # they are another plans file's
+    assert "Still to preprocess" not in printed
+    assert "nnUNetv2_plan_and_preprocess deletes and recreates" in printed  # they belong to another plans file
 
 
-def test_nnunets_own_data_come_before_those_of_others(tmp_path):
+def test_data_of_nnunets_default_plans_are_preferred(tmp_path):
     assert shared(tmp_path, plans("ours"), plans("aPlans"), plans("nnUNetPlans")) == "nnUNetPlans_3d_fullres"
 
 
 @pytest.mark.parametrize("key", [*MAKES_THE_DATA, *MAKES_THE_DATASET])
-def test_other_data_are_not_shared(tmp_path, key):
+def test_data_that_differ_are_not_shared(tmp_path, key):
     assert shared(tmp_path, plans("ours"), plans("nnUNetPlans", **{key: "another"})) == "ours_3d_fullres"
 
 
@@ -139,25 +138,25 @@ def test_other_data_are_not_shared(tmp_path, key):
     "content", ["[]", "null", "3", '"text"', "{}", '{"configurations": null}', '{"dataset_name"', ""]
 )
 @pytest.mark.parametrize("name", ["aPlans.json", "nnUNetPlans.json", "notes.json"])
-def test_files_that_are_no_plans_do_not_stop_the_planning(tmp_path, name, content, capsys):
+def test_files_that_are_not_plans_do_not_stop_planning(tmp_path, name, content, capsys):
     (tmp_path / name).write_text(content)
     assert shared(tmp_path, plans("ours"), plans("zPlans")) == "zPlans_3d_fullres"
     damaged = content in ('{"configurations": null}', '{"dataset_name"', "")
     assert (str(tmp_path / name) in capsys.readouterr().out) == damaged
 
 
-def test_binary_files_and_those_of_macos_do_not_stop_the_planning(tmp_path, capsys):
+def test_binary_files_folders_and_hidden_files_do_not_stop_planning(tmp_path, capsys):
     (tmp_path / "._nnUNetPlans.json").write_bytes(b"\0\5\xff")
     (tmp_path / "aPlans.json").write_bytes(b"\0\5\xff")
     (tmp_path / "bPlans.json").mkdir()
     assert shared(tmp_path, plans("ours"), plans("zPlans")) == "zPlans_3d_fullres"
     printed = capsys.readouterr().out
-    assert "aPlans.json holds NUL bytes" in printed
+    assert "aPlans.json contains NUL bytes" in printed
     assert "bPlans.json is not a regular file" in printed
     assert "._nnUNetPlans" not in printed
 
 
-def test_plans_whose_configurations_lack_what_we_ask_for_are_no_partners(tmp_path):
+def test_data_of_plans_without_a_data_identifier_are_not_shared(tmp_path):
     other = plans("aPlans")
     del other["configurations"]["3d_fullres"]["data_identifier"]
     assert shared(tmp_path, plans("ours"), other) == "ours_3d_fullres"
@@ -174,7 +173,7 @@ def test_settings_of_an_earlier_plans_file_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"configurations": {"2d": {', "[]", "{}"])
-def test_an_earlier_plans_file_that_is_damaged_is_kept_aside(tmp_path, content, capsys):
+def test_a_damaged_earlier_plans_file_is_renamed_and_kept(tmp_path, content, capsys):
     path = tmp_path / "ours.json"
     path.write_text(content)
     assert kept_sections(path) == {}
@@ -196,19 +195,19 @@ def test_an_earlier_plans_file_that_is_damaged_is_kept_aside(tmp_path, content, 
         ({"overwrite_target_spacing": [1.0, float("nan"), 1.0]}, r"three positive numbers.*got 1\.0, nan"),
         ({"overwrite_target_spacing": [1.0, float("inf"), 1.0]}, r"three positive numbers.*got 1\.0, inf"),
         ({"overwrite_target_spacing": [1.0, -1.0, 1.0]}, r"three positive numbers.*got 1\.0, -1"),
-        ({"plans_name": "../elsewhere"}, r"plans name becomes the name of a file.*'\.\./elsewhere'"),
-        ({"plans_name": ".."}, r"plans name becomes the name of a file"),
-        ({"plans_name": ""}, r"plans name becomes the name of a file"),
+        ({"plans_name": "../elsewhere"}, r"plans name becomes a file name.*'\.\./elsewhere'"),
+        ({"plans_name": ".."}, r"plans name becomes a file name"),
+        ({"plans_name": ""}, r"plans name becomes a file name"),
     ],
 )
-def test_options_that_nothing_can_be_planned_with_are_refused_in_words(options, message):
+def test_invalid_options_are_refused_with_an_explanation(options, message):
     with pytest.raises(SettingsError, match=message):
         Planner(701, **options)
 
 
 @pytest.mark.parametrize("patch", [(0, 4, 4), (4, -1, 4), (4, 0)])
 def test_a_memory_target_for_which_the_patch_shrinks_to_nothing_is_refused(patch):
-    made = PlannerAnatomix.__new__(PlannerAnatomix)
-    made.UNet_vram_target_GB = 0.01
+    planner = PlannerAnatomix.__new__(PlannerAnatomix)
+    planner.UNet_vram_target_GB = 0.01
     with pytest.raises(SettingsError, match=rf"-gpu_memory_target 0\.01 .* too small for any {len(patch)}-D network"):
-        made.static_estimate_VRAM_usage(patch, 1, 3, *network(len(patch), 32))
+        planner.static_estimate_VRAM_usage(patch, 1, 3, *network(len(patch), 32))

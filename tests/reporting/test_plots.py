@@ -22,8 +22,8 @@ def cases() -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"trainer": t, "run": 1, "fold": "0", "case": f"c{i}", "domain": "x", "setting": s, "dice": v}
-            for (t, s), of in values.items()
-            for i, v in enumerate(of)
+            for (t, s), dice in values.items()
+            for i, v in enumerate(dice)
         ]
     )
 
@@ -32,7 +32,7 @@ def points(collection) -> list[tuple[float, float]]:
     return [tuple(p) for p in np.asarray(collection.get_offsets())]
 
 
-def test_the_box_plot_shows_every_case_in_its_domain_in_domain_first(cases):
+def test_the_box_plot_shows_every_case_with_in_domain_first(cases):
     figure, ax = box_plot(cases, "dice")
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x\nin-domain", "x\nunseen"]
     shown = [points(collection) for collection in ax.collections if len(collection.get_offsets())]
@@ -43,7 +43,7 @@ def test_the_box_plot_shows_every_case_in_its_domain_in_domain_first(cases):
     assert [text.get_text() for text in figure.legends[0].texts] == ["A", "B"]
 
 
-def test_the_scatter_has_the_baseline_on_x_and_cases_that_both_have(cases):
+def test_the_scatter_plot_has_the_baseline_on_x_and_the_common_cases(cases):
     _, ax = scatter(cases, "dice", "A", "B")
     inside, unseen = ax.collections
     assert points(inside) == [(0.9, 0.6)]
@@ -70,7 +70,7 @@ def view(spacing=(3.0, 1.0, 1.0)) -> CaseView:
     return CaseView(np.arange(120.0).reshape(1, 4, 5, 6), truth, prediction, spacing)
 
 
-def test_a_case_is_shown_where_most_is_wrong_across_the_widest_spacing():
+def test_the_slice_with_most_differences_across_the_largest_spacing_is_shown():
     shown = view().slice()
     assert np.array_equal(shown.truth, view().truth[1])
     assert np.array_equal(shown.image[0], view().image[0, 1])
@@ -78,7 +78,7 @@ def test_a_case_is_shown_where_most_is_wrong_across_the_widest_spacing():
     across = view((1.0, 1.0, 3.0)).slice()
     assert across.prediction.shape == (4, 5)
     right = CaseView(view().image, view().truth, view().truth, (3.0, 1.0, 1.0))
-    assert right.slice().truth.sum() == 4  # where most has a label
+    assert right.slice().truth.sum() == 4  # the slice with most labeled voxels
 
 
 def test_the_legend_names_the_labels_in_the_pictures():
@@ -94,7 +94,7 @@ def test_the_legend_names_the_labels_in_the_pictures():
 def test_117_labels_stay_distinguishable_and_fit_into_the_picture():
     masks = np.zeros((1, 40, 40), int)
     masks[0, ::4, ::4] = np.arange(100).reshape(10, 10) + 17
-    few = np.where(masks > 47, 0, masks)  # 31 of them, with numbers up to 47
+    few = np.where(masks > 47, 0, masks)  # 31 labels, with numbers up to 47
     for shown in (few, masks):
         case = CaseView(
             np.ones((1, 1, 40, 40)), shown, shown, (999, 1, 1), {n: f"vertebra number {n}" for n in range(1, 118)}
@@ -110,7 +110,7 @@ def test_117_labels_stay_distinguishable_and_fit_into_the_picture():
 
 
 @pytest.mark.parametrize("name", ["A$\\frac{$", "$x$", "_hidden", "a\\$b$c", "x" * 200, "line\nbreak"])
-def test_names_in_pictures_are_no_formulas_and_stay_in_legends(cases, name):
+def test_special_characters_in_names_are_shown_literally_in_figures(cases, name):
     renamed = cases.replace({"trainer": {"A": name}, "domain": {"x": name}})
     literal = name.replace("\n", r"\n")
     box, ax = box_plot(renamed, "dice")
@@ -138,7 +138,7 @@ def test_a_hundred_domains_fit_into_a_picture(cases):
     assert max(figure.get_size_inches()) * 150 < 2**16
 
 
-def test_the_overlay_draws_truth_and_prediction_beside_the_image():
+def test_the_overlay_draws_truth_and_prediction_next_to_the_image():
     _, axes = overlay({"case": view()})
     assert axes.shape == (1, 3)
     outlines = [len(ax.collections) for ax in axes[0]]
@@ -147,15 +147,15 @@ def test_the_overlay_draws_truth_and_prediction_beside_the_image():
     assert extents[1].width - extents[0].width == pytest.approx(1)  # the prediction is a voxel wider
 
 
-def test_colour_images_stay_coloured():
-    colours = np.random.default_rng(0).random((3, 1, 5, 6))
+def test_color_images_are_shown_in_color():
+    colors = np.random.default_rng(0).random((3, 1, 5, 6))
     masks = np.zeros((1, 5, 6), int)
-    _, axes = overlay({"case": CaseView(colours, masks, masks, (999, 1, 1))})
+    _, axes = overlay({"case": CaseView(colors, masks, masks, (999, 1, 1))})
     assert axes[0, 0].images[0].get_array().shape == (5, 6, 3)
 
 
-def test_colours_differ_for_colour_blind_people_and_on_a_grey_print():
-    """By what deuteranopia leaves of them (Viénot et al., 1999); and with line and marker no two trainers are alike."""
+def test_colors_differ_for_color_blind_readers_and_styles_are_unique():
+    """Colors are compared as seen with deuteranopia (Viénot et al., 1999)."""
     rgb = np.array([ImageColor.getrgb(color) for color in COLORS]) / 255
     linear = rgb**2.2
     seen = linear @ np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]).T

@@ -34,7 +34,7 @@ def scores() -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def test_the_table_says_what_was_lost_beside_what_was_gained(scores):
+def test_the_overview_has_in_domain_unseen_domains_and_ranks(scores):
     table = overview(per_case(scores, "dice"), "dice").set_index("trainer")
     assert list(table.columns) == ["in-domain", "unseen", "x, unseen", "y, unseen", "average rank"]
     assert table.loc["nnUNetTrainer"].tolist() == [
@@ -50,7 +50,7 @@ def test_the_table_says_what_was_lost_beside_what_was_gained(scores):
     assert distances.loc["Ours <b>"]["average rank"] == "1.0"
 
 
-def test_the_report_is_complete_and_opens_anywhere(scores, tmp_path):
+def test_the_report_is_complete_and_self_contained(scores, tmp_path):
     write_report(scores, tmp_path)
     markdown, page, latex = ((tmp_path / f"report.{form}").read_text() for form in ("md", "html", "tex"))
     for text in (markdown, page, latex):
@@ -60,8 +60,8 @@ def test_the_report_is_complete_and_opens_anywhere(scores, tmp_path):
     assert r"80.0 $\pm$ 10.0 (2)" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 5
     assert "Cases above the diagonal are better than with nnUNetTrainer" in page
-    assert "HD95" in page  # which these scores have as well
-    assert "ASSD" not in page  # which they do not
+    assert "HD95" in page  # these scores have this metric
+    assert "ASSD" not in page  # and not this one
     assert "Ours &lt;b&gt;" in page
     assert "<b>" not in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # self-contained
@@ -75,22 +75,22 @@ def test_the_report_is_complete_and_opens_anywhere(scores, tmp_path):
 
 
 def test_the_worst_unseen_cases_are_shown(scores, tmp_path):
-    asked = []
+    viewed = []
 
     def view(row):
-        asked.append(row["reference_file"])
+        viewed.append(row["reference_file"])
         masks = np.zeros((3, 5, 6), int)
         return None if row["trainer"] == "nnUNetTrainer" else CaseView(np.ones((1, 3, 5, 6)), masks, masks, (1, 1, 1))
 
     scores.loc[scores["reference_file"] == "Ours <b>_x_4", "dice"] = 0.01
     write_report(scores, tmp_path, view=view)
-    assert asked[0] == "Ours <b>_x_4"
-    assert len(asked) == 8
-    assert all("_w_" not in name for name in asked)  # in-domain cases are not unseen ones
+    assert viewed[0] == "Ours <b>_x_4"
+    assert len(viewed) == 8
+    assert all("_w_" not in name for name in viewed)  # no in-domain cases
     assert sorted(p.name for p in tmp_path.glob("worst*.png")) == ["worst_Ours_b.png"]
 
 
-def test_repeated_trainings_are_shown_apart_and_count_once(scores, tmp_path):
+def test_repeated_trainings_are_shown_separately_and_count_once(scores, tmp_path):
     again = pd.DataFrame(rows("Ours <b>", UNSEEN, "x", [0.4] * 6, run=2))
     table = write_report(pd.concat([scores, again]), tmp_path).set_index("trainer")
     assert table.loc["Ours <b>"]["x, unseen"] == "50.0 ± 0.0 (6)"
@@ -99,20 +99,20 @@ def test_repeated_trainings_are_shown_apart_and_count_once(scores, tmp_path):
     assert re.search(r"Ours \\<b\\>, run 2 .*40\.0 ± 0\.0 \(6\)", markdown)
 
 
-def test_what_is_missing_is_said(scores, tmp_path):
+def test_missing_cases_and_files_are_reported(scores, tmp_path):
     unseen = scores[scores["setting"] == UNSEEN]
     write_report(unseen, tmp_path)
-    assert "No in-domain case was given" in (tmp_path / "report.md").read_text()
+    assert "No in-domain cases were given" in (tmp_path / "report.md").read_text()
     fewer = unseen[~((unseen["trainer"] != "nnUNetTrainer") & (unseen["case"] == "x_0"))]
     write_report(fewer, tmp_path, view=lambda row: None)
     text = (tmp_path / "report.md").read_text()
-    assert "the same cases and folds (nnUNetTrainer 7, Ours \\<b\\> 6): ranks are of the 6" in text
-    assert r"Ours \<b\>: no picture of 4 cases, whose files are not where they were." in text
+    assert "different cases and folds (nnUNetTrainer 7, Ours \\<b\\> 6). Ranks use the 6" in text
+    assert r"Ours \<b\>: no picture of 4 cases whose files were not found." in text
     write_report(scores, tmp_path)
     assert "No in-domain case" not in (tmp_path / "report.md").read_text()
 
 
-def test_the_usual_baseline_is_nnunettrainer_or_asked_for(scores, tmp_path):
+def test_the_default_baseline_is_nnunettrainer_or_must_be_chosen(scores, tmp_path):
     renamed = scores.replace("nnUNetTrainer", "nnUNetTrainer nnUNetResEncUNetMPlans")
     write_report(renamed, tmp_path)
     assert "Against nnUNetTrainer nnUNetResEncUNetMPlans" in (tmp_path / "report.md").read_text()
@@ -120,13 +120,13 @@ def test_the_usual_baseline_is_nnunettrainer_or_asked_for(scores, tmp_path):
         write_report(scores.replace("nnUNetTrainer", "X"), tmp_path)
 
 
-def test_one_trainer_alone_has_no_rank_and_no_test(scores, tmp_path):
+def test_a_single_trainer_has_no_rank_and_no_test(scores, tmp_path):
     table = write_report(scores[scores["trainer"] == "nnUNetTrainer"], tmp_path)
     assert "average rank" not in table
     assert pd.read_csv(tmp_path / "comparisons.csv").empty
 
 
-def test_a_metric_that_nobody_measured_is_named_with_the_next_step(scores, tmp_path):
+def test_a_metric_without_scores_is_named_with_the_next_step(scores, tmp_path):
     with pytest.raises(ValueError, match=r"nnUNetTrainer has no ASSD.* nnunet-dg evaluate measures it"):
         write_report(scores.assign(assd_mm=math.nan), tmp_path, metric="assd_mm")
     partly = scores.assign(assd_mm=[1.0 if t != "nnUNetTrainer" else math.nan for t in scores["trainer"]])
@@ -164,7 +164,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_names_are_data_in_every_format(name, tmp_path):
+def test_names_are_escaped_in_every_format(name, tmp_path):
     ours, plain = rows(name, UNSEEN, name, [0.25, 0.5]), rows("Plain", UNSEEN, name, [0.5, 0.75])
     scores = pd.DataFrame([row | {"label": name} for row in ours + plain])
     table = write_report(scores, tmp_path, baseline="Plain", remarks=[name])
@@ -173,7 +173,7 @@ def test_names_are_data_in_every_format(name, tmp_path):
     page, markdown, latex = ((tmp_path / f"report.{form}").read_bytes().decode() for form in ("html", "md", "tex"))
     assert f"<td>{html.escape(shown)}" in page
     assert "<script" not in page
-    assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown).count(shown) >= 4  # what CommonMark shows
+    assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown).count(shown) >= 4  # as CommonMark displays it
     for block in markdown.split("\n\n"):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines() if line[0] == "|"}) <= 1
     for line in latex.splitlines():
@@ -185,7 +185,7 @@ def test_names_are_data_in_every_format(name, tmp_path):
     assert values == [f"'{name}" if name[0] in "=-@" else name] * 2 + ["Plain"] * 2
 
 
-def test_each_picture_has_a_file_of_its_own(tmp_path):
+def test_each_picture_has_a_different_file_name(tmp_path):
     names = ["A B", "A_B", "a b", "A$B", "北京", "上海", "../up", "x" * 300, "x" * 301]
     found = [row for name in ["Plain", *names] for row in rows(name, UNSEEN, "x", [0.5])]
     write_report(pd.DataFrame(found), tmp_path / "report", baseline="Plain")
@@ -194,7 +194,7 @@ def test_each_picture_has_a_file_of_its_own(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
-def test_labels_have_a_table_of_their_own(scores, tmp_path):
+def test_labels_have_a_separate_table(scores, tmp_path):
     lesion = scores.assign(label="les|ion", dice=scores["dice"] / 2)
     write_report(pd.concat([scores, lesion]), tmp_path)
     labels = pd.read_csv(tmp_path / "labels.csv").set_index(["trainer", "setting", "label", "metric"])
@@ -222,7 +222,7 @@ def test_a_case_that_cannot_be_shown_is_named_and_the_others_are_shown(scores, t
     assert len(list(tmp_path.glob("worst*.png"))) == 2
 
 
-def test_an_interruption_leaves_the_report_that_was_there(scores, tmp_path, monkeypatch):
+def test_an_interruption_keeps_the_earlier_report(scores, tmp_path, monkeypatch):
     write_report(scores, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     written = []
@@ -249,7 +249,7 @@ def test_a_link_in_the_place_of_a_table_is_replaced_not_followed(scores, tmp_pat
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_what_is_asked_for_is_checked(scores, tmp_path):
+def test_invalid_arguments_are_refused(scores, tmp_path):
     with pytest.raises(SettingsError, match=r"`metric` must be one of dice.*got 'dise'"):
         write_report(scores, tmp_path, metric="dise")
     with pytest.raises(SettingsError, match="Did you mean 'nnUNetTrainer'"):

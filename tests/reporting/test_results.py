@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_dg.cli import main
-from nnunet_dg.datasets import cases
+from nnunet_dg.datasets import cases as case_files
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.reporting import results
 from nnunet_dg.reporting import view as views
@@ -30,10 +30,10 @@ def summary(cases, dice):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A preprocessed dataset of two domains, and a trainer's two validated folds."""
+    """A preprocessed dataset with two domains, and two validated folds of a trainer."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.setattr(results, name, str(tmp_path / name))
-    monkeypatch.setattr(cases, "nnUNet_raw", str(tmp_path / "nnUNet_raw"))
+    monkeypatch.setattr(case_files, "nnUNet_raw", str(tmp_path / "nnUNet_raw"))
     preprocessed = tmp_path / "nnUNet_preprocessed" / "Dataset001_X"
     preprocessed.mkdir(parents=True)
     (preprocessed / "domains.json").write_text(json.dumps(DOMAINS))
@@ -57,7 +57,7 @@ def test_a_training_that_was_moved_is_read_with_its_own_predictions(trained, tmp
     assert set(scores["setting"]) == {IN_DOMAIN, UNSEEN}
     files = scores.set_index("case")["prediction_file"]
     assert set(files["b1"]) == {str(moved / "fold_0" / "validation" / "b1.nii.gz")}
-    assert set(files["a2"]) == {"/p/a2.nii.gz"}  # where it was
+    assert set(files["a2"]) == {"/p/a2.nii.gz"}  # the original path
 
 
 def evaluated(folder, cases, settings=SETTINGS):
@@ -71,7 +71,7 @@ def read(*texts, **options):
     return read_sources([Source.parse(str(text)) for text in texts], **options)
 
 
-def test_what_is_unseen_follows_from_domains_and_splits(trained):
+def test_unseen_cases_follow_from_domains_and_splits(trained):
     scores = read(trained)
     found = {(row.fold, row.case): (row.domain, row.setting) for row in scores.itertuples()}
     assert found == {
@@ -100,25 +100,25 @@ def test_an_evaluation_of_a_validation_is_read_in_place_of_the_summary(trained):
     assert scores[scores["fold"] == "0"]["hd95_mm"].tolist() == [3, 3]
 
 
-def test_a_dataset_without_domains_is_one_domain(trained, tmp_path):
+def test_cases_of_a_dataset_without_domains_are_in_domain(trained, tmp_path):
     (tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "domains.json").unlink()
     assert set(read(trained)["setting"]) == {IN_DOMAIN}
 
 
-def test_the_raw_datasets_domains_count(trained, tmp_path):
+def test_domains_of_the_raw_dataset_take_precedence(trained, tmp_path):
     raw = tmp_path / "nnUNet_raw" / "Dataset001_X"
     raw.mkdir(parents=True)
     (raw / "domains.json").write_text(json.dumps(dict.fromkeys(DOMAINS, "everywhere")))
     assert set(read(trained)["domain"]) == {"everywhere"}
 
 
-def test_nothing_is_guessed_without_the_preprocessed_dataset(trained, monkeypatch):
+def test_the_preprocessed_dataset_is_required(trained, monkeypatch):
     monkeypatch.setattr(results, "nnUNet_preprocessed", None)
     with pytest.raises(ResultsError, match="Set nnUNet_preprocessed as for the training"):
         read(trained)
 
 
-def test_a_fold_renamed_in_place_is_left_out(trained, capsys):
+def test_a_renamed_fold_folder_is_ignored(trained, capsys):
     shutil.copytree(trained / "fold_0", trained / "fold_0_old")
     assert set(read(trained)["fold"]) == {"0", "1"}
     assert "old" not in capsys.readouterr().err
@@ -130,16 +130,16 @@ def test_fold_all_is_left_out(trained, capsys):
     assert "fold all is left out" in capsys.readouterr().err
 
 
-def test_regions_are_named_as_nnunet_writes_them(trained):
-    labels = {"background": 0, "any": [1, 2], "tumour": [3], "core": 1}
+def test_regions_are_recognized_in_nnunets_notation(trained):
+    labels = {"background": 0, "any": [1, 2], "tumor": [3], "core": 1}
     dataset = {"labels": labels, "regions_class_order": [2, 3, 1], "file_ending": ".nii.gz"}
     (trained / "dataset.json").write_text(json.dumps(dataset))
     path = trained / "fold_0" / "validation" / "summary.json"
     path.write_text(path.read_text().replace('"(1, 2)"', '"(3,)"'))
-    assert set(read(trained).query("fold == '0'")["label"]) == {"core", "tumour"}
+    assert set(read(trained).query("fold == '0'")["label"]) == {"core", "tumor"}
 
 
-def test_an_evaluation_of_files_that_have_changed_is_refused(trained, capsys):
+def test_an_evaluation_whose_files_have_changed_is_refused(trained, capsys):
     folder = trained / "fold_0" / "validation"
     rows = [{"case": c, "label": "x", "dice": 0.5, "prediction_file": "", "reference_file": ""} for c in ("b1", "b2")]
     content = {"settings": SETTINGS, "cases": rows, "sha256_of_truths": {"/gone": "1"}}
@@ -151,28 +151,28 @@ def test_an_evaluation_of_files_that_have_changed_is_refused(trained, capsys):
     assert "nnunet-dg evaluate TRUTHS" in printed
 
 
-def test_evaluations_of_other_tolerances_are_not_put_into_one_table(tmp_path):
+def test_evaluations_with_different_tolerances_are_refused(tmp_path):
     for name, tolerance in (("a", 1.0), ("b", 3.0)):
         evaluated(tmp_path / name, ["a1"], settings=SETTINGS | {"tolerance_mm": tolerance})
-    with pytest.raises(ResultsError, match="Evaluate both in one way"):
+    with pytest.raises(ResultsError, match="Evaluate both with the same settings"):
         read(tmp_path / "a", tmp_path / "b", domains=DOMAINS, trained_on=["A"])
 
 
-def test_splits_that_are_not_the_trainings_are_refused(trained, tmp_path):
+def test_splits_of_another_training_are_refused(trained, tmp_path):
     splits = tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "splits_final.json"
     splits.write_text(json.dumps(SPLITS[::-1]))
-    with pytest.raises(ResultsError, match=r"Fold 0 was not validated on the cases that .*splits_final.json names"):
+    with pytest.raises(ResultsError, match=r"Fold 0 was not validated on the cases in .*splits_final.json"):
         read(trained)
 
 
 def test_one_name_given_twice_is_a_repeated_training(trained):
     scores = read(f"Mine={trained}", f"Mine={trained}")
     assert set(zip(scores["trainer"], scores["run"], strict=True)) == {("Mine", 1), ("Mine", 2)}
-    with pytest.raises(ResultsError, match=r"Several results are of nnUNetTrainer\. Name them: NAME=PATH"):
+    with pytest.raises(ResultsError, match=r"Several results are from nnUNetTrainer\. Name them as NAME=PATH"):
         read(trained, trained)
 
 
-def test_evaluated_folders_have_domains_by_case_and_by_training(tmp_path, capsys):
+def test_evaluated_folders_need_domains_of_their_cases_and_of_the_training(tmp_path, capsys):
     folder = evaluated(tmp_path / "x", ["a1", "b1"])
     scores = read(f"Ours={folder}", domains=DOMAINS, trained_on=["A"])
     assert scores.set_index("case")["setting"].to_dict() == {"a1": IN_DOMAIN, "b1": UNSEEN}
@@ -180,26 +180,27 @@ def test_evaluated_folders_have_domains_by_case_and_by_training(tmp_path, capsys
     for options, message in (
         ({"domains": DOMAINS}, r"\(`trained_on`\)"),
         ({"trained_on": ["A"]}, r"\(`domains`\)"),
-        ({"domains": {"a1": "A"}, "trained_on": ["A"]}, "`domains` names no domain of case 'b1'"),
+        ({"domains": {"a1": "A"}, "trained_on": ["A"]}, "`domains` has no domain for case 'b1'"),
         ({"domains": DOMAINS, "trained_on": ["a "]}, "`trained_on` names 'a '; the domain is called 'A'"),
     ):
         with pytest.raises(ResultsError, match=message):
             read(folder, **options)
-    alone = read(evaluated(tmp_path / "y", ["b1"]), domains={"b1": "B"}, trained_on=["A"])
-    assert set(alone["setting"]) == {UNSEEN}
-    assert "no case is of the domain 'A'" in capsys.readouterr().err
+    only_unseen = read(evaluated(tmp_path / "y", ["b1"]), domains={"b1": "B"}, trained_on=["A"])
+    assert set(only_unseen["setting"]) == {UNSEEN}
+    assert "no case is from the domain 'A'" in capsys.readouterr().err
     read(tmp_path / "y", domains={"b1": "Siemens"}, trained_on=["Simens"])
-    assert "no case is of the domain 'Simens', which the model was trained on. Did you mean" in capsys.readouterr().err
-    with pytest.raises(ResultsError, match="holds neither evaluation.json nor summary.json"):  # noqa: RUF043
+    printed = capsys.readouterr().err
+    assert "no case is from the domain 'Simens', which the model was trained on. Did you mean" in printed
+    with pytest.raises(ResultsError, match=r"contains neither evaluation\.json nor summary\.json"):
         read(tmp_path, domains=DOMAINS, trained_on=["A"])
 
 
-def test_a_fold_given_for_itself_is_refused(trained):
+def test_a_single_folds_validation_is_refused(trained):
     with pytest.raises(ResultsError, match="is one fold's validation. Give the results folder"):  # noqa: RUF043
         read(trained / "fold_0" / "validation", domains=DOMAINS, trained_on=["A"])
 
 
-def test_parts_of_one_name_are_one_run_unless_they_overlap(trained, tmp_path):
+def test_sources_with_the_same_name_are_one_run_unless_they_overlap(trained, tmp_path):
     inside, other = evaluated(tmp_path / "x", ["a1"]), evaluated(tmp_path / "y", ["a1", "b2"])
     scores = read(f"M={trained}", f"M={inside}", f"M={other}", domains=DOMAINS, trained_on=["A"])
     runs = scores.groupby(["fold", "case"])["run"].unique().map(list).to_dict()
@@ -207,7 +208,7 @@ def test_parts_of_one_name_are_one_run_unless_they_overlap(trained, tmp_path):
                     ("test", "a1"): [1, 2], ("test", "b2"): [2]}  # fmt: skip
 
 
-def test_the_command_writes_a_report_and_names_what_is_wrong(trained, tmp_path, capsys):
+def test_the_command_writes_a_report_and_explains_errors(trained, tmp_path, capsys):
     assert main(["report", str(trained), "-o", str(tmp_path / "report")]) == 0
     assert "60.0 ± 0.0 (2)" in capsys.readouterr().out  # unseen: (0.2 + 1) / 2
     assert (tmp_path / "report" / "report.html").is_file()
@@ -222,7 +223,7 @@ def test_the_command_writes_a_report_and_names_what_is_wrong(trained, tmp_path, 
 @pytest.mark.parametrize(
     "truths", ["nnUNet_raw/Dataset001_X/labelsTr", "nnUNet_preprocessed/Dataset001_X/gt_segmentations"]
 )
-def test_images_of_the_worst_cases_are_found_where_nnunet_has_them(trained, tmp_path, truths):
+def test_images_of_the_worst_cases_are_found_in_nnunets_folders(trained, tmp_path, truths):
     arrays = {
         truths: np.eye(4)[None],
         "nnUNet_raw/Dataset001_X/imagesTr": 7 * np.ones((1, 4, 4)),
@@ -255,7 +256,7 @@ def short(text):
 
 
 def bad_fold(trained, capsys):
-    """What is said of fold 0, when the report is of fold 1."""
+    """The message about fold 0, which is left out."""
     assert set(read(trained)["fold"]) == {"1"}
     printed = capsys.readouterr().err
     assert "fold 0 is left out" in printed
@@ -274,19 +275,17 @@ def bad_fold(trained, capsys):
         ('"1":', '"7":', "the label '7', which is not one of"),
         ('"metric_per_case": [', '"metric_per_case": [], "x": [', "at least 1 item"),
         ('}]}', '}', "not valid JSON, or cut off"),
-        ('"Dice": 0.2', '"Dice": 0.2, "Dice": 0.3', "the key 'Dice' is there twice"),
+        ('"Dice": 0.2', '"Dice": 0.2, "Dice": 0.3', "the key 'Dice' appears more than once"),
     ],
 )  # fmt: skip
-def test_a_bad_summary_leaves_out_its_fold_and_is_named_with_the_command_that_mends_it(
-    trained, capsys, old, new, message
-):
+def test_a_fold_with_an_invalid_summary_is_left_out_and_named(trained, capsys, old, new, message):
     change(trained / "fold_0" / "validation" / "summary.json", old, new)
     printed = bad_fold(trained, capsys)
     assert message in printed
     assert "summary.json" in printed
 
 
-def test_nothing_to_find_is_no_fault(trained):
+def test_nan_and_null_are_accepted_as_metrics(trained):
     for value in ("NaN", "null"):
         path = trained / "fold_0" / "validation" / "summary.json"
         path.write_text(re.sub('"Dice": (0.2|NaN)', f'"Dice": {value}', path.read_text()))
@@ -297,14 +296,14 @@ def test_nothing_to_find_is_no_fault(trained):
     "content", ["", "null", "[]", "{}", "\0\0", "[" * 100000, '{"cases": null}', "\ufeff{}"], ids=short
 )
 @pytest.mark.parametrize("name", ["summary.json", "evaluation.json"])
-def test_json_of_any_other_shape_is_answered_in_words(trained, capsys, name, content):
+def test_a_fold_with_invalid_json_is_left_out_and_named(trained, capsys, name, content):
     (trained / "fold_0" / "validation" / name).write_text(content, encoding="utf-8")
     assert name in bad_fold(trained, capsys)
 
 
 @pytest.mark.parametrize("content", ["", "null", "[]", "{}", "\0\0", "[" * 100000, '[{"train": ["a"]}]'], ids=short)
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json", "splits_final.json", "domains.json"])
-def test_files_of_any_other_shape_that_all_folds_depend_on_are_named(trained, tmp_path, name, content):
+def test_invalid_files_that_all_folds_depend_on_are_an_error(trained, tmp_path, name, content):
     inside = trained if name in ("plans.json", "dataset.json") else tmp_path / "nnUNet_preprocessed" / "Dataset001_X"
     (inside / name).write_text(content)
     with pytest.raises(DataError, match=re.escape(name)):
@@ -319,9 +318,9 @@ def test_folds_without_a_validation_are_named_with_the_command(trained, capsys):
     assert f"its validation is incomplete. {command} --val validates it" in bad_fold(trained, capsys)
     shutil.rmtree(validation)
     (trained / "fold_0" / "checkpoint_final.pth").touch()
-    assert f"it was trained and not validated. {command} --val validates it" in bad_fold(trained, capsys)
+    assert f"it was trained but not validated. {command} --val validates it" in bad_fold(trained, capsys)
     (trained / "fold_0" / "checkpoint_final.pth").rename(trained / "fold_0" / "checkpoint_latest.pth")
-    assert f"Its training has not ended. {command} --c resumes it" in bad_fold(trained, capsys)
+    assert f"Its training is not finished. {command} --c resumes it" in bad_fold(trained, capsys)
     shutil.rmtree(trained / "fold_1" / "validation")
     with pytest.raises(ResultsError, match=r"(?s)fold 0 is left out.*fold 1 is left out"):
         read(trained)
@@ -334,25 +333,25 @@ def test_an_evaluation_of_fewer_cases_is_reported_and_the_others_are_counted(tra
     for _ in range(2):
         assert read(trained).query("fold == '0'")["case"].tolist() == ["b1"]
         printed = capsys.readouterr().err
-        assert "1 of 2 validation cases of fold 0 were not evaluated, 'b2' first" in printed
+        assert "1 of 2 validation cases of fold 0 were not evaluated, the first is 'b2'" in printed
         (trained / "fold_0" / "validation" / "summary.json").unlink(missing_ok=True)  # killed while validating
 
 
-def test_a_fold_that_trains_on_what_it_validates_is_refused(trained, tmp_path, capsys):
+def test_a_fold_with_a_case_in_training_and_validation_is_refused(trained, tmp_path, capsys):
     splits = tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["a1", "b1"], "val": ["b1", "b2"]}, SPLITS[1]]))
-    assert "leaks: case 'b1' is trained and validated on" in bad_fold(trained, capsys)
+    assert "leaks: case 'b1' is in training and in validation" in bad_fold(trained, capsys)
 
 
 def test_a_training_case_without_a_domain_is_named(trained, tmp_path, capsys):
-    """Else its domain would count as unseen."""
+    """Otherwise its domain would count as unseen."""
     domains = tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "domains.json"
     domains.write_text(json.dumps({case: domain for case, domain in DOMAINS.items() if case != "a1"}))
-    with pytest.raises(ResultsError, match="no domain of the training case 'a1'"):
+    with pytest.raises(ResultsError, match="no domain for the training case 'a1'"):
         read(trained)
 
 
-def test_a_dangling_domains_file_is_not_taken_for_absent(trained, tmp_path):
+def test_a_broken_link_to_the_domains_is_an_error(trained, tmp_path):
     domains = tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "domains.json"
     domains.unlink()
     domains.symlink_to(tmp_path / "nowhere")
@@ -378,7 +377,7 @@ def test_a_label_that_is_a_list_of_one_number_is_named(trained):
     assert set(read(trained)["label"]) == {"any", "core"}
 
 
-def test_an_evaluation_says_nothing_but_its_metrics(tmp_path):
+def test_only_metrics_are_read_from_an_evaluation(tmp_path):
     folder = evaluated(tmp_path / "x", ["a1", "b1"])
     path = folder / "evaluation.json"
     content = json.loads(path.read_text())
@@ -404,7 +403,7 @@ def test_an_evaluation_with_impossible_metrics_is_refused(tmp_path, column, valu
 
 
 def test_a_record_cannot_make_the_report_read_other_files(tmp_path):
-    """A pipe that nobody writes to would be read forever."""
+    """Reading a pipe without a writer would block forever."""
     folder = evaluated(tmp_path / "x", ["a1"])
     pipe, other, own = tmp_path / "a1.pipe", tmp_path / "secret", tmp_path / "labels" / "a1.nii.gz"
     os.mkfifo(pipe)
@@ -427,14 +426,14 @@ def test_a_record_cannot_make_the_report_read_other_files(tmp_path):
 
 
 @pytest.mark.parametrize(("column", "hashes"), [("reference_file", "sha256_of_truths"), ("prediction_file", "sha256")])
-def test_files_of_several_folders_are_not_those_of_an_evaluation(tmp_path, column, hashes):
-    """`evaluate` compares one folder with one other, so a record cannot have files from all over a disk hashed."""
+def test_files_in_several_folders_are_not_hashed(tmp_path, column, hashes):
+    """`evaluate` compares one folder with one other. Otherwise a record could make any file on a disk be read."""
     folder = evaluated(tmp_path / "x", ["a1", "b1"])
     content = json.loads((folder / "evaluation.json").read_text())
     for row in content["cases"]:
-        path = tmp_path / f"of_{row['case']}" / f"{row['case']}.nii.gz"
+        path = tmp_path / f"folder_{row['case']}" / f"{row['case']}.nii.gz"
         path.parent.mkdir()
-        path.write_text("other than it was")
+        path.write_text("changed")
         row[column] = str(path)
         content[hashes][str(path)] = "1"
     (folder / "evaluation.json").write_text(json.dumps(content))
@@ -445,7 +444,7 @@ def test_predictions_in_another_folder_than_the_evaluation_are_compared(tmp_path
     folder = evaluated(tmp_path / "x", ["a1"])
     prediction = tmp_path / "predicted" / "a1.nii.gz"
     prediction.parent.mkdir()
-    prediction.write_text("other than it was")
+    prediction.write_text("changed")
     content = json.loads((folder / "evaluation.json").read_text()) | {"sha256": {str(prediction): "1"}}
     content["cases"][0]["prediction_file"] = str(prediction)
     (folder / "evaluation.json").write_text(json.dumps(content))
@@ -453,7 +452,7 @@ def test_predictions_in_another_folder_than_the_evaluation_are_compared(tmp_path
         read(folder, domains=DOMAINS, trained_on=["A"])
 
 
-def test_what_is_left_out_is_said_in_the_report(trained, tmp_path, capsys):
+def test_folds_that_are_left_out_are_named_in_the_report(trained, tmp_path, capsys):
     shutil.rmtree(trained / "fold_1" / "validation")
     assert main(["report", str(trained), "-o", str(tmp_path / "report")]) == 0
     assert "fold 1 is left out" in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
@@ -468,7 +467,7 @@ def test_an_empty_name_or_path_is_refused(text):
 
 @pytest.fixture
 def pictured(trained, tmp_path):
-    """A row of scores whose files are there."""
+    """The raw dataset folder, and a row of scores whose files exist."""
     folders = {
         "image": "nnUNet_raw/Dataset001_X/imagesTr/a1_0000",
         "truth": "nnUNet_raw/Dataset001_X/labelsTr/a1",
@@ -491,7 +490,7 @@ def test_an_image_that_cannot_be_read_is_named(pictured):
     with pytest.raises(DataError, match=r"a1_0000\.nii\.gz cannot be read"):
         views.view(row)
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((1, 5, 4))), raw / "imagesTr" / "a1_0000.nii.gz")
-    with pytest.raises(DataError, match=r"has the shape \(1, 4, 4\), and .*has \(1, 5, 4\)"):
+    with pytest.raises(DataError, match=r"has shape \(1, 4, 4\), but .*has \(1, 5, 4\)"):
         views.view(row)
 
 
@@ -504,11 +503,11 @@ def test_images_are_found_where_dataset_json_lists_them(pictured, tmp_path):
     content = {"labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz", "dataset": listed}
     (raw / "dataset.json").write_text(json.dumps(content))
     assert (views.view(row).image == 1).all()
-    assert views.images_of(raw / "labelsTr" / "a2.nii.gz", "a2", ".nii.gz") == ()
+    assert case_files.images_of(raw / "labelsTr" / "a2.nii.gz", "a2", ".nii.gz") == ()
 
 
-def test_without_raw_data_no_image_is_looked_for_in_the_current_folder(pictured, tmp_path, monkeypatch):
-    monkeypatch.setattr(cases, "nnUNet_raw", None)
+def test_without_nnunet_raw_images_are_not_searched_in_the_current_folder(pictured, tmp_path, monkeypatch):
+    monkeypatch.setattr(case_files, "nnUNet_raw", None)
     monkeypatch.chdir(tmp_path / "nnUNet_raw")
     truth = tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "gt_segmentations" / "a1.nii.gz"
-    assert views.images_of(truth, "a1", ".nii.gz") == ()
+    assert case_files.images_of(truth, "a1", ".nii.gz") == ()

@@ -34,7 +34,7 @@ def get(summary, **wanted):
     return found.iloc[0]
 
 
-def test_a_case_is_the_mean_of_its_labels_and_nothing_to_find_does_not_count():
+def test_the_score_of_a_case_is_the_mean_of_its_labels_without_nan():
     scores = pd.DataFrame(
         rows("A", UNSEEN, "x", [0.2, math.nan, math.nan]) + rows("A", UNSEEN, "x", [0.6, 0.5, math.nan], label="b")
     )
@@ -65,13 +65,13 @@ def test_a_case_of_several_runs_counts_once():
     assert [get(apart, domain="x", run=run)["mean"] for run in (1, 2)] == pytest.approx([0.3, 0.5])
 
 
-def test_ranks_are_of_unseen_domains_that_all_were_evaluated_on():
+def test_ranks_use_the_unseen_domains_that_all_trainers_have():
     scores = []
     for trainer, x, y in (("A", 0.9, 0.1), ("B", 0.5, 0.5), ("C", 0.5, 0.9)):
         scores += rows(trainer, UNSEEN, "x", [x]) + rows(trainer, UNSEEN, "y", [y]) + rows(trainer, IN_DOMAIN, "w", [x])
     scores += rows("A", UNSEEN, "only_a", [0.0])
     scores = pd.DataFrame(scores)
-    for metric in ("dice", "hd95_mm"):  # of which less is better, and which falls as Dice rises here
+    for metric in ("dice", "hd95_mm"):  # less HD95 is better, and here it falls as Dice rises
         summary = by_domain(per_case(scores, metric), metric)
         assert average_rank(summary, metric).to_dict() == {"A": 2, "B": 2.25, "C": 1.75}
     seen = summary[summary["setting"] == IN_DOMAIN]
@@ -79,7 +79,7 @@ def test_ranks_are_of_unseen_domains_that_all_were_evaluated_on():
 
 
 def test_wilcoxon_by_hand():
-    """Four differences, all positive: 1 of 2^4 sign patterns on each side is as extreme."""
+    """Four differences, all positive: on each side 1 of 2^4 sign patterns is as extreme."""
     scores = rows("A", UNSEEN, "x", [0.1, 0.2, 0.3, 0.4]) + rows("B", UNSEEN, "x", [0.2, 0.4, 0.6, 0.8])
     result = get(against_baseline(per_case(pd.DataFrame(scores), "dice"), "dice", "A"), trainer="B")
     assert (result["n"], result["p"]) == (4, pytest.approx(2 / 16))
@@ -98,7 +98,7 @@ def test_wilcoxon_agrees_with_the_normal_approximation_of_signed_ranks():
 
 
 def test_holm_by_hand():
-    """Three comparisons: the smallest p three times, the next twice, the largest once, never falling."""
+    """Three comparisons: the p-values in rising order times 3, 2 and 1, made non-decreasing."""
     gains = {"B": [1] * 8, "C": [1] * 7 + [-1], "D": [1, -1] * 4}
     scores = rows("A", UNSEEN, "x", [0.5] * 8)
     for trainer, signs in gains.items():
@@ -110,7 +110,7 @@ def test_holm_by_hand():
     assert result["p_holm"].tolist() == pytest.approx(expected)
 
 
-def test_pairs_are_cases_that_both_have_in_a_setting():
+def test_pairs_are_cases_that_both_trainers_have_in_a_setting():
     scores = (
         rows("A", UNSEEN, "x", [0.1, 0.2]) + rows("B", UNSEEN, "x", [0.3])
         + rows("A", IN_DOMAIN, "x", [0.9]) + rows("B", IN_DOMAIN, "x", [0.9])
@@ -121,8 +121,8 @@ def test_pairs_are_cases_that_both_have_in_a_setting():
     assert result["p"][IN_DOMAIN] == 1
 
 
-def test_folds_are_paired_with_themselves():
-    """Two folds validate the same cases; equal where both were trained, so a missing fold is no gain."""
+def test_pairs_are_from_the_same_fold():
+    """Two folds validate the same cases. The trainers are equal on the fold they share, so the difference is zero."""
     hard, easy = [0.2, 0.25, 0.3, 0.22, 0.28, 0.21, 0.27, 0.26], [0.8, 0.85, 0.9, 0.82, 0.88, 0.81, 0.87, 0.86]
     scores = [*rows("A", UNSEEN, "x", hard), *({**r, "fold": "1"} for r in rows("A", UNSEEN, "x", easy))]
     scores += [{**r, "fold": "1"} for r in rows("B", UNSEEN, "x", easy)]
@@ -135,7 +135,7 @@ def test_folds_are_paired_with_themselves():
     assert ranks.to_dict() == {"A": 1.5, "B": 1.5}
 
 
-def test_an_unknown_baseline_is_named_with_what_there_is():
+def test_an_unknown_baseline_is_refused_with_the_known_trainers():
     cases = per_case(pd.DataFrame(rows("A", UNSEEN, "x", [0.5])), "dice")
     with pytest.raises(ValueError, match="`baseline` must be one of 'A'; got 'Z'"):
         against_baseline(cases, "dice", "Z")
@@ -143,7 +143,7 @@ def test_an_unknown_baseline_is_named_with_what_there_is():
 
 
 @pytest.mark.parametrize("name", ["all", "ALL", "mean", "domain", "nan", "None"])
-def test_no_name_of_a_domain_is_taken_for_all_domains_together(name):
+def test_no_domain_name_stands_for_all_domains(name):
     scores = pd.DataFrame(rows("A", UNSEEN, name, [0.2]) + rows("A", UNSEEN, "y", [0.8]))
     summary = by_domain(per_case(scores, "dice"), "dice")
     assert get(summary, domain=name)["n"] == 1
@@ -159,7 +159,7 @@ def test_cases_without_domains_count_once_and_are_ranked_together():
 
 
 def test_means_of_labels_by_hand():
-    """Label a: case 0 is 0.3 on average over its runs, case 1 is 0.5, so 0.4 +- 0.1; label b is there once."""
+    """Label a: case 0 averages 0.3 over its runs, case 1 is 0.5, so 0.4 +- 0.1. Label b has one case."""
     scores = pd.DataFrame(
         rows("A", UNSEEN, "x", [0.2, 0.5]) + rows("A", UNSEEN, "x", [0.4, 0.5], run=2)
         + rows("A", UNSEEN, "x", [math.nan, 0.7], label="b") + rows("A", IN_DOMAIN, "w", [1.0])

@@ -11,7 +11,7 @@ from nnunet_dg.robustness.feature_stability import bars, choose, feature_slices,
 
 @pytest.fixture
 def images(tmp_path):
-    """A textured ball in two contrasts, in the second one of which the first one's extremes are alike."""
+    """A textured ball in two contrasts. The second contrast maps both extremes of the first to the same intensity."""
     rng = np.random.default_rng(0)
     texture = gaussian_filter(rng.standard_normal((12, 24, 24)), 1.5)
     z, y, x = np.indices(texture.shape)
@@ -29,12 +29,12 @@ def run(images, output, *options):
     return main(["stability", "features", *map(str, images), "-o", str(output), *options])
 
 
-def test_contrasts_are_compared_by_cka_and_shown(images, tmp_path, capsys):
+def test_contrasts_are_compared_by_cka_and_plotted(images, tmp_path, capsys):
     assert run(images.values(), tmp_path / "out", "--patch", "12", "20", "20") == 0
     table = pd.read_csv(tmp_path / "out" / "contrasts.csv").set_index("representation")
     assert table.loc["intensity", ["first", "second"]].tolist() == ["bright", "dark"]
     first, second = (sitk.GetArrayFromImage(sitk.ReadImage(path))[:, 2:22, 2:22] for path in images.values())
-    voxels = first > 100  # Otsu's threshold lies between the ball and nothing
+    voxels = first > 100  # like Otsu's threshold, between the background and the ball
     expected = np.corrcoef(first[voxels], second[voxels])[0, 1] ** 2
     assert table.loc["intensity", "cka"] == pytest.approx(expected, abs=1e-6)
     assert table.loc["intensity", "cka"] < table.loc["mind", "cka"] < 1
@@ -47,15 +47,15 @@ def test_contrasts_are_compared_by_cka_and_shown(images, tmp_path, capsys):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
 
 
-def test_what_cannot_be_compared_is_named(images, tmp_path, capsys):
+def test_images_that_cannot_be_compared_are_named(images, tmp_path, capsys):
     other = sitk.ReadImage(images["dark"])
     other.SetSpacing((1, 1, 2))
     sitk.WriteImage(other, tmp_path / "other.nii.gz")
     for given, options, message in (
-        ([images["bright"]], (), "needs two co-registered images"),
+        ([images["bright"]], (), "needs at least two co-registered images"),
         ([images["bright"], tmp_path / "other.nii.gz"], (), "other is not on the grid of bright"),
         ([images["bright"], tmp_path / "none.nii.gz"], (), "cannot be read"),
-        ([images["bright"], images["bright"]], (), "Two images have one name"),
+        ([images["bright"], images["bright"]], (), "Two images have the same name"),
         (images.values(), ("--patch", "4", "4"), "--patch needs one number per axis, 3; got 2"),
         (images.values(), ("-x", "minds"), "minds"),
     ):
@@ -86,7 +86,7 @@ def slices_of(images, folder, axis):
 
 @pytest.mark.parametrize("options", [(), ("--patch", "20", "20"), ("--patch", "500", "500")])
 def test_one_slice_is_compared_in_two_dimensions(images, tmp_path, options):
-    """As a 2-D image, and as a volume along any axis: the same numbers, also with a patch larger than the image."""
+    """A 2-D image and volumes with one slice along any axis give the same numbers, even if the patch is larger."""
     tables = []
     for axis in (None, 0, 1, 2):
         (tmp_path / str(axis)).mkdir()
@@ -99,7 +99,7 @@ def test_one_slice_is_compared_in_two_dimensions(images, tmp_path, options):
 
 
 def test_a_grid_is_compared_by_its_voxels(images, tmp_path, capsys):
-    """In micrometers as in millimeters: half a voxel away is another grid, a hundredth is not."""
+    """A shift by half a voxel is a different grid, and one by a hundredth is not, whether in micrometers or mm."""
     for scale in (1, 1e-3):
         paths = []
         for name, shift in (("bright", 0), ("dark", 0.01), ("away", 0.5)):
@@ -114,12 +114,12 @@ def test_a_grid_is_compared_by_its_voxels(images, tmp_path, capsys):
         assert "away is not on the grid of bright: origin" in capsys.readouterr().err
 
 
-def test_images_that_are_none_are_named(images, tmp_path, capsys):
+def test_invalid_images_are_named(images, tmp_path, capsys):
     bright = sitk.GetArrayFromImage(sitk.ReadImage(images["bright"]))
     odd = {
         "several channels": (np.stack([bright] * 3, -1), "has 3 channels"),
-        "not finite": (np.where(bright > 0, np.nan, bright), "holds NaN or infinite values"),
-        "nothing in it": (0 * bright, "There is no foreground"),
+        "not finite": (np.where(bright > 0, np.nan, bright), "contains NaN or infinite values"),
+        "empty": (0 * bright, "There is no foreground"),
     }
     for name, (array, message) in odd.items():
         path = tmp_path / f"{name}.mha"
@@ -127,15 +127,15 @@ def test_images_that_are_none_are_named(images, tmp_path, capsys):
         image.SetSpacing((1, 1, 3))
         sitk.WriteImage(image, path)
         for pair in ([path, images["bright"]], [images["bright"], path]):
-            if name == "nothing in it" and pair[1] == path:
-                continue  # foreground is the first image's
+            if name == "empty" and pair[1] == path:
+                continue  # the foreground is that of the first image
             assert run(pair, tmp_path / "out") == 1
             printed = capsys.readouterr().err
             assert message in printed.splitlines()[-1]
             assert "Traceback" not in printed
 
 
-def test_extractors_that_need_volumes_say_so_of_slices(images, tmp_path, capsys):
+def test_extractors_that_need_volumes_refuse_slices(images, tmp_path, capsys):
     paths = slices_of(images, tmp_path, None)
     assert run(paths, tmp_path / "out", "-x", "anatomix") == 1
     printed = capsys.readouterr().err
@@ -143,13 +143,13 @@ def test_extractors_that_need_volumes_say_so_of_slices(images, tmp_path, capsys)
     assert "Traceback" not in printed
 
 
-def test_names_are_no_formulas(images, tmp_path):
+def test_special_characters_in_names_are_not_read_as_formulas(images, tmp_path):
     named = [f"${name}$ \\frac{{_={path}" for name, path in images.items()]
     assert run(named, tmp_path / "out") == 0
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".csv", ".png", ".png", ".png"]
 
 
-def test_voxels_are_foreground_and_always_the_same():
+def test_chosen_voxels_are_foreground_and_reproducible():
     foreground = np.zeros((50, 50, 50), bool)
     foreground[10:, 5:] = True
     chosen = choose(foreground)
@@ -158,7 +158,7 @@ def test_voxels_are_foreground_and_always_the_same():
     assert np.array_equal(chosen, choose(foreground))
 
 
-def test_pictures_show_what_is_in_the_tables():
+def test_figures_show_the_values_of_the_tables():
     pairs = [("x", "a", "b", 0.5), ("x", "a", "c", 0.25), ("y", "a", "b", 1.0), ("y", "a", "c", 0.75)]
     contrasts = pd.DataFrame(pairs, columns=["representation", "first", "second", "cka"])
     _, ax = bars(contrasts)
@@ -179,7 +179,7 @@ def test_pictures_show_what_is_in_the_tables():
     assert np.array_equal(axes[0, 0].images[0].get_array(), image[..., 4])
 
 
-def test_mind_is_stabler_than_intensity_between_real_contrasts(tmp_path):
+def test_mind_is_more_stable_than_intensity_across_real_contrasts(tmp_path):
     paths = [shared("data", "contrasts_open_ms", f"patient19_{name}.nii.gz") for name in ("T1", "T2")]
     assert run(paths, tmp_path, "--patch", "64", "64", "64") == 0
     cka = pd.read_csv(tmp_path / "contrasts.csv").set_index("representation")["cka"]

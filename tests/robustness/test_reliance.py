@@ -6,7 +6,7 @@ from nnunet_dg.extractors import build_extractor
 from nnunet_dg.robustness.reliance import zeroed
 
 
-def test_zeroing_takes_the_image_or_the_features_and_is_taken_back():
+def test_zeroing_removes_the_image_or_the_features_and_is_undone():
     settings = DropGenSettings(extractor="mind")
     network = DropGenNetwork(nn.Identity(), build_extractor("mind"), nn.Identity(), 1, settings).eval()
     x = torch.cat([torch.randn(1, 1, 8, 8, 8), torch.ones(1, 2, 8, 8, 8)], 1)  # an image and a previous stage

@@ -7,29 +7,29 @@ from nnunet_dg.robustness.similarity import linear_cka, pca_rgb
 
 
 def naive_cka(first: np.ndarray, second: np.ndarray) -> float:
-    """By Gram matrices of samples, with the centring matrix written out (Kornblith et al., eq. 3 and 4)."""
+    """CKA from Gram matrices of samples, with an explicit centering matrix (Kornblith et al., eq. 3 and 4)."""
     n = len(first)
-    centring = np.eye(n) - np.ones((n, n)) / n
-    hsic = lambda a, b: np.trace(a @ a.T @ centring @ b @ b.T @ centring)  # noqa: E731
+    centering = np.eye(n) - np.ones((n, n)) / n
+    hsic = lambda a, b: np.trace(a @ a.T @ centering @ b @ b.T @ centering)  # noqa: E731
     return hsic(first, second) / math.sqrt(hsic(first, first) * hsic(second, second))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_the_definition_by_gram_matrices(seed):
+def test_agrees_with_the_definition_with_gram_matrices(seed):
     rng = np.random.default_rng(seed)
     first = rng.standard_normal((30, 4)) + 3
     second = first @ rng.standard_normal((4, 7)) + rng.standard_normal((30, 7))
     assert linear_cka(first, second) == pytest.approx(naive_cka(first, second), rel=1e-9)
 
 
-def test_one_feature_is_the_squared_correlation():
+def test_cka_of_single_features_is_the_squared_correlation():
     rng = np.random.default_rng(0)
     first = rng.standard_normal((50, 1))
     second = first + rng.standard_normal((50, 1))
     assert linear_cka(first, second) == pytest.approx(np.corrcoef(first[:, 0], second[:, 0])[0, 1] ** 2)
 
 
-def test_rotation_scale_and_offset_do_not_matter_and_order_does_not():
+def test_cka_is_symmetric_and_invariant_to_rotation_scale_and_offset():
     rng = np.random.default_rng(0)
     features, other = rng.standard_normal((2, 40, 5))
     rotation, _ = np.linalg.qr(rng.standard_normal((5, 5)))
@@ -42,23 +42,23 @@ def test_constant_features_have_no_similarity():
     assert math.isnan(linear_cka(np.ones((5, 2)), np.random.default_rng(0).random((5, 2))))
 
 
-def test_other_voxels_are_refused():
-    with pytest.raises(ValueError, match="same voxels: got 5 and 4"):
+def test_different_numbers_of_voxels_are_refused():
+    with pytest.raises(ValueError, match="same voxels; got 5 and 4 voxels"):
         linear_cka(np.ones((5, 2)), np.ones((4, 2)))
 
 
-def test_equal_features_have_equal_colours_in_all_images():
+def test_equal_features_have_equal_colors_in_all_images():
     rng = np.random.default_rng(0)
     first, second = rng.standard_normal((2, 6, 8, 9))
     second[:, 2, 3] = first[:, 5, 5]
-    colours = pca_rgb([first, second])
-    assert [c.shape for c in colours] == [(8, 9, 3)] * 2
-    assert np.array_equal(colours[0][5, 5], colours[1][2, 3])
-    assert all(c.min() >= 0 and c.max() <= 1 for c in colours)
-    assert min(c.std((0, 1)).min() for c in colours) > 0.1
+    colors = pca_rgb([first, second])
+    assert [c.shape for c in colors] == [(8, 9, 3)] * 2
+    assert np.array_equal(colors[0][5, 5], colors[1][2, 3])
+    assert all(c.min() >= 0 and c.max() <= 1 for c in colors)
+    assert min(c.std((0, 1)).min() for c in colors) > 0.1
 
 
-def test_the_first_colour_is_the_direction_of_most_variance():
+def test_the_first_color_is_the_direction_of_most_variance():
     features = np.zeros((4, 10, 10))
     features[2] = np.arange(100).reshape(10, 10)
     features[0] = np.random.default_rng(0).random((10, 10))

@@ -12,7 +12,7 @@ from nnunet_dg.robustness.stress_record import Record
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    """Two trainers, gamma and weight noise; one case has nothing to find."""
+    """Scores of two trainers for gamma and weight noise. Both masks of one case are empty."""
     rows = [
         {
             "trainer": trainer,
@@ -54,7 +54,7 @@ def test_the_overview_has_one_column_per_trainer(table):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A model folder with random weights, and a case of it."""
+    """A model folder with random weights, and folders with images and truths of one case."""
     folder = tmp_path_factory.mktemp("stress")
     return write_trained(folder / "results"), *write_cases(folder / "cases")
 
@@ -65,14 +65,14 @@ def run(tiny, output, name="A", *options):
     return main([str(a) for a in ("stress", f"{name}={model}", *where, *options)])
 
 
-def test_damage_is_said_and_only_what_is_lost_is_measured_again(tiny, tmp_path, capfd):
+def test_damaged_lines_are_reported_and_only_their_measurements_are_repeated(tiny, tmp_path, capfd):
     assert run(tiny, tmp_path) == 0
     path = tmp_path / "A.jsonl"
     before = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([b"\0" * 50 + b"\n", *before[:3], b"\xff\n", *before[4:]]))
     capfd.readouterr()
     assert run(tiny, tmp_path) == 0
-    assert f"{path}: 2 damaged lines; what they held is measured again" in capfd.readouterr().out
+    assert f"{path}: 2 damaged lines. Their measurements are repeated" in capfd.readouterr().out
     assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(before)
 
 
@@ -84,15 +84,15 @@ def test_one_stress_at_a_time_in_a_folder(tiny, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "a\\b", "a\nb", " a", "a.", "x" * 101, "a:b", "\x1b[2J"])
-def test_names_that_cannot_be_files_are_refused(tiny, tmp_path, name, capfd):
+def test_names_that_cannot_be_file_names_are_refused(tiny, tmp_path, name, capfd):
     assert run(tiny, tmp_path / "out", name) == 1
     printed = capfd.readouterr().err
-    assert "that can be files' names; got" in printed
+    assert "need names that can be file names; got" in printed
     assert "\x1b" not in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_are_one_on_some_file_systems_are_refused(tiny, tmp_path, capfd):
+def test_names_that_differ_only_in_case_are_refused(tiny, tmp_path, capfd):
     model, images, truths = tiny
     arguments = [
         "stress",
@@ -108,10 +108,10 @@ def test_names_that_are_one_on_some_file_systems_are_refused(tiny, tmp_path, cap
         tmp_path,
     ]
     assert main([str(a) for a in arguments]) == 1
-    assert "names of their own" in capfd.readouterr().err
+    assert "Models need different names" in capfd.readouterr().err
 
 
-def test_a_file_that_cannot_be_read_is_known_before_anything_is_measured(tiny, tmp_path, capfd):
+def test_unreadable_files_are_reported_before_the_first_measurement(tiny, tmp_path, capfd):
     model, *_ = tiny
     images, truths = write_cases(tmp_path / "cases", ["a", "b"])
     (images / "b_0000.nii.gz").write_bytes(b"damaged")
@@ -121,9 +121,17 @@ def test_a_file_that_cannot_be_read_is_known_before_anything_is_measured(tiny, t
     assert (tmp_path / "out" / "A.jsonl").read_text().count("\n") == 1
 
 
-def test_a_kind_is_named_once(tiny, tmp_path, capfd):
+def test_a_repeated_kind_is_refused(tiny, tmp_path, capfd):
     assert run(tiny, tmp_path, "A", "--kinds", "gamma", "gamma") == 1
-    assert "each once; got 'gamma'" in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert "--kinds must be among" in printed
+    assert "each once; got 'gamma'" in printed
+
+
+def test_messages_name_the_options_of_the_command(tiny, tmp_path, capfd):
+    model, images, _ = tiny
+    assert main(["stress", str(model), "-o", str(tmp_path), "-device", "cpu", "-i", str(images)]) == 1
+    assert "-i and -t belong together" in capfd.readouterr().err
 
 
 def test_a_message_has_its_own_line_below_the_progress_bar(tiny, tmp_path, monkeypatch, capfd):
@@ -136,7 +144,7 @@ def test_a_message_has_its_own_line_below_the_progress_bar(tiny, tmp_path, monke
     assert lines[-1] == "nnunet-dg: No space left on device"
 
 
-def test_names_in_pictures_are_no_formulas(table, tmp_path):
+def test_special_characters_in_names_are_not_read_as_formulas(table, tmp_path):
     result, _ = figure(table.assign(trainer=table["trainer"].map({"A": r"$\frac{$", "B": "_b"})))
     result.savefig(tmp_path / "stress.png")
     (legend,) = result.legends

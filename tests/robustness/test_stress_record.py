@@ -1,4 +1,4 @@
-"""The record of stress survives what interruptions, power cuts and other programs do to a file."""
+"""The record of stress is robust against interruptions, power cuts and other programs."""
 
 import json
 import os
@@ -16,8 +16,8 @@ DAMAGE = {
     "NUL bytes": b"\0" * 300 + b"\n",
     "text": b"something else\n",
     "JSON of another shape": b'[1, {"measurement": null}]\nnull\n17\n',
-    "a key twice": b'{"measurement": 1, "measurement": 2, "scores": {}}\n',
-    "a score that no measurement gives": json.dumps(
+    "a repeated key": b'{"measurement": 1, "measurement": 2, "scores": {}}\n',
+    "an impossible score": json.dumps(
         {
             "measurement": {"kind": "gamma", "strength": 9.0, "case": "c", "files": "x", "draw": 0},
             "scores": {"box": {"dice": 17}},
@@ -36,7 +36,7 @@ def path(tmp_path):
 
 
 def reopened(path):
-    """The record, and its lines, which are all whole after opening it."""
+    """The record, reopened, after checking that all lines of its file are valid."""
     record = Record(path, SETTINGS)
     lines = path.read_bytes().splitlines()
     assert json.loads(lines[0]) == SETTINGS
@@ -46,7 +46,7 @@ def reopened(path):
 
 @pytest.mark.parametrize("place", range(6))
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_what_is_whole_counts_wherever_the_damage_is(path, damage, place):
+def test_valid_lines_are_kept_wherever_the_damage_is(path, damage, place):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:place], damage, *lines[place:]]))
     record = reopened(path)
@@ -58,7 +58,7 @@ def test_what_is_whole_counts_wherever_the_damage_is(path, damage, place):
 
 @pytest.mark.parametrize("place", range(5))
 def test_a_line_that_was_cut_off_is_measured_again(path, place):
-    """Anywhere, also the line of settings, and also where the next line continues on it."""
+    """Any line may be cut off, including the line of settings, and the next line may follow without a line break."""
     lines = path.read_bytes().splitlines(keepends=True)
     for end in (b"", b"\n"):
         path.write_bytes(b"".join([*lines[:place], lines[place][:20] + end, *lines[place + 1 :]]))
@@ -71,7 +71,7 @@ def test_a_line_that_was_cut_off_is_measured_again(path, place):
         assert set(reopened(path).scores) == set(MEASUREMENTS)
 
 
-def test_a_whole_record_is_never_rewritten_and_only_appended_to(path):
+def test_an_undamaged_record_is_only_appended_to(path):
     before, inode = path.read_bytes(), path.stat().st_ino
     os.utime(path, (1, 1))
     record = Record(path, SETTINGS)
@@ -82,7 +82,7 @@ def test_a_whole_record_is_never_rewritten_and_only_appended_to(path):
     assert path.read_bytes().count(b"\n") == before.count(b"\n") + 1
 
 
-def test_a_repair_leaves_the_old_file_until_the_new_one_is_there(path, monkeypatch):
+def test_an_interrupted_repair_keeps_the_old_file(path, monkeypatch):
     with path.open("ab") as file:
         file.write(b"torn")
     before = path.read_bytes()
@@ -98,21 +98,21 @@ def test_a_repair_leaves_the_old_file_until_the_new_one_is_there(path, monkeypat
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"checkpoints": ["other"]}, {"mirroring": False}])
-def test_measurements_with_other_settings_are_refused_and_left_alone(path, change):
+def test_measurements_with_other_settings_are_refused_and_kept(path, change):
     before = path.read_bytes()
     with pytest.raises(RecordError, match=f"has measurements with other {next(iter(change))}"):
         Record(path, SETTINGS | change)
     assert path.read_bytes() == before
 
 
-def test_measurements_whose_settings_are_lost_do_not_count_for_others(path):
+def test_measurements_without_a_settings_line_are_matched_by_their_hash(path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
     assert len(Record(path, SETTINGS).scores) == 4
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
     assert not Record(path, SETTINGS | {"seed": 1}).scores
 
 
-def test_a_record_of_before_has_no_hashes_and_is_continued(path):
+def test_an_older_record_without_hashes_is_resumed(path):
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     for entry in lines[1:]:
         del entry["settings"]
@@ -121,7 +121,7 @@ def test_a_record_of_before_has_no_hashes_and_is_continued(path):
     assert (list(record.scores), record.damaged) == (MEASUREMENTS, 0)
 
 
-def test_nothing_is_written_through_a_link(path, tmp_path):
+def test_a_link_is_replaced_and_its_target_is_not_changed(path, tmp_path):
     target = tmp_path / "elsewhere"
     path.rename(target)
     path.symlink_to(target)
@@ -132,7 +132,7 @@ def test_nothing_is_written_through_a_link(path, tmp_path):
     assert not path.is_symlink()
 
 
-def test_what_is_no_file_is_named(tmp_path):
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
     (tmp_path / "A.jsonl").mkdir()
     with pytest.raises(RecordError, match=r"A\.jsonl is not a regular file"):
         Record(tmp_path / "A.jsonl", SETTINGS)

@@ -7,7 +7,7 @@ from nnunet_dg.extractors import build_extractor
 from nnunet_dg.robustness.weight_noise import trained_tensors, with_noise
 
 
-def test_noise_is_relative_seeded_and_of_the_named_tensors_alone():
+def test_noise_is_relative_seeded_and_only_on_the_named_tensors():
     weights = {"a": torch.full((100, 100), 3.0), "b": torch.randn(50) * 1e-3, "other": torch.ones(5)}
     weights["alias"] = weights["a"]
     tensors = [["a", "alias"], ["b"]]
@@ -24,7 +24,7 @@ def test_noise_is_relative_seeded_and_of_the_named_tensors_alone():
 
 
 class Shared(nn.Module):
-    """As nnU-Net's U-Nets: one layer under several names in the state dict."""
+    """Like nnU-Net's U-Nets, with one layer under several names in the state dict."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_was_trained_is_noisy_after_loading_and_the_extractor_is_not(wrapped):
+def test_trained_weights_get_noise_and_the_extractor_does_not(wrapped):
     network: nn.Module = Shared()
     if wrapped:
         settings = DropGenSettings(extractor="mind")
@@ -44,6 +44,6 @@ def test_what_was_trained_is_noisy_after_loading_and_the_extractor_is_not(wrappe
         assert p.abs().sum() > 0 or p.ndim == 1
     network.load_state_dict(with_noise(network.state_dict(), trained_tensors(network), 0.1, 0))
     changed = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
-    zero = {name for name, p in before.items() if not p.any()}  # a tenth of nothing is nothing
+    zero = {name for name, p in before.items() if not p.any()}  # relative noise on zeros is zero
     assert changed == {name for name in before if "frozen" not in name} - zero
     assert len(changed) >= 5

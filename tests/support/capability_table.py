@@ -1,17 +1,27 @@
-"""Writes docs/capabilities.md from the tests that ran: pytest -m matrix --capabilities=docs/capabilities.md."""
+"""Writes docs/reference/capabilities.md from the tests that ran: pytest -m matrix --capabilities=FILE."""
 
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-INTRODUCTION = """# What each trainer can do
+INTRODUCTION = """# Capabilities
 
-Every cell is a test that ran and passed, or the message with which the trainer refuses. The tests run nnU-Net's own
-commands (`tests/contract/test_capabilities.py`), but for `nnUNetPredictor`, which is the API, and DDP, where two gloo
-processes on CPU stand for two GPUs (`tests/training/test_ddp.py`). Compiling is tested with a backend that needs no
-C++ compiler. Written by `pytest -m matrix --capabilities=docs/capabilities.md`; not by hand.
+What of nnU-Net works with each trainer. ✓ is a test that ran and passed, named in the last column; a number is a
+refusal, whose message is listed below. The tests run nnU-Net's own commands (`tests/contract/test_capabilities.py`),
+except for `nnUNetPredictor`, which is the API, and DDP, where two gloo processes on CPU stand for two GPUs
+(`tests/training/test_ddp.py`). Compiling is tested with a backend that needs no C++ compiler.
+
+Written by `pytest -m matrix --capabilities=docs/reference/capabilities.md`, not by hand.
 """
+
+
+class Cell(NamedTuple):
+    """A passed test, and the message with which the trainer refuses, or an empty string."""
+
+    test: str
+    refusal: str
 
 
 class CapabilityTable:
@@ -22,7 +32,7 @@ class CapabilityTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cells: dict[str, dict[str, str]] = defaultdict(dict)  # by trainer and capability
+        self.cells: dict[str, dict[str, Cell]] = defaultdict(dict)  # by trainer and capability
         self.place: dict[str, tuple[str, int]] = {}  # of a capability's test, in the sources
         self.same_as: dict[str, tuple[str, str]] = {}  # a variant's family, and the test of it
 
@@ -38,9 +48,7 @@ class CapabilityTable:
         if report.when != "call" or not report.passed:
             return
         for capability in (value for name, value in report.user_properties if name == "capability"):
-            refusal = noted.get("refusal")
-            cell = f"refused: “{refusal.replace('|', '/')}”" if refusal else f"`{noted['test']}`"
-            self.cells[noted["trainer"]][capability] = cell
+            self.cells[noted["trainer"]][capability] = Cell(noted["test"], noted.get("refusal", ""))
             self.place.setdefault(capability, report.location[:2])
         if "same_as" in noted:
             self.same_as[noted["trainer"]] = (noted["same_as"], noted["test"])
@@ -51,7 +59,7 @@ class CapabilityTable:
         gaps = [(t, c) for t, row in self.cells.items() for c in self.capabilities() if c not in row]
         if exitstatus == 0 and self.cells and not gaps:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(self.markdown())
+            self.path.write_text(self.markdown(), encoding="utf-8")
         else:
             print(f"\n{self.path} is not written: exit status {int(exitstatus)}, missing {gaps}")
 
@@ -61,11 +69,31 @@ class CapabilityTable:
         )
 
     def markdown(self) -> str:
-        capabilities = self.capabilities()
-        lines = [INTRODUCTION, "| trainer | " + " | ".join(capabilities) + " |"]
-        lines.append("| --- |" + " --- |" * len(capabilities))
-        for trainer, row in sorted(self.cells.items()):
-            lines.append(f"| `{trainer}` | " + " | ".join(row.get(c, "") for c in capabilities) + " |")
-        for trainer, (family, test) in sorted(self.same_as.items()):
-            lines.append(f"| `{trainer}` | as `{family}` (`{test}`) |" + " |" * (len(capabilities) - 1))
+        trainers, capabilities = sorted(self.cells), self.capabilities()
+        refusals = [(t, c) for c in capabilities for t in trainers if self.cells[t][c].refusal]
+        lines = [INTRODUCTION, "| | " + " | ".join(f"`{trainer}`" for trainer in trainers) + " | tests |"]
+        lines.append("| --- |" + " --- |" * (len(trainers) + 1))
+        for capability in capabilities:
+            cells = [self.cells[trainer][capability] for trainer in trainers]
+            shown = [
+                str(refusals.index((trainer, capability)) + 1) if cell.refusal else "✓"
+                for trainer, cell in zip(trainers, cells, strict=True)
+            ]
+            tests = ", ".join(f"`{test}`" for test in sorted({cell.test for cell in cells if not cell.refusal}))
+            lines.append(f"| {capability} | {' | '.join(shown)} | {tests} |")
+        if refusals:
+            lines += ["", "## Refusals", ""]
+            for number, (trainer, capability) in enumerate(refusals, 1):
+                refusal = self.cells[trainer][capability].refusal
+                lines.append(f"{number}. `{trainer}`, {capability}: `refused: “{refusal}”`")
+        if self.same_as:
+            lines += ["", "## Variants", ""]
+            lines += [
+                "Each variant has the capabilities of its family, by the test in the last column.",
+                "",
+                "| variant | has the capabilities of | test |",
+                "| --- | --- | --- |",
+            ]
+            for trainer, (family, test) in sorted(self.same_as.items()):
+                lines.append(f"| `{trainer}` | `{family}` | `{test}` |")
         return "\n".join(lines) + "\n"

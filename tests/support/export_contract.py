@@ -1,4 +1,4 @@
-"""What a trainer has to do whose network is nnU-Net's own: be of use to people who have nnU-Net alone."""
+"""Contract of trainers whose network is nnU-Net's own: their exported models work with plain nnU-Net."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from nnunet_host import DATASET, PREDICTION
 
 
 def plain(host, module, function, options, **environment):
-    """A command of nnU-Net's where nnunet-dg is not installed."""
+    """Run a command of nnU-Net as if nnunet-dg were not installed."""
     return host.script("without_this_package.py", module, function, *shlex.split(str(options)), **environment)
 
 
 class ExportContract:
-    """Export, and predict and validate where this package is not."""
+    """Export a model, then predict and validate with it without this package."""
 
     trainer: str
 
@@ -29,7 +29,7 @@ class ExportContract:
 
     @pytest.fixture(scope="class")
     def ours(self, host, trained, tmp_path_factory):
-        """Images, and what our trainer predicts for them."""
+        """Images, and our trainer's predictions for them."""
         out = tmp_path_factory.mktemp("ours")
         images = host.folder / "nnUNet_raw" / DATASET / "imagesTr"
         host.predict(self.trainer, images, out)
@@ -66,7 +66,7 @@ class ExportContract:
         before = json.loads((host.results(self.trainer) / "validation" / "summary.json").read_text())
         assert json.loads((validated / "summary.json").read_text())["mean"] == before["mean"]
 
-    def test_says_where_the_model_came_from_and_holds_nothing_of_ours(self, host, trained, tmp_path):
+    def test_records_the_models_origin_and_contains_none_of_our_settings(self, host, trained, tmp_path):
         self.export(host, tmp_path / "model")
         record = json.loads((tmp_path / "model" / "exported_by_nnunet-dg.json").read_text())
         assert record["trainer"] == self.trainer
@@ -84,9 +84,9 @@ class ExportContract:
 
 
 class ExportRefusals:
-    """What export refuses is the same for all trainers: one of them inherits this."""
+    """Refusals of export. They are the same for all trainers, so only one trainer's test inherits them."""
 
-    def test_refuses_a_model_whose_logits_are_others_in_plain_nnunet(self, host, trained, tmp_path):
+    def test_refuses_a_model_whose_logits_differ_in_plain_nnunet(self, host, trained, tmp_path):
         source = host.results(self.trainer).parent
         other = source.with_name(source.name.replace(self.trainer, "nnUNetTrainerOtherForward"))
         shutil.copytree(source, other)
@@ -94,14 +94,14 @@ class ExportRefusals:
         checkpoint = torch.load(path, weights_only=False)
         torch.save(checkpoint | {"trainer_name": "nnUNetTrainerOtherForward"}, path)
         printed = self.export(host, tmp_path / "model", "-tr nnUNetTrainerOtherForward", status=1)
-        assert "gives other logits than nnUNetTrainerOtherForward" in printed
+        assert "and nnUNetTrainerOtherForward give different logits" in printed
         assert not (tmp_path / "model").exists()
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             ("-tr Tiny_nnUNetTrainerDropGen_MIND", "runs a frozen feature extractor at inference.*nnUNetv2_export_mod"),
-            ("-f 3", r"lacks fold_3/checkpoint_final.pth. There: .*fold_0/checkpoint_final.pth"),
+            ("-f 3", r"lacks fold_3/checkpoint_final.pth. It has .*fold_0/checkpoint_final.pth"),
             ("-tr nnUNetTrainerDoesNotExist", "trainer nnUNetTrainerDoesNotExist"),
             ("-f x", "a fold is a number or all; got 'x'"),
             ("-o .", "exists already"),

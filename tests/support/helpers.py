@@ -1,4 +1,4 @@
-"""What several tests need: where the optional real data lie, and weights for anatomix that anybody can have."""
+"""Helpers of several tests: paths of the optional test data, and random weights for anatomix."""
 
 import os
 import sys
@@ -14,10 +14,10 @@ SHARED = Path(os.environ.get("NNUNET_DG_TEST_DATA", REPOSITORY.parent / "shared"
 
 
 def shared(*parts: str) -> Path:
-    """A file of the optional test data, or a skip that says what is missing."""
+    """A file of the optional test data. Skips the test if it is missing."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"test data {'/'.join(parts)} are not in NNUNET_DG_TEST_DATA or beside the repository")
+        pytest.skip(f"test data {'/'.join(parts)} are neither in NNUNET_DG_TEST_DATA nor next to the repository")
     return path
 
 

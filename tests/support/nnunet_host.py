@@ -1,4 +1,4 @@
-"""nnU-Net's real commands in fresh processes, on small data in folders of their own, with trainers that are brief."""
+"""nnU-Net's real commands in fresh processes, with small data in separate folders and very short trainings."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from helpers import SUPPORT
 SITE = SUPPORT / "site"  # what each of its processes imports as it starts
 OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
 TINY_NAMES = [f"Tiny_{name}" for name in ("nnUNetTrainer", *OURS)]
-UNVALIDATED = {"TINY_UNVALIDATED": "1"}  # for trainings whose validation nobody looks at; it starts two more processes
-PREDICTION = "-device cpu -npp 0 -nps 0 --disable_tta"  # in one process, where nnU-Net can
+UNVALIDATED = {"TINY_UNVALIDATED": "1"}  # skips a validation that a test does not need; it would start two processes
+PREDICTION = "-device cpu -npp 0 -nps 0 --disable_tta"  # in a single process, if nnU-Net supports it
 NOWHERE = "http://127.0.0.1:9"  # a proxy that refuses every connection: a compute node without internet
 
 
 def declare(folder: Path, name: str, module: str, entry_points: str) -> Path:
-    """A package as pip leaves it, in a folder for PYTHONPATH: a module and the metadata that declares entry points."""
+    """Write an installed package to a folder for PYTHONPATH: a module, and metadata that declares entry points."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -46,8 +46,8 @@ class Host:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "NNUNET_DG", "TORCH_DEVICE"))}
         own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
         own["PYTHONPATH"] = str(SITE)
-        own["PYTHONUNBUFFERED"] = "1"  # a killed process has printed what it printed
-        own["OMP_NUM_THREADS"] = "1"  # tiny networks are no faster with more, and sums are always in one order
+        own["PYTHONUNBUFFERED"] = "1"  # so that the output of a killed process is complete
+        own["OMP_NUM_THREADS"] = "1"  # tiny networks are not faster with more, and the order of sums is fixed
         offline = {"https_proxy": NOWHERE, "http_proxy": NOWHERE, "no_proxy": ""}
         scripts = sysconfig.get_path("scripts")
         self.environment = kept | folders | own | offline | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
@@ -57,7 +57,7 @@ class Host:
         self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self.environment['PYTHONPATH']}"
 
     def run(self, command: str, status: int | None = 0, **environment: str) -> str:
-        """Run a command in a fresh process and return what it printed; its exit status must be ``status``."""
+        """Run a command in a fresh process and return its output. Its exit status must be ``status``."""
         done = subprocess.run(
             shlex.split(command), env=self.environment | environment, cwd=self.folder,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
@@ -79,7 +79,7 @@ class Host:
         self, trainer: str, options: str = "", fold: str = "0", configuration: str = "3d_fullres", dataset: int = 701,
         plans: str = "tinyPlans", status: int | None = 0, **environment: str,
     ) -> str:  # fmt: skip
-        """nnUNetv2_train on the CPU."""
+        """Run nnUNetv2_train on the CPU."""
         command = f"nnUNetv2_train {dataset} {configuration} {fold} -p {plans} -tr {trainer} -device cpu {options}"
         return self.run(command, status, **environment)
 
@@ -87,7 +87,7 @@ class Host:
         self, trainer: str, images: Path, out: Path, options: str = "", fold: str = "0",
         configuration: str = "3d_fullres", dataset: int = 701, plans: str = "tinyPlans", **environment: str,
     ) -> None:  # fmt: skip
-        """nnUNetv2_predict on the CPU, without mirroring."""
+        """Run nnUNetv2_predict on the CPU, without mirroring."""
         self.run(
             f"nnUNetv2_predict -i {images} -o {out} -d {dataset} -c {configuration} -f {fold} -p {plans} -tr {trainer} "
             f"{PREDICTION} {options}",
@@ -98,7 +98,7 @@ class Host:
         self, trainer: str, fold: str = "0", configuration: str = "3d_fullres", dataset: str = "",
         plans: str = "tinyPlans",
     ) -> Path:  # fmt: skip
-        """The folder that a training of this host leaves."""
+        """The results folder of a fold trained on this host."""
         base = self.folder / "nnUNet_results" / (dataset or DATASET) / f"{trainer}__{plans}__{configuration}"
         return base / f"fold_{fold}"
 
@@ -107,7 +107,7 @@ DATASET = "Dataset701_Tiny"
 
 
 def write_case(folder: Path, name: str, rng: np.random.Generator, shape=(20, 24, 20), channels: int = 1) -> None:
-    """A bright box (label 1) with a brighter core (label 2) on a noisy background."""
+    """Write image and truth of a bright box (label 1) with a brighter core (label 2) on a noisy background."""
     segmentation = np.zeros(shape, np.uint8)
     corner = rng.integers(3, 7, 3)
     box = tuple(slice(c, c + 9) for c in corner)
@@ -122,7 +122,7 @@ def write_case(folder: Path, name: str, rng: np.random.Generator, shape=(20, 24,
 
 
 def shrink_plans(preprocessed: Path, features: int = 4, plans: str = "nnUNetPlans", name: str = "tinyPlans") -> None:
-    """nnU-Net's plans as ``name``: few features, batches of two, and a lower resolution with its cascade."""
+    """Write a copy of nnU-Net's plans as ``name``: few features, batches of two, a lower resolution and a cascade."""
     content = json.loads((preprocessed / f"{plans}.json").read_text())
     configurations = content["configurations"]
     for configuration in configurations.values():
@@ -137,7 +137,7 @@ def shrink_plans(preprocessed: Path, features: int = 4, plans: str = "nnUNetPlan
 
 
 def one_case(host: Host, folder: Path) -> Path:
-    """A new folder with the images of case_0 alone."""
+    """A new folder with only the images of case_0."""
     folder.mkdir(parents=True)
     image = "case_0_0000.nii.gz"
     (folder / image).symlink_to(host.folder / "nnUNet_raw" / DATASET / "imagesTr" / image)
@@ -146,7 +146,7 @@ def one_case(host: Host, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, anatomix_weights) -> Host:
-    """A planned and preprocessed dataset of five cases, 2-D and 3-D, and random anatomix weights installed by hand."""
+    """A planned and preprocessed dataset of five cases, in 2-D and 3-D, and random anatomix weights in the cache."""
     host = Host(tmp_path_factory.mktemp("nnunet"))
     names = "\n".join(f"{name} = tiny_trainers:{name}" for name in (*TINY_NAMES, "nnUNetTrainerOtherForward"))
     module = (SUPPORT / "tiny_trainers.py").read_text()

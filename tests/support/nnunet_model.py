@@ -1,4 +1,4 @@
-"""A trained nnU-Net's model folder, small and with random weights."""
+"""A small model folder of nnU-Net, with random weights."""
 
 import json
 
@@ -11,7 +11,7 @@ def write_model(
     folder, dims=3, network=PlainConvUNet, input_channels=1, fold="fold_0", checkpoint="checkpoint_final.pth",
     norm="InstanceNorm", features=(6, 8, 10),
 ):  # fmt: skip
-    """A trained nnU-Net as nnUNetv2_train leaves it, with random weights; returns its network."""
+    """Write a model folder in the format of nnUNetv2_train; returns its network."""
     torch.manual_seed(0)
     strides = [[1, 1, 1], [1, 2, 2], [2, 2, 2]] if dims == 3 else [[1, 1], [2, 2], [2, 2]]
     blocks = "n_conv_per_stage" if network is PlainConvUNet else "n_blocks_per_stage"

@@ -1,6 +1,6 @@
-"""Plans as nnU-Net's default planner writes them, and trainers on noise: what a step needs, without a dataset.
+"""Plans and trainers for training steps on noise, without a dataset.
 
-The folders that nnUNet_preprocessed and nnUNet_results name are written to.
+Writes to the folders nnUNet_preprocessed and nnUNet_results.
 """
 
 import copy
@@ -19,7 +19,7 @@ CASES = ("case_0", "case_1")
 
 
 def plans(patch: int, batch: int = 2) -> PlansManager:
-    """What nnU-Net's default planner writes for an isotropic cubic patch, as far as the network is concerned."""
+    """The parts of nnU-Net's default plans that matter for the network, for an isotropic cubic patch."""
     stages = int(np.log2(patch / 4)) + 1
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -61,20 +61,20 @@ def initialized(
     configuration: str = "3d_fullres",
     dataset: dict[str, Any] = DATASET,
 ) -> nnUNetTrainer:
-    """A trainer of `CASES`, with network, optimiser and loss, and nothing printed."""
+    """A trainer for `CASES` with network, optimizer and loss. Its output is suppressed."""
     plans = copy.deepcopy(plans) | {"continue_training": False}
     with redirect_stdout(io.StringIO()):
-        made = trainer(plans, configuration, 0, dataset, device)
-        folder = Path(made.preprocessed_dataset_folder)
+        instance = trainer(plans, configuration, 0, dataset, device)
+        folder = Path(instance.preprocessed_dataset_folder)
         folder.mkdir(parents=True, exist_ok=True)
         for case in CASES:
             (folder / f"{case}.b2nd").touch()
-        made.initialize()
-    return made
+        instance.initialize()
+    return instance
 
 
 def batch(trainer: nnUNetTrainer) -> dict[str, Any]:
-    """As nnU-Net's data loaders make them: noise, and random labels at every scale of deep supervision."""
+    """A batch in the format of nnU-Net's data loaders: noise, and random labels at every scale of deep supervision."""
     configuration = trainer.configuration_manager
     patch, size = configuration.patch_size, configuration.batch_size
     sizes = [

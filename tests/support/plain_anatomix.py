@@ -1,6 +1,6 @@
-"""The published anatomix, written as plainly as possible: one flat sequence, batch norm as batch norm, to the end.
+"""A plain implementation of the published anatomix, with batch norm and all layers.
 
-The reference that the folded, early-stopped extractor is tested against and timed against.
+It is the reference for testing and timing the extractor, which folds batch norm and stops at the penultimate layer.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ class PlainAnatomix(nn.Module):
 
 
 def random_weights(variant: str = "anatomix", seed: int = 0) -> dict[str, Tensor]:
-    """Weights in the layout of the published file, every entry drawn so that no part of the network is trivial."""
+    """Random weights in the layout of the published file, chosen so that every part of the network has an effect."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for key, shape in published_layout(VARIANTS[variant]).items():

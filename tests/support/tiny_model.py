@@ -1,4 +1,4 @@
-"""A model folder of nnU-Net's own network with random weights, and labeled cases, made in a second without training."""
+"""A model folder of nnU-Net's own network with random weights, and labeled cases, created in a second."""
 
 import json
 
@@ -49,7 +49,7 @@ def plans(name="nnUNetPlans"):
 
 
 def write_trained(results, trainer="nnUNetTrainer", folds=(0,)):
-    """What a training leaves below ``results``; returns the model folder."""
+    """Write the files of a finished training below ``results``; returns the model folder."""
     content = plans()
     architecture = content["configurations"][CONFIGURATION]["architecture"]
     folder = results / DATASET / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
@@ -83,7 +83,7 @@ def write_trained(results, trainer="nnUNetTrainer", folds=(0,)):
 
 
 def change_checkpoint(folder, change, fold=0):
-    """Read a fold's checkpoint, let ``change`` alter it in place, and write it again; returns the file."""
+    """Read a fold's checkpoint, change it in place with ``change``, and write it again; returns its path."""
     path = folder / f"fold_{fold}" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
     change(checkpoint)
@@ -92,7 +92,7 @@ def change_checkpoint(folder, change, fold=0):
 
 
 def write_cases(folder, names=("case_0",)):
-    """Images and truths of a box with a core, in folders ``images`` and ``truths``."""
+    """Write images and truths of a box with a core to folders ``images`` and ``truths``; returns both folders."""
     for number, name in enumerate(names):
         rng = np.random.default_rng(number)
         truth = np.zeros((20, 24, 20), np.uint8)

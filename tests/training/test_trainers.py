@@ -93,7 +93,8 @@ def test_refuses_two_dimensions_in_the_words_of_the_table(trainer):
     configuration.configuration["patch_size"] = [16, 16]
     with pytest.raises(NotImplementedError, match="Use -tr nnUNetTrainerDropGen_MIND") as refusal:
         trainer.build_network_architecture(manager, configuration, 1, 3)
-    assert f"refused: “NotImplementedError: {refusal.value}”" in (REPOSITORY / "docs/capabilities.md").read_text()
+    table = (REPOSITORY / "docs" / "reference" / "capabilities.md").read_text(encoding="utf-8")
+    assert f"refused: “NotImplementedError: {refusal.value}”" in table
 
 
 def test_the_papers_optimiser_is_adamw():

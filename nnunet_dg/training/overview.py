@@ -1,0 +1,37 @@
+"""Which methods there are, and which installed trainers use them."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from nnunet_dg.method import Method
+from nnunet_dg.training.catalog import METHODS
+
+
+def trainers_by_method() -> dict[type[Method], list[str]]:
+    """The methods of the catalog, then those of other packages, each with the declared trainers that list it.
+
+    A trainer that cannot be imported is left out; ``nnunet-dg doctor`` says why.
+    """
+    trainers: dict[type[Method], list[str]] = {method: [] for method in METHODS.values()}
+    for entry_point in sorted(entry_points(group="nnunetv2.trainers"), key=lambda e: e.name):
+        try:
+            trainer = entry_point.load()
+        except (Exception, SystemExit):  # noqa: S112, the module of another package may raise anything
+            continue
+        for method in getattr(trainer, "methods", ()):
+            if isinstance(method, Method):
+                trainers.setdefault(type(method), []).append(entry_point.name)
+    return trainers
+
+
+def overview() -> str:
+    """A paragraph per method: its section in the plans, where it acts, its paper and its trainers."""
+    return "\n\n".join(_paragraph(*entry) for entry in trainers_by_method().items())
+
+
+def _paragraph(method: type[Method], trainers: list[str]) -> str:
+    paper = method.paper
+    lines = [f"{method.key} ({method.slot})" if method.slot else method.key]
+    lines += [f"  {paper.title}", f"  {paper.authors}. {paper.venue}, {paper.year}. {paper.url}"]
+    return "\n".join([*lines, *(f"  -tr {name}" for name in trainers)])

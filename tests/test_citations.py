@@ -1,0 +1,69 @@
+"""Methods and citations, by the commands that print them."""
+
+import re
+
+import pytest
+
+from nnunet_dg.citations import papers_of
+from nnunet_dg.cli import main
+from nnunet_dg.dropgen import DropGen
+from nnunet_dg.method import Paper
+from nnunet_dg.training.catalog import METHODS
+from nnunet_dg.training.overview import trainers_by_method
+
+
+def cited(capsys, trainer):
+    assert main(["cite", trainer]) == 0
+    return re.findall(r"^@misc\{(\w+),$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "keys"),
+    [
+        ("nnUNetTrainer", ["nnunet"]),
+        ("nnUNetTrainerDropGen", ["nnunet", "dropgen", "anatomix"]),
+        ("nnUNetTrainerDropGen_MIND", ["nnunet", "dropgen", "mind"]),
+        ("nnUNetTrainerSgCG", ["nnunet", "sgcg", "ram_dsir"]),
+        ("nnUNetTrainerDropGenTinyMIG", ["nnunet", "dropgen", "anatomix", "tinymig"]),
+    ],
+)
+def test_a_trainer_is_cited_with_nnunet_and_what_it_uses(capsys, trainer, keys):
+    assert cited(capsys, trainer) == keys
+
+
+def test_an_extractor_that_is_not_computed_is_not_cited():
+    assert list(papers_of([DropGen(inputs="image")])) == ["nnunet", "dropgen"]
+
+
+def test_an_unknown_trainer_is_one_line(capsys):
+    assert main(["cite", "nnUNetTrainerDropGne"]) == 1
+    assert "nnU-Net does not find a trainer nnUNetTrainerDropGne" in capsys.readouterr().err
+
+
+def test_an_entry_is_what_bibtex_reads():
+    entry = Paper("A Title", "Ada Lovelace, Alan Turing", "A Venue", 2026, "https://example.org").bibtex("key")
+    assert entry.splitlines()[0] == "@misc{key,"
+    assert "  author = {Ada Lovelace and Alan Turing}," in entry
+    assert entry.count("{") == entry.count("}")
+
+
+def test_every_method_is_listed_with_its_trainers(capsys):
+    assert main(["methods"]) == 0
+    paragraphs = capsys.readouterr().out.strip().split("\n\n")
+    assert [p.split(" ")[0] for p in paragraphs[: len(METHODS)]] == list(METHODS)
+    listed = dict(zip(METHODS, paragraphs, strict=False))
+    assert "-tr nnUNetTrainerDropGen_p025" in listed["dropgen"]
+    assert "-tr nnUNetTrainerDropGenSgCG" in listed["dropgen"]
+    assert "-tr nnUNetTrainerDropGenSgCG" in listed["sgcg"]
+    assert "nnUNetTrainerTinyMIG" not in listed["sgcg"]
+
+
+def test_a_trainer_that_cannot_be_imported_is_left_out(tmp_path, monkeypatch):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[nnunetv2.trainers]\nnnUNetTrainerBroken = nowhere_to_be_found:x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    listed = {name for trainers in trainers_by_method().values() for name in trainers}
+    assert "nnUNetTrainerBroken" not in listed
+    assert "nnUNetTrainerSgCG" in listed
