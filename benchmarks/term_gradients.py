@@ -19,6 +19,8 @@ from statistics import mean
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
+from nnunet_dg.training.train_step import loss_terms, on_device
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,20 +41,19 @@ def main() -> None:
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     taken: list[torch.Tensor] = []
-    take = trainer.penultimate.take
+    penultimate = trainer.auxiliary["sgcg"].penultimate
+    take = penultimate.take
 
     def remembered() -> torch.Tensor:
         taken.append(take())
         return taken[-1]
 
-    trainer.penultimate.take = remembered
+    penultimate.take = remembered
     trainer.network.train()
     norms, values = defaultdict(list), defaultdict(list)
     for _ in range(arguments.batches):
         taken.clear()
-        batch = next(trainer.dataloader_train)
-        target = [t.to(device) for t in batch["target"]]
-        terms = trainer.loss_terms(batch["data"].to(device), target, list(batch["keys"]))
+        terms = loss_terms(trainer, on_device(trainer, next(trainer.dataloader_train)))
         for term, value in terms.items():
             gradients = torch.autograd.grad(value, taken, retain_graph=True, allow_unused=True)
             norms[term].append(sum(g.norm() ** 2 for g in gradients if g is not None) ** 0.5)

@@ -287,9 +287,9 @@ class MethodsTrainer(nnUNetTrainer):
             curves = {name: self.logger.get_value(log_key(name), None) for name in self.term_weights()}
             add_term_curves(Path(self.output_folder, "progress.png"), curves)
 
-    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+    def load_checkpoint(self, *given: Any, **named: Any) -> None:  # releases of nnU-Net name the argument differently
         try:
-            super().load_checkpoint(filename_or_checkpoint)
+            super().load_checkpoint(*given, **named)
         finally:  # also where the network does not take the weights: other settings are the likely reason
             trained = self.my_init_kwargs["plans"]  # the checkpoint's, once nnU-Net has read it
             for method, defaults in zip(self.methods, type(self).methods, strict=True):

@@ -1,5 +1,6 @@
 """What every trainer of ours adds to nnU-Net's, whatever its method: settings of folds, plans, padding, warnings."""
 
+import inspect
 import json
 import random
 import shutil
@@ -228,6 +229,16 @@ def test_a_fold_is_not_trained_from_scratch_with_other_settings_than_its_sibling
         save(start({"dropgen": {"p": 0.25}}, fold))
     with pytest.raises(SettingsError, match=r"fold_1 in .* p was 0\.25 and is 0\.75.* move that fold away"):
         build({"dropgen": {"p": 0.75}}, fold=0)
+
+
+def test_a_checkpoint_is_loaded_under_the_argument_name_of_any_release(world):
+    made = start({"dropgen": {"p": 0.25}})
+    save(made)
+    resumed = build({"dropgen": {"p": 0.25}})
+    name = list(inspect.signature(nnUNetTrainer.load_checkpoint).parameters)[1]
+    resumed.load_checkpoint(**{name: f"{made.output_folder}/checkpoint_final.pth"})
+    for key, value in made.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], value)
 
 
 def test_refused_resuming_leaves_the_record_of_the_fold(world):
