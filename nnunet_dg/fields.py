@@ -1,7 +1,7 @@
-"""Declarations of a method's settings: each field carries its default and its check.
+"""Declarations of a method's settings: each field has a default and a check.
 
-The check completes the sentence "NAME must be ...", from which error messages and the reference of the settings are
-made.
+The description of a check completes the sentence "NAME must be ..." in error messages. The reference of the settings
+prints it as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ LARGEST_WEIGHT = 1e6
 
 @dataclass(frozen=True)
 class Check:
-    """What a setting accepts.
+    """The check of a setting.
 
     Attributes:
-        accepted: Completes "must be ...".
-        accepts: Whether a value is accepted.
-        convert: Brings an accepted value into the form that is kept; JSON has no tuples.
+        accepted: Accepted values in words, which complete "must be ...".
+        accepts: Function that says whether a value is accepted.
+        convert: Function from an accepted value to the stored one, for example from a list of JSON to a tuple.
     """
 
     accepted: str
@@ -30,10 +30,10 @@ class Check:
     convert: Callable[[Any], Any] = lambda value: value
 
     def checked(self, name: str, value: Any) -> Any:
-        """The value in the form that is kept.
+        """The value as it is stored.
 
         Raises:
-            SettingsError: By name of the setting.
+            SettingsError: The value is not accepted. The message names the setting.
         """
         if not self.accepts(value):
             raise SettingsError(f"{name} must be {self.accepted}; got {value!r}.")
@@ -43,7 +43,7 @@ class Check:
 def setting(
     default: Any, accepted: str, accepts: Callable[[Any], bool], convert: Callable[[Any], Any] = lambda value: value
 ) -> Any:
-    """A field with a check of its own, see `Check`."""
+    """A field with a custom check, see `Check`."""
     return field(default=default, metadata={"check": Check(accepted, accepts, convert)})
 
 
@@ -61,14 +61,14 @@ def number(
     Args:
         default: Default value.
         low: Smallest accepted value.
-        high: Largest accepted value; at most 1e6 where it is not given.
-        above: In place of `low`: only larger values are accepted.
-        whole: Accept whole numbers only.
-        null: Accept None as well.
+        high: Largest accepted value; None: 1e6.
+        above: Exclusive lower bound, in place of `low`.
+        whole: Whether only whole numbers are accepted; default False.
+        null: Whether None is accepted as well; default False.
     """
     largest = LARGEST_WEIGHT if high is None else high
-    what = "a whole number" if whole else "a number"
-    left = f"({above:g}" if above is not None else f"[{-largest if low is None else low:g}"
+    kind = "a whole number" if whole else "a number"
+    lower_end = f"({above:g}" if above is not None else f"[{-largest if low is None else low:g}"
 
     def accepts(value: Any) -> bool:
         if value is None:
@@ -77,11 +77,11 @@ def number(
             return False
         return value <= largest and (low is None or value >= low) and (above is None or value > above)
 
-    return setting(default, f"{what} in {left}, {largest:g}]{', or null' if null else ''}", accepts)
+    return setting(default, f"{kind} in {lower_end}, {largest:g}]{', or null' if null else ''}", accepts)
 
 
 def probability(default: float, high: float = 1.0) -> Any:
-    """A probability, at most ``high``."""
+    """A probability in [0, ``high``]."""
     return setting(
         default, f"a probability in [0, {high:g}]", lambda value: is_number(value, False) and 0 <= value <= high
     )
@@ -93,7 +93,7 @@ def flag(default: bool) -> Any:
 
 
 def choice(default: Any, *others: Any) -> Any:
-    """One of several names; None among them is null."""
+    """One of several names. None is written as null in the plans."""
     accepted = (default, *others)
     names = ", ".join(str(value) for value in accepted if value is not None)
     null = ", or null" if None in accepted else ""
@@ -106,7 +106,7 @@ def text(default: str | None, accepted: str, accepts: Callable[[str], bool] = la
 
 
 def subset(*names: str) -> Any:
-    """Any of several names, none by default; kept sorted, each once."""
+    """A list of some of the names; empty by default. It is stored sorted and without duplicates."""
     return setting(
         (),
         f"a list of {', '.join(names)}",
@@ -116,23 +116,29 @@ def subset(*names: str) -> Any:
 
 
 def found(where: str) -> Any:
-    """A dict that the start of a training finds out, see `nnunet_dg.method.Method.completed`; users leave it unset."""
+    """A dict that a training fills in when it starts, see `nnunet_dg.method.Method.completed`. Users leave it unset."""
     return setting(None, f"left unset: {where}", lambda value: value is None or isinstance(value, dict))
 
 
 def numbers(default: tuple[float, ...], names: Sequence[str], instead_of_zero: str) -> Any:
-    """Positive numbers, one for each name; what to do instead of setting one to zero is part of the message."""
+    """Positive numbers, one for each name.
+
+    Args:
+        default: Default values.
+        names: Names of the numbers.
+        instead_of_zero: Advice for the message, for users who want to set a number to zero.
+    """
 
     def accepts(value: Any) -> bool:
-        given = value if isinstance(value, (list, tuple)) else ()
-        return len(given) == len(names) and all(is_number(v, False) and 0 < v <= LARGEST_WEIGHT for v in given)
+        values = value if isinstance(value, (list, tuple)) else ()
+        return len(values) == len(names) and all(is_number(v, False) and 0 < v <= LARGEST_WEIGHT for v in values)
 
     accepted = (
-        f"{len(names)} positive numbers, of {', '.join(names)}, each at most {LARGEST_WEIGHT:g} ({instead_of_zero})"
+        f"{len(names)} positive numbers, for {', '.join(names)}, each at most {LARGEST_WEIGHT:g} ({instead_of_zero})"
     )
     return setting(default, accepted, accepts, lambda value: tuple(float(v) for v in value))
 
 
 def is_number(value: Any, whole: bool) -> bool:
-    """Whether a value is an int, or where ``whole`` is False a float; True and False are not numbers here."""
+    """Whether a value is an int or, unless ``whole``, a float. True and False do not count as numbers."""
     return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)

@@ -1,6 +1,6 @@
 """Reading and replacing features inside a network, without changing the network or its state dict.
 
-Hooks are registered before the network runs for the first time: `torch.compile` then compiles them with it. They act in
+Hooks are registered before the network runs for the first time, so that `torch.compile` includes them. They act in
 training mode only.
 """
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 
 class Tap:
-    """The last features that went into, or came out of, a module in training mode, with their gradient.
+    """Reads the input or output of a module in its last training-mode pass, with the gradient.
 
     Args:
-        module: Any module that takes and returns a tensor.
-        at: Whether its input or its output is read.
+        module: Module that takes and returns a tensor.
+        at: Side of the module that is read, ``"input"`` or ``"output"``.
     """
 
     def __init__(self, module: nn.Module, at: Literal["input", "output"]) -> None:
@@ -29,14 +29,16 @@ class Tap:
             module.register_forward_hook(self._after)
 
     def take(self) -> Tensor:
-        """The features of the last forward pass, once: ``(B, channels, *spatial)``.
+        """Return the features of the last forward pass, ``(B, channels, *spatial)``, and forget them.
 
         Raises:
-            RuntimeError: There was none in training mode since the last call.
+            RuntimeError: The network has not run in training mode since the last call.
         """
         features, self._features = self._features, None
         if features is None:
-            raise RuntimeError("No features: the network was not run in training mode since they were last taken.")
+            raise RuntimeError(
+                "There are no features to read: the network has not run in training mode since the last call of 'take'."
+            )
         return features
 
     def _before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -49,14 +51,14 @@ class Tap:
 
 
 class Change:
-    """Replaces what comes out of a module in training mode, always or inside ``with change:``.
+    """Replaces the output of a module in training mode, either always or inside ``with change:``.
 
-    With `torch.compile` there are two graphs, with and without the change.
+    `torch.compile` compiles two graphs, with and without the change.
 
     Args:
-        module: Any module that returns ``(B, A, *spatial)``.
-        function: From the module's output to what later layers see, in the same shape.
-        always: Whether it is on outside ``with change:`` as well.
+        module: Module that returns ``(B, A, *spatial)``.
+        function: Function from the module's output to its replacement, which has the same shape.
+        always: Whether the change also acts outside ``with change:``; default False.
     """
 
     def __init__(self, module: nn.Module, function: Callable[[Tensor], Tensor], always: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""The port between a published method and the training that it takes part in. Pure PyTorch: no nnU-Net here.
+"""The interface between a published method and the training that uses it. It does not import nnU-Net.
 
-A trainer lists `Method` objects. A method owns its settings, what it adds to the network, what it adds to the training
-(a `TrainingModule`), and its citation. `Student`, `Batch` and `Step` are all that it knows of nnU-Net.
+A trainer lists `Method` objects. A method owns its settings, its changes to the network, its training-only part (a
+`TrainingModule`) and its citation. It sees nnU-Net only through `Student`, `Batch` and `Step`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Paper:
     url: str
 
     def bibtex(self, key: str) -> str:
-        """The BibTeX entry, cited as ``key``."""
-        parts = {"title": f"{{{self.title}}}", "author": self.authors.replace(", ", " and "), "note": self.venue}
-        rows = {name: f"{{{value}}}" for name, value in parts.items()} | {
+        """The BibTeX entry with the citation key ``key``."""
+        values = {"title": f"{{{self.title}}}", "author": self.authors.replace(", ", " and "), "note": self.venue}
+        rows = {name: f"{{{value}}}" for name, value in values.items()} | {
             "year": f"{{{self.year}}}",
             "url": f"{{{self.url}}}",
         }
@@ -51,13 +51,14 @@ class Paper:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network takes.
+    """The inputs of a network.
 
     Attributes:
-        channels: All input channels, C + R.
-        image_channels: C, the first of them. The other R are the previous stage of a cascade as one-hot.
+        channels: Number of all input channels, C + R.
+        image_channels: Number of image channels, C, which come first. The other R are the one-hot prediction of a
+            cascade's previous stage.
         patch_size: Spatial shape of the training patches, two or three sizes.
-        outside: What exact zeros mean in the image channels.
+        outside: Meaning of exact zeros in the image channels.
     """
 
     channels: int
@@ -67,7 +68,7 @@ class Inputs:
 
 
 class AroundPlanned(nn.Module):
-    """Base of networks that wrap the planned one, `network`, on whose decoder nnU-Net switches deep supervision."""
+    """Base of networks that wrap the planned one, `network`. nnU-Net toggles deep supervision on its decoder."""
 
     network: nn.Module
 
@@ -78,32 +79,32 @@ class AroundPlanned(nn.Module):
 
 
 class TrainingModule(nn.Module):
-    """What a method has during training only.
+    """The training-only part of a method.
 
-    Its parameters are optimized with nnU-Net's optimizer in a parameter group of their own, clipped together with those
-    of the other methods, synchronized between devices, and saved next to the network, never in it.
+    nnU-Net's optimizer optimizes its parameters in a separate parameter group. They are clipped together with those of
+    the other methods, synchronized between devices, and saved in the checkpoint next to the network's weights.
     """
 
     def augment(self, batch: Batch) -> Batch:
-        """The batch that every method and nnU-Net's loss then see; called once a step, before any forward pass."""
+        """The batch that all methods and nnU-Net's loss see. Called once per step, before the first forward pass."""
         return batch
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """Loss terms by name, scalars. `SEGMENTATION` replaces nnU-Net's own loss. Weightless ones may be left out."""
+        """Scalar loss terms by name. `SEGMENTATION` replaces nnU-Net's loss. Terms of weight 0 may be omitted."""
         return {}
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """The weight of every term in an epoch; the same names in all epochs. 0: the term is not computed."""
+        """The weight of each term in an epoch, with the same names in all epochs. 0: the term is not computed."""
         return {}
 
     def conditions(self) -> dict[str, Any]:
-        """What, in addition to the settings, must be unchanged when a training resumes, by name."""
+        """Values by name that, in addition to the settings, must be unchanged when a training resumes."""
         return {}
 
     def prepare(self) -> None:
-        """Called before a training starts or resumes, once checkpoint or pretrained weights are loaded.
+        """Called before a training starts or resumes, after the checkpoint or pretrained weights are loaded.
 
-        The place to load frozen weights and to say in the log what the user should know.
+        Load frozen weights and write notes for the user to the log here.
         """
 
     def start_epoch(self, epoch: int) -> None:
@@ -113,30 +114,30 @@ class TrainingModule(nn.Module):
         """Called after the last step of an epoch."""
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """`losses`, as a forward pass, which is what synchronizes gradients between devices."""
+        """`losses` as a forward pass, so that DDP synchronizes the gradients between devices."""
         return self.losses(step)
 
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods: a frozen dataclass whose fields are its settings, in ``plans["nnunet_dg"][key]``.
+    """Base of all methods: a frozen dataclass whose fields are the settings in ``plans["nnunet_dg"][key]``.
 
     Fields are declared with their checks: ``p: float = probability(0.5)``. A subclass is a ``@dataclass(frozen=True)``
-    as well, with the class attributes below.
+    as well and defines the class attributes below.
 
     Raises:
-        SettingsError: A value that is not accepted, by name.
+        SettingsError: A setting has a value that is not accepted. The message names the setting.
     """
 
     key: ClassVar[str]
     """Name of the section in the plans."""
     paper: ClassVar[Paper]
     slot: ClassVar[str] = ""
-    """Where it acts, one of `SLOTS`."""
+    """What the method acts on, one of `SLOTS`."""
     changes_network: ClassVar[bool] = False
     """Whether prediction needs this package, because the network is not the planned one."""
     memory_settings: ClassVar[tuple[str, ...]] = ()
-    """Settings that decide how much memory the network takes, which a planner may have counted."""
+    """Settings that determine the network's memory use, which a planner may have taken into account."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -145,27 +146,27 @@ class Method:
         self.check()
 
     def check(self) -> None:
-        """Refuse combinations of settings, with a SettingsError."""
+        """Raise a SettingsError for settings that cannot be combined."""
 
     def build_network(self, build: Callable[[int], nn.Module], inputs: Inputs) -> nn.Module:
         """The network for training and prediction; by default the planned one.
 
         Args:
-            build: Makes the planned network for a number of input channels.
-            inputs: What the network takes.
+            build: Function that builds the planned network for a number of input channels.
+            inputs: Inputs of the network.
         """
         return build(inputs.channels)
 
     def prepare_network(self, network: nn.Module, log: Callable[[str], None]) -> None:
-        """Load what is frozen in the network, before a training starts or resumes.
+        """Load the frozen weights of the network, before a training starts or resumes.
 
         Args:
-            network: The network, neither compiled nor distributed.
-            log: Writes a line to the training log.
+            network: Network, neither compiled nor distributed.
+            log: Function that writes a line to the training log.
         """
 
     def training_module(self, student: Student) -> TrainingModule | None:
-        """What exists during training only; by default nothing."""
+        """The training-only part of the method; by default None."""
         return None
 
     def balances_domains(self) -> bool:
@@ -173,22 +174,33 @@ class Method:
         return False
 
     def completed(self: M, earlier: M | None = None) -> M:
-        """With settings that only the start of a training can find out.
+        """The settings, with those filled in that are only known when a training starts.
 
         Args:
-            earlier: The settings of an earlier training in the same results folder.
+            earlier: Settings of an earlier training in the same results folder; None: there is no such training.
         """
         return self
 
     @classmethod
     def upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Settings from plans, with what those that an earlier version recorded mean."""
+        """The settings from plans, where those recorded by an earlier version are translated to today's.
+
+        Args:
+            given: Settings as they are in the plans, by name.
+        """
         return given
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as the reference describes it."""
+    """The description of a setting in the reference.
+
+    Attributes:
+        name: Name of the setting.
+        default: Default value.
+        accepted: Accepted values in words, which complete "must be ...".
+        description: Meaning of the setting.
+    """
 
     name: str
     default: Any
@@ -197,7 +209,7 @@ class Setting:
 
 
 def describe_settings(method: type[Method]) -> list[Setting]:
-    """The settings of a method; descriptions are the "Attributes:" of its docstring."""
+    """The settings of a method, described by the "Attributes:" section of its docstring."""
     described = _attributes(inspect.getdoc(method) or "")
     return [
         Setting(f.name, f.default, f.metadata["check"].accepted if "check" in f.metadata else "", described[f.name])

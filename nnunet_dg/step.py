@@ -1,4 +1,4 @@
-"""What a method sees of a training: batch, network, and the passes of one step. Pure PyTorch: no nnU-Net here."""
+"""A method's view of a training: the batch, the network and the passes of one step. It does not import nnU-Net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnunet_dg.hooks import Change, Tap
 from nnunet_dg.outside import Outside
 
-Scales = Tensor | list[Tensor]  # one tensor, or under deep supervision one per resolution, the full one first
+Scales = Tensor | list[Tensor]  # one tensor; under deep supervision, one per resolution, the full one first
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,11 @@ class Batch:
     """A training batch on the device.
 
     Attributes:
-        data: ``(B, C + R, *spatial)``, C image channels and R channels of a cascade's previous stage.
-        target: ``(B, 1 or regions, *spatial)``, a list under deep supervision, from full to lowest resolution.
-        keys: The case of each sample.
-        image_channels: C.
+        data: Network input, ``(B, C + R, *spatial)``: C image channels, then R channels of a cascade's previous stage.
+        target: Ground truth, ``(B, 1 or regions, *spatial)``; under deep supervision, a list from full to lowest
+            resolution.
+        keys: Case identifier of each sample.
+        image_channels: Number of image channels, C.
     """
 
     data: Tensor
@@ -38,7 +39,7 @@ class Batch:
         return self.data[:, : self.image_channels]
 
     def with_images(self, images: Tensor) -> Batch:
-        """The batch with other image channels of the same shape."""
+        """The batch with its image channels replaced by ``images``, ``(B, C, *spatial)``."""
         rest = self.data[:, self.image_channels :]
         return replace(self, data=torch.cat([images, rest], 1) if rest.shape[1] else images)
 
@@ -47,7 +48,7 @@ class Pass:
     """One forward pass of the network in training mode.
 
     Attributes:
-        output: Logits ``(B, K, *spatial)``, a list under deep supervision.
+        output: Logits, ``(B, K, *spatial)``; under deep supervision, a list.
     """
 
     def __init__(self, output: Any, features: dict[Tap, Tensor]) -> None:
@@ -55,26 +56,26 @@ class Pass:
         self._features = features
 
     def features(self, tap: Tap) -> Tensor:
-        """What a tap has read in this pass, ``(B, A, *spatial)``, with its gradient."""
+        """The features that a tap read in this pass, ``(B, A, *spatial)``, with their gradient."""
         return self._features[tap]
 
 
 class Student(ABC):
-    """The network in training and what surrounds it, as far as a method may know.
+    """The network in training and the parts of its trainer that methods may use.
 
     Attributes:
-        network: The network as nnU-Net trains it: compiled, distributed, with what methods put around it.
-        widths: Channels of the encoder's stages, from full resolution on.
-        strides: Strides of the encoder's stages, per axis.
-        penultimate_width: Channels of the input of the last segmentation layer.
-        image_channels: C, the number of image channels.
-        patch_size: Spatial shape of the training patches.
+        network: Network as nnU-Net trains it: compiled, distributed and wrapped by the methods.
+        widths: Number of channels of each encoder stage, from full resolution on.
+        strides: Strides of each encoder stage, per axis.
+        penultimate_width: Number of channels of the input of the last segmentation layer.
+        image_channels: Number of image channels, C.
+        patch_size: Spatial shape of the training patches, in voxels.
         num_outputs: Number of segmentation heads.
-        num_classes: Number of classes, with the background, without the ignore label; see `classes`.
+        num_classes: Number of classes, including the background, without the ignore label; see `classes`.
         regions: Whether the heads are regions that may overlap.
-        outside: What exact zeros mean in the image channels.
-        num_epochs: Length of the training.
-        samples_per_device: Samples of a batch on each device.
+        outside: Meaning of exact zeros in the image channels.
+        num_epochs: Length of the training, in epochs.
+        samples_per_device: Number of samples of a batch on each device.
     """
 
     network: nn.Module
@@ -100,10 +101,11 @@ class Student(ABC):
         return stage_grids(self.patch_size, self.strides)
 
     def tap(self, stage: int | str) -> Tap:
-        """Read features in every pass: the output of an encoder stage (-1: the bottleneck), or ``"penultimate"``.
+        """Read features in every pass. Call this in the constructor of a training module, before the network runs.
 
-        ``"penultimate"`` is the input of the last segmentation layer, at full resolution. Call it while the training
-        module is built, before the network runs.
+        Args:
+            stage: Encoder stage whose output is read (-1: the bottleneck), or ``"penultimate"`` for the input of the
+                last segmentation layer, at full resolution.
         """
         tap = Tap(self.module(stage), "input" if stage == "penultimate" else "output")
         self.taps.append(tap)
@@ -112,21 +114,21 @@ class Student(ABC):
     def change(self, stage: int, function: Callable[[Tensor], Tensor], always: bool = False) -> Change:
         """Replace the output of an encoder stage in training mode, see `Change`.
 
-        Taps of the same stage read the output before the change if they were made earlier. Call it while the training
-        module is built.
+        Call this in the constructor of a training module. Taps that were created before the change read the original
+        output of the stage, later ones the changed output.
         """
         return Change(self.module(stage), function, always)
 
     def before_each_pass(self, draw: Callable[[Tensor], None]) -> None:
-        """Call a function with the data of every forward pass in training, ``(B, C + R, *spatial)``, before it.
+        """Register a function that is called with the data ``(B, C + R, *spatial)`` before each training pass.
 
-        The place to draw the random numbers that a change of features needs: drawn inside the network, they would break
-        the graph of `torch.compile`.
+        Draw the random numbers for a change of features in it. Drawn inside the network, they would break the graph of
+        `torch.compile`.
         """
         self._before_pass.append(draw)
 
     def run(self, data: Tensor) -> Pass:
-        """A forward pass of ``(B, C + R, *spatial)``, with what the taps read."""
+        """A forward pass of ``(B, C + R, *spatial)``, with the features that the taps read."""
         for draw in self._before_pass:
             draw(data)
         output = self.network(data)
@@ -146,7 +148,10 @@ class Student(ABC):
 
     @abstractmethod
     def classes(self, target: Scales) -> Tensor:
-        """The class of each voxel, ``(B, *spatial)``, int64; -1 for the ignore label. With regions, combinations."""
+        """The class of each voxel, ``(B, *spatial)``, int64; -1: ignored.
+
+        With regions, each combination of regions is a class.
+        """
 
     @abstractmethod
     def domains(self, keys: Sequence[str]) -> Tensor:
@@ -165,15 +170,15 @@ class Student(ABC):
     @property
     @abstractmethod
     def pretrained(self) -> bool:
-        """Whether the training started from given weights."""
+        """Whether the training started from pretrained weights."""
 
     @abstractmethod
     def agreed(self, value: Tensor) -> Tensor:
-        """A random number that all devices have in common, where it decides how many passes a step has."""
+        """The first device's value, on all devices: use it for a random number that decides how many passes run."""
 
     @abstractmethod
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss as the backward pass scales it, for gradients that are taken separately, in float16."""
+        """The loss multiplied by the scale of mixed precision, for gradients that a method computes separately."""
 
     @abstractmethod
     def log(self, *text: Any) -> None:
@@ -181,11 +186,11 @@ class Student(ABC):
 
 
 class Step:
-    """One training step: the batch, after every method's `TrainingModule.augment`, and the passes over it.
+    """One training step: the batch, after every method's `TrainingModule.augment`, and its forward passes.
 
     Args:
-        student: The network in training.
-        batch: The batch.
+        student: Network in training.
+        batch: Batch of the step.
         epoch: Number of the epoch, from 0.
     """
 
@@ -195,32 +200,32 @@ class Step:
 
     @property
     def own(self) -> Pass:
-        """The forward pass of the batch; computed when it is first asked for, and shared by the methods."""
+        """The forward pass of the batch, computed on first access and shared by all methods."""
         if self._own is None:
             self._own = self.forward(self.batch.data)
         return self._own
 
     @property
     def output(self) -> Any:
-        """Logits of the batch, ``(B, K, *spatial)``, a list under deep supervision."""
+        """Logits of the batch, ``(B, K, *spatial)``; under deep supervision, a list."""
         return self.own.output
 
     def forward(self, data: Tensor) -> Pass:
-        """Another forward pass, of ``(B, C + R, *spatial)``."""
+        """An additional forward pass, of ``data (B, C + R, *spatial)``."""
         return self.student.run(data)
 
     def segmentation(self, output: Any, target: Scales | None = None) -> Tensor:
-        """nnU-Net's own loss, against the batch's target if no other is given; a scalar."""
+        """nnU-Net's own loss, a scalar; without a ``target``, the batch's target is used."""
         return self.student.loss(output, self.batch.target if target is None else target)
 
 
 def full_resolution(scales: Scales) -> Tensor:
-    """The first of deep supervision's outputs or targets; without it, what is given."""
+    """The full-resolution output or target: the first of a list, or a single tensor as it is."""
     return scales[0] if isinstance(scales, list) else scales
 
 
 def stage_grids(patch_size: Sequence[int], strides: Sequence[Any]) -> list[tuple[int, ...]]:
-    """The spatial shape of what comes out of each encoder stage, from the patch and the stages' strides."""
+    """The spatial shape of each encoder stage's output, computed from the patch size and the stages' strides."""
     grids, grid = [], tuple(patch_size)
     for stride in strides:
         steps = (stride,) * len(grid) if isinstance(stride, int) else stride

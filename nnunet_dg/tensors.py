@@ -1,6 +1,6 @@
 """Operations on image and feature tensors that several methods share.
 
-One float policy: what is computed is at least float32. Narrower tensors become float32, float64 stays float64.
+They compute in at least float32: narrower tensors are converted to float32, float64 stays float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Statistics = tuple[Tensor, Tensor]  # mean and deviation, (B, A) each
 
 
 def wide(x: Tensor) -> Tensor:
-    """The tensor in at least float32: narrower types become float32, float64 stays.
+    """The tensor in at least float32: narrower types are converted to float32, float64 stays float64.
 
     >>> wide(torch.ones(1, dtype=torch.float16)).dtype, wide(torch.ones(1, dtype=torch.float64)).dtype
     (torch.float32, torch.float64)
@@ -23,9 +23,9 @@ def wide(x: Tensor) -> Tensor:
 
 
 def minmax(x: Tensor) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1]; a constant one becomes zeros.
+    """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1]; constant channels become zero.
 
-    At least float32.
+    The result has at least float32.
 
     >>> minmax(torch.tensor([[[2.0, 4.0, 3.0]]]))
     tensor([[[0.0000, 1.0000, 0.5000]]])
@@ -38,9 +38,9 @@ def minmax(x: Tensor) -> Tensor:
 
 
 def zscore(x: Tensor) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, as nnU-Net does.
+    """Each sample and channel of ``(B, C, *spatial)`` normalized to zero mean and unit variance, as nnU-Net does.
 
-    At least float32.
+    The result has at least float32. Constant channels become zero.
 
     >>> zscore(torch.tensor([[[2.0, 4.0]]]))
     tensor([[[-1.,  1.]]])
@@ -52,7 +52,9 @@ def zscore(x: Tensor) -> Tensor:
 
 
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Each sample and channel of ``(B, C, *spatial)`` to zero mean and unit variance, computed in at least float32.
+    """Each sample and channel of ``(B, C, *spatial)`` normalized to zero mean and unit variance.
+
+    It is computed in at least float32 and returned in the dtype of ``x``.
 
     >>> instance_norm(torch.tensor([[[2.0, 4.0]]])).round()
     tensor([[[-1.,  1.]]])
@@ -61,9 +63,10 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """The channels of each voxel of ``(B, C, *spatial)`` to unit Euclidean norm, computed in at least float32.
+    """Each voxel of ``(B, C, *spatial)`` normalized to unit Euclidean norm over its channels.
 
-    A voxel whose channels are all zero stays zero.
+    It is computed in at least float32 and returned in the dtype of ``x``. A voxel whose channels are all zero stays
+    zero.
 
     >>> unit_norm(torch.tensor([[[3.0], [4.0]]]))
     tensor([[[0.6000],
@@ -73,7 +76,7 @@ def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """``(B, A)`` values in a shape that broadcasts over the spatial axes of ``x``, ``(B, A, *spatial)``.
+    """Values ``(B, A)`` reshaped to broadcast over the spatial axes of ``x``, ``(B, A, *spatial)``.
 
     >>> per_channel(torch.ones(2, 3), torch.ones(2, 3, 8, 8)).shape
     torch.Size([2, 3, 1, 1])
@@ -85,9 +88,9 @@ def statistics(feature: Tensor, eps: float = EPS, correction: int = 0) -> Statis
     """Mean and ``sqrt(variance + eps)`` over the spatial axes, in at least float32.
 
     Args:
-        feature: ``(B, A, *spatial)``.
-        eps: Added to the variance.
-        correction: 0: the biased variance; 1: the unbiased one.
+        feature: Feature map, ``(B, A, *spatial)``.
+        eps: Number that is added to the variance.
+        correction: 0 for the biased variance, 1 for the unbiased one.
 
     Returns:
         Mean and deviation, each ``(B, A)``.
@@ -104,20 +107,21 @@ def statistics(feature: Tensor, eps: float = EPS, correction: int = 0) -> Statis
 def modulate(
     feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False, own: Statistics | None = None
 ) -> Tensor:
-    """The feature with other statistics per sample and channel; with its own statistics it is unchanged.
+    """The feature with the given mean and deviation per sample and channel.
 
-    Adaptive instance normalization: X. Huang, S. Belongie, Arbitrary Style Transfer in Real-time with Adaptive Instance
-    Normalization, ICCV 2017, https://arxiv.org/abs/1703.06868, eq. 8; TinyMIG's eq. 3. Computed in at least float32,
-    returned in the feature's dtype. The gradient flows into the feature, and into the given statistics if they require
-    it.
+    This is adaptive instance normalization: X. Huang, S. Belongie, Arbitrary Style Transfer in Real-time with Adaptive
+    Instance Normalization, ICCV 2017, https://arxiv.org/abs/1703.06868, eq. 8. It is eq. 3 of TinyMIG (C. Liu et al.,
+    TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+    https://proceedings.mlr.press/v267). It is computed in at least float32 and returned in the dtype of the feature.
+    The gradient flows into the feature, and into the given statistics if they require it.
 
     Args:
-        feature: ``(B, A, *spatial)``.
-        mean: ``(B, A)``.
-        std: ``(B, A)``, as `statistics` computes it.
-        detached: True: the feature's own statistics are constants to the gradient, as in MixStyle. False: the gradient
-            flows through them as well.
-        own: The feature's own statistics, where they are not those of `statistics` with its defaults.
+        feature: Feature map, ``(B, A, *spatial)``.
+        mean: New mean, ``(B, A)``.
+        std: New deviation, ``(B, A)``, as `statistics` computes it.
+        detached: Whether the feature's own statistics are constants for the gradient, as in MixStyle; default False:
+            the gradient flows through them as well.
+        own: The feature's own mean and deviation; None: those of `statistics` with its defaults.
 
     >>> modulate(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[10.0]]), torch.tensor([[2.0]])).round()
     tensor([[[ 8., 12.]]])
@@ -130,12 +134,13 @@ def modulate(
 def symmetric_kl(logits_a: Tensor, logits_b: Tensor, regions: bool = False) -> Tensor:
     """``KL(a || b) + KL(b || a)`` of the class probabilities, summed over classes, averaged over voxels and samples.
 
-    In at least float32, also under autocast. The gradient flows into both.
+    It is computed in at least float32, also under autocast. The gradient flows into both.
 
     Args:
-        logits_a: ``(B, K, *spatial)``.
-        logits_b: ``(B, K, *spatial)``.
-        regions: True: the channels are regions that may overlap, so each is a Bernoulli variable of its own.
+        logits_a: First logits, ``(B, K, *spatial)``.
+        logits_b: Second logits, the same shape.
+        regions: Whether the channels are regions that may overlap, so that each is a separate Bernoulli variable;
+            default False: the channels are exclusive classes.
 
     >>> symmetric_kl(torch.tensor([[[0.0], [0.0]]]), torch.tensor([[[0.0], [2.0]]]))
     tensor(0.7616)

@@ -1,1 +1,1 @@
-"""Trainers, one file per family. nnU-Net finds them through the entry points `nnunetv2.trainers`."""
+"""Trainers, one file per family. nnU-Net finds them through entry points of the group `nnunetv2.trainers`."""

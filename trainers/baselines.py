@@ -7,18 +7,18 @@ from nnunet_dg.training.trainer import MethodsTrainer
 
 
 class nnUNetTrainerMixStyle(MethodsTrainer):
-    """MixStyle in the first two encoder stages, p = 0.5, alpha = 0.1."""
+    """MixStyle in the first two encoder stages, with p = 0.5 and alpha = 0.1."""
 
     methods = (MixStyle(),)
 
 
 class nnUNetTrainerGIN(MethodsTrainer):
-    """GIN on every training image, four random layers with two channels between them."""
+    """GIN on every training image, with four random layers and two channels between them."""
 
     methods = (GIN(),)
 
 
 class nnUNetTrainerRSC(MethodsTrainer):
-    """RSC on every second batch, a fifth of the bottleneck's elements muted."""
+    """RSC on half of the batches, with a fifth of the bottleneck's elements muted."""
 
     methods = (RSC(),)

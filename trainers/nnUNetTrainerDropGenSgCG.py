@@ -1,4 +1,4 @@
-"""DropGen and SgCG at once."""
+"""DropGen and SgCG combined."""
 
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.sgcg import SgCG
@@ -6,6 +6,6 @@ from nnunet_dg.training.trainer import MethodsTrainer
 
 
 class nnUNetTrainerDropGenSgCG(MethodsTrainer):
-    """The network of nnUNetTrainerDropGen, trained as nnUNetTrainerSgCG trains; image and twin lose other channels."""
+    """The network of nnUNetTrainerDropGen with SgCG's loss. Channels of image and twin are dropped independently."""
 
     methods = (DropGen(), SgCG())

@@ -1,4 +1,4 @@
-"""DropGen and TinyMIG at once."""
+"""DropGen and TinyMIG combined."""
 
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.tinymig import TinyMIG
@@ -6,6 +6,6 @@ from nnunet_dg.training.trainer import MethodsTrainer
 
 
 class nnUNetTrainerDropGenTinyMIG(MethodsTrainer):
-    """The network of nnUNetTrainerDropGen, taught as nnUNetTrainerTinyMIG teaches; both passes lose other channels."""
+    """The network of nnUNetTrainerDropGen with TinyMIG's loss. Channels of both passes are dropped independently."""
 
     methods = (DropGen(), TinyMIG())

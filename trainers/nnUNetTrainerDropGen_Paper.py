@@ -1,4 +1,8 @@
-"""DropGen with the paper's own recipe around it (arXiv 2604.02564, appendix C), for those who want it whole."""
+"""DropGen with the paper's own recipe: optimizer, schedule and augmentation.
+
+S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and How
+to Fix It, 2026, https://arxiv.org/abs/2604.02564, appendix C.
+"""
 
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.training.recipes import DropGenPaperRecipe
@@ -6,11 +10,11 @@ from nnunet_dg.training.trainer import MethodsTrainer
 
 
 class nnUNetTrainerDropGen_Paper(DropGenPaperRecipe, MethodsTrainer):
-    """AdamW 2e-4, weight decay 1e-4, cosine per step to 0, the paper's augmentation, images min-maxed per patch.
+    """AdamW 2e-4, weight decay 1e-4, cosine decay to 0, the paper's augmentation, patches scaled to [0, 1].
 
-    Dice and cross entropy are nnU-Net's, as are its epochs (250 000 steps in all, the paper's number). The paper
-    min-maxes whole volumes at inference, this trainer each window, so that training and inference agree. Padding and
-    voxels outside a mask are black in both.
+    Dice and cross entropy and the number of epochs are nnU-Net's (250 000 steps in total, as in the paper). The paper
+    scales whole volumes to [0, 1] at inference. This trainer scales each window, so that training and inference agree.
+    Padding and voxels outside a mask are black in both.
     """
 
     methods = (DropGen(image_scaling="minmax"),)

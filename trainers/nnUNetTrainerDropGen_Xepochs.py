@@ -1,4 +1,4 @@
-"""DropGen for a few epochs, as nnU-Net's own nnUNetTrainer_Xepochs."""
+"""DropGen with few epochs, like nnU-Net's own nnUNetTrainer_Xepochs."""
 
 from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import nnUNetTrainer_20epochs
 
@@ -6,4 +6,4 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
 
 
 class nnUNetTrainerDropGen_MIND_20epochs(nnUNetTrainerDropGen_MIND, nnUNetTrainer_20epochs):
-    """For trying things out, and what `nnunet-dg demo` trains."""
+    """For quick experiments. `nnunet-dg demo` trains with it."""

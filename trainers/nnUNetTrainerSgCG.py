@@ -1,4 +1,8 @@
-"""SgCG in nnU-Net: class-distribution contrast on amplitude-mixed images (submission to ICLR 2025)."""
+"""SgCG in nnU-Net: class-distribution contrast on amplitude-mixed images.
+
+Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
+"""
 
 from nnunet_dg.sgcg import SgCG
 from nnunet_dg.training.trainer import MethodsTrainer

@@ -1,4 +1,8 @@
-"""TinyMIG in nnU-Net: a foundation model teaches the planned network, which is what is deployed (ICML 2025)."""
+"""TinyMIG in nnU-Net: a foundation model teaches the planned network, which is then used for inference.
+
+C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision Foundation
+Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.press/v267.
+"""
 
 from nnunet_dg.tinymig import TinyMIG
 from nnunet_dg.training.recipes import TinyMIGPaperRecipe
@@ -12,12 +16,12 @@ class nnUNetTrainerTinyMIG(MethodsTrainer):
 
 
 class nnUNetTrainerTinyMIG_DINOv2(MethodsTrainer):
-    """DINOv2 as teacher, 2-D."""
+    """DINOv2 as the teacher, in 2-D."""
 
     methods = (TinyMIG(teacher="vit_base_patch14_dinov2.lvd142m"),)
 
 
 class nnUNetTrainerTinyMIG_Paper(TinyMIGPaperRecipe, MethodsTrainer):
-    """The paper's optimizer: AdamW, 1e-4, polynomial decay with exponent 0.9 (appendix B.2)."""
+    """The paper's optimizer: AdamW 1e-4, polynomial decay with exponent 0.9 (appendix B.2)."""
 
     methods = (TinyMIG(),)

@@ -1,1 +1,1 @@
-"""Published baselines that the papers compare with, one page each."""
+"""Published baselines with which the papers compare, one file per method."""

@@ -1,4 +1,4 @@
-"""CrossNorm: samples or channels exchange their statistics.
+"""CrossNorm: samples or channels exchange their feature statistics.
 
 Z. Tang, Y. Gao, Y. Zhu, Z. Zhang, M. Li, D. Metaxas, CrossNorm and SelfNorm for Generalization under Distribution
 Shifts, ICCV 2021, https://arxiv.org/abs/2102.02811.
@@ -14,11 +14,14 @@ from nnunet_dg.tensors import Statistics, statistics
 
 
 def crossnorm_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
-    """Two-instance CrossNorm: the statistics of another sample. Nothing is detached.
+    """Two-instance CrossNorm: each sample gets the statistics of another sample. The gradient flows through them.
 
     Args:
-        feature: ``(B, A, *spatial)``.
-        earlier: Statistics of an earlier sample, ``(1, A)`` each, the partner where the batch has a single sample.
+        feature: Feature map, ``(B, A, *spatial)``.
+        earlier: Statistics of an earlier sample, ``(1, A)`` each, used if the batch has a single sample; default None.
+
+    Returns:
+        Mean and deviation, each ``(B, A)``.
 
     >>> mean, std = crossnorm_statistics(torch.tensor([[[1.0, 3.0]], [[4.0, 6.0]]]))
     >>> sorted(mean.flatten().tolist())
@@ -28,7 +31,16 @@ def crossnorm_statistics(feature: Tensor, earlier: Statistics | None = None) -> 
 
 
 def crossnorm_channels_statistics(feature: Tensor, earlier: Statistics | None = None) -> Statistics:
-    """One-instance CrossNorm: the statistics of another channel of the same sample. Nothing is detached.
+    """One-instance CrossNorm: each channel gets the statistics of another channel of the same sample.
+
+    The gradient flows through them.
+
+    Args:
+        feature: Feature map, ``(B, A, *spatial)``.
+        earlier: Not used.
+
+    Returns:
+        Mean and deviation, each ``(B, A)``.
 
     >>> mean, std = crossnorm_channels_statistics(torch.tensor([[[1.0, 3.0], [4.0, 6.0]]]))
     >>> sorted(mean.flatten().tolist())

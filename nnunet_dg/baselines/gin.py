@@ -1,4 +1,4 @@
-"""GIN: images pass through a small random convolutional network that is new in every step.
+"""GIN: images pass through a small random convolutional network that is drawn again in every step.
 
 C. Ouyang, C. Chen, S. Li, Z. Li, C. Qin, W. Bai, D. Rueckert, Causality-inspired Single-source Domain Generalization
 for Medical Image Segmentation, IEEE Transactions on Medical Imaging 42(4), 2022, https://arxiv.org/abs/2111.12525.
@@ -19,7 +19,7 @@ from nnunet_dg.method import Batch, Method, Paper, Student, TrainingModule, flag
 from nnunet_dg.tensors import wide
 
 KERNEL_SIZES = (1, 3)
-SLOPE = 0.01  # of the leaky ReLU
+SLOPE = 0.01  # negative slope of the leaky ReLU
 EPS = 1e-5
 CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
 
@@ -29,38 +29,40 @@ Layer = tuple[Tensor, Tensor]  # kernels (B, out, in, *k) and biases (B, out)
 def draw_layers(
     samples: int, channels: int, dims: int, layers: int = 4, hidden: int = 2, device: torch.device | None = None
 ) -> list[Layer]:
-    """Random convolutions, each sample's own: kernels and biases from N(0, 1), without scaling by fan-in.
+    """Separate random convolutions for each sample: kernels and biases from N(0, 1), without scaling by fan-in.
 
     Args:
-        samples: B.
-        channels: C of the images, which is what the last layer returns.
+        samples: Number of samples, B.
+        channels: Number of channels of the images, C: those of the first layer's input and the last layer's output.
         dims: Number of spatial axes, 2 or 3.
-        layers: Number of convolutions.
-        hidden: Channels between them.
-        device: Where they are drawn.
+        layers: Number of convolutions; default 4.
+        hidden: Number of channels between the convolutions; default 2.
+        device: Device on which they are drawn; None: PyTorch's default.
 
     >>> [tuple(kernel.shape[:3]) for kernel, bias in draw_layers(samples=2, channels=1, dims=3)]
     [(2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 1, 2)]
     """
     widths = [channels, *[hidden] * (layers - 1), channels]
     drawn = []
-    for given, made in pairwise(widths):
+    for n_in, n_out in pairwise(widths):
         size = KERNEL_SIZES[int(torch.randint(len(KERNEL_SIZES), ()))]
-        kernel = torch.randn(samples, made, given, *[size] * dims, device=device)
-        drawn.append((kernel, torch.randn(samples, made, device=device)))
+        kernel = torch.randn(samples, n_out, n_in, *[size] * dims, device=device)
+        drawn.append((kernel, torch.randn(samples, n_out, device=device)))
     return drawn
 
 
 @torch.no_grad()
 def global_intensity_augmentation(image: Tensor, layers: Sequence[Layer], share: Tensor) -> Tensor:
-    """``share * network(image) + (1 - share) * image``, scaled to the image's Frobenius norm; section III-B.
+    """``share * network(image) + (1 - share) * image``, scaled to the Frobenius norm of the image (section III-B).
 
-    The norms are over channels and space of each sample. Computed in at least float32, without gradient; zero padding.
+    Norms are computed over the channels and voxels of each sample. The convolutions pad with zeros. The result is
+    computed in at least float32, without gradient.
 
     Args:
-        image: ``(B, C, *spatial)``, any range.
-        layers: See `draw_layers`; between two of them is a leaky ReLU with slope 0.01.
-        share: ``(B,)``, in [0, 1].
+        image: Images, ``(B, C, *spatial)``, with any range.
+        layers: Kernels and biases of the convolutions, see `draw_layers`. A leaky ReLU with slope 0.01 follows each
+            convolution except the last.
+        share: Share of the network's output, ``(B,)``, in [0, 1].
 
     Returns:
         ``(B, C, *spatial)``, in the dtype of the image.
@@ -70,19 +72,19 @@ def global_intensity_augmentation(image: Tensor, layers: Sequence[Layer], share:
     tensor([[[[ 1.0000, -2.0000]]]])
     """
     with torch.autocast(image.device.type, enabled=False):
-        given = wide(image)
-        x = given
+        original = wide(image)
+        x = original
         for i, layer in enumerate(layers):
             x = _convolve(x, *layer)
             if i < len(layers) - 1:
                 x = F.leaky_relu(x, SLOPE)
-        share = share.to(given).reshape(-1, *[1] * (image.ndim - 1))
-        mixed = share * x + (1 - share) * given
-        return (mixed * _norm(given) / (_norm(mixed) + EPS)).to(image.dtype)
+        share = share.to(original).reshape(-1, *[1] * (image.ndim - 1))
+        mixed = share * x + (1 - share) * original
+        return (mixed * _norm(original) / (_norm(mixed) + EPS)).to(image.dtype)
 
 
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Each sample ``(B, in, *spatial)`` with its own kernels."""
+    """Convolve each sample of ``(B, in, *spatial)`` with its own kernels."""
     samples, convolution = len(x), CONVOLUTIONS[x.ndim - 2]
     padding = kernel.shape[-1] // 2
     kernel, bias = kernel.to(x), bias.to(x)
@@ -96,16 +98,18 @@ def _norm(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GIN(Method):
-    """GIN: every training image passes through a small random network, new in every step.
+    """GIN: every training image passes through a small random network, which is drawn again in every step.
 
-    C. Ouyang et al., Causality-inspired Single-source Domain Generalization for Medical Image Segmentation, IEEE TMI
-    42(4), 2022, https://arxiv.org/abs/2111.12525. Applied to every sample, on the device, after nnU-Net's augmentation.
-    The reference copies an image to three channels; here a network with C channels in and out is drawn.
+    C. Ouyang, C. Chen, S. Li, Z. Li, C. Qin, W. Bai, D. Rueckert, Causality-inspired Single-source Domain
+    Generalization for Medical Image Segmentation, IEEE Transactions on Medical Imaging 42(4), 2022,
+    https://arxiv.org/abs/2111.12525. It is applied to every sample, on the device, after nnU-Net's augmentation. The
+    reference copies an image to three channels; here the network has C input and output channels.
 
     Attributes:
         layers: Number of random convolutions.
-        hidden: Channels between them.
-        keep_outside: Voxels outside a mask and zero padding stay zero, as they are at inference; False: as published.
+        hidden: Number of channels between the convolutions.
+        keep_outside: Whether voxels outside a mask and zero padding stay zero, as they are at inference; False: they
+            are changed as well (as published).
     """
 
     key: ClassVar[str] = "gin"
@@ -123,7 +127,7 @@ class GIN(Method):
     keep_outside: bool = flag(True)
 
     def training_module(self, student: Student) -> GINTraining:
-        """The augmentation."""
+        """The training module, which augments the images."""
         return GINTraining(self, student)
 
 
@@ -131,8 +135,8 @@ class GINTraining(TrainingModule):
     """Augments the images of every batch.
 
     Args:
-        settings: See `GIN`.
-        student: The network in training.
+        settings: Settings, see `GIN`.
+        student: Network in training.
     """
 
     def __init__(self, settings: GIN, student: Student) -> None:
@@ -140,7 +144,7 @@ class GINTraining(TrainingModule):
         self.settings, self.outside = settings, student.outside
 
     def augment(self, batch: Batch) -> Batch:
-        """The batch with other intensities in its image channels."""
+        """The batch with augmented intensities in its image channels."""
         image, settings = batch.images, self.settings
         samples, channels = image.shape[:2]
         layers = draw_layers(samples, channels, image.ndim - 2, settings.layers, settings.hidden, image.device)

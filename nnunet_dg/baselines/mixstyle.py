@@ -1,4 +1,4 @@
-"""MixStyle: statistics of features are mixed between samples.
+"""MixStyle: feature statistics are mixed between samples.
 
 K. Zhou, Y. Yang, Y. Qiao, T. Xiang, Domain Generalization with MixStyle, ICLR 2021, https://arxiv.org/abs/2104.02008.
 """
@@ -16,27 +16,27 @@ from nnunet_dg.baselines.partners import EarlierSamples, partner_order, partner_
 from nnunet_dg.method import Batch, Method, Paper, Student, TrainingModule, flag, number, probability, setting
 from nnunet_dg.tensors import Statistics, modulate, statistics
 
-EPS = 1e-6  # the reference's
+EPS = 1e-6  # as in the reference implementation
 
 
 def mix(own: Statistics, partner: Statistics, share: Tensor) -> Statistics:
-    """Eq. 5, 6: ``share * own + (1 - share) * partner`` of mean and deviation.
+    """Eq. 5 and 6 of MixStyle: ``share * own + (1 - share) * partner``, for mean and deviation.
 
     Args:
-        own: Mean and deviation, each ``(B, A)``.
-        partner: Those of each sample's partner.
-        share: ``(B, 1)``, in [0, 1].
+        own: Mean and deviation of each sample, each ``(B, A)``.
+        partner: Mean and deviation of each sample's partner, each ``(B, A)``.
+        share: Share of a sample's own statistics, ``(B, 1)``, in [0, 1].
 
     >>> one, two = (torch.zeros(1, 1), torch.ones(1, 1)), (torch.ones(1, 1), torch.ones(1, 1))
     >>> mix(one, two, torch.tensor([[0.75]]))
     (tensor([[0.2500]]), tensor([[1.]]))
     """
-    mean, std = (share * mine + (1 - share) * other for mine, other in zip(own, partner, strict=True))
+    mean, std = (share * a + (1 - share) * b for a, b in zip(own, partner, strict=True))
     return mean, std
 
 
 def draw_share(samples: int, alpha: float, device: torch.device | None = None) -> Tensor:
-    """``(samples, 1)`` shares from Beta(alpha, alpha).
+    """Shares ``(samples, 1)`` from Beta(alpha, alpha).
 
     >>> draw_share(3, alpha=0.1).shape
     torch.Size([3, 1])
@@ -46,12 +46,15 @@ def draw_share(samples: int, alpha: float, device: torch.device | None = None) -
 
 @torch.no_grad()
 def mixstyle_statistics(feature: Tensor, earlier: Statistics | None = None, alpha: float = 0.1) -> Statistics:
-    """A sample's own statistics mixed with those of another one, without gradient.
+    """The statistics of each sample mixed with those of another sample, without gradient.
 
     Args:
-        feature: ``(B, A, *spatial)``.
-        earlier: Statistics of an earlier sample, ``(1, A)`` each, the partner where the batch has a single sample.
-        alpha: Of the Beta distribution.
+        feature: Feature map, ``(B, A, *spatial)``.
+        earlier: Statistics of an earlier sample, ``(1, A)`` each, used if the batch has a single sample; default None.
+        alpha: Both parameters of the Beta distribution; default 0.1.
+
+    Returns:
+        Mean and deviation, each ``(B, A)``.
 
     >>> mean, std = mixstyle_statistics(torch.rand(2, 3, 8, 8))
     >>> mean.shape, std.requires_grad
@@ -64,19 +67,19 @@ def mixstyle_statistics(feature: Tensor, earlier: Statistics | None = None, alph
 
 @dataclass(frozen=True)
 class MixStyle(Method):
-    """MixStyle: in training, features of the first encoder stages take mixed statistics of two samples.
+    """MixStyle: in training, features of the first encoder stages get mixed statistics of two samples.
 
     K. Zhou, Y. Yang, Y. Qiao, T. Xiang, Domain Generalization with MixStyle, ICLR 2021,
-    https://arxiv.org/abs/2104.02008. Statistics are constants to the gradient. A batch of one sample takes its partner
-    from earlier samples. Where the next convolution has an instance norm, it removes the mixed mean again, so that only
-    the deviations act.
+    https://arxiv.org/abs/2104.02008. Statistics are constants for the gradient. In a batch of one sample, the partner
+    is an earlier sample. If the next convolution is followed by an instance norm, it removes the mixed mean, so that
+    only the mixed deviation has an effect.
 
     Attributes:
         p: Probability that a stage mixes the statistics of a batch.
-        alpha: Of Beta(alpha, alpha), from which each sample's share of its own statistics is drawn.
-        stages: Encoder stages whose output is changed, from 0 (full resolution) on.
-        other_domains: Take partners from other domains where ``domains.json`` says so. Without it, or without another
-            domain in the batch, partners are other samples.
+        alpha: Both parameters of the Beta distribution from which each sample's share of its own statistics is drawn.
+        stages: Encoder stages whose output is changed, numbered from 0 (full resolution).
+        other_domains: Whether partners come from other domains, according to ``domains.json``. Without this file, or
+            if all samples of the batch are from one domain, partners are any other samples.
     """
 
     key: ClassVar[str] = "mixstyle"
@@ -93,7 +96,7 @@ class MixStyle(Method):
     alpha: float = number(0.1, above=0, high=1e3)
     stages: tuple[int, ...] = setting(
         (0, 1),
-        "a list of different stages of the encoder, from 0 on",
+        "a list of different encoder stages, numbered from 0",
         lambda value: (
             isinstance(value, (list, tuple))
             and len(value) == len({*map(repr, value)}) > 0
@@ -104,7 +107,7 @@ class MixStyle(Method):
     other_domains: bool = flag(True)
 
     def training_module(self, student: Student) -> MixStyleTraining:
-        """The changes of the encoder's stages."""
+        """The training module, which changes the encoder's stages."""
         return MixStyleTraining(self, student)
 
 
@@ -112,8 +115,8 @@ class MixStyleTraining(TrainingModule):
     """Changes the statistics of encoder stages in every forward pass.
 
     Args:
-        settings: See `MixStyle`.
-        student: The network in training.
+        settings: Settings, see `MixStyle`.
+        student: Network in training.
     """
 
     def __init__(self, settings: MixStyle, student: Student) -> None:
@@ -127,12 +130,12 @@ class MixStyleTraining(TrainingModule):
             student.change(stage, partial(self.styled, stage), always=True)
 
     def augment(self, batch: Batch) -> Batch:
-        """Note the domains of the batch's samples."""
+        """Store the domains of the batch's samples. The batch is not changed."""
         self.domains = self.student.domains(batch.keys)
         return batch
 
     def draw(self, data: Tensor) -> None:
-        """Draw whether each stage mixes in this pass, with which partners and in which shares."""
+        """Draw for each stage whether it mixes in this pass, the partners and the shares."""
         samples = len(data)
         domains = self.domains if self.settings.other_domains and len(self.domains) == samples else None
         for stage in self.settings.stages:
@@ -142,7 +145,7 @@ class MixStyleTraining(TrainingModule):
             self.draws[stage] = (order, share, self.earlier[stage].draw()) if mixes else None
 
     def styled(self, stage: int, feature: Tensor) -> Tensor:
-        """The output of a stage, ``(B, A, *spatial)``, with mixed statistics; eq. 7."""
+        """The output of a stage, ``(B, A, *spatial)``, with mixed statistics (eq. 7)."""
         own = statistics(feature.detach(), EPS, correction=1)
         drawn = self.draws.get(stage)
         if len(feature) == 1:

@@ -1,4 +1,4 @@
-"""Whose statistics a sample takes: those of another sample of the batch, or of an earlier one."""
+"""The choice of the sample whose statistics another sample gets: one of the same batch, or an earlier one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from nnunet_dg.tensors import Statistics
 
-MOST_EARLIER = 8  # samples
+MOST_EARLIER = 8  # number of samples that are remembered
 
 
 class EarlierSamples:
-    """Statistics of the last samples, for steps that have a single sample. In no checkpoint."""
+    """Statistics of the last samples, for batches of one sample. They are not saved in checkpoints."""
 
     def __init__(self) -> None:
         self._statistics: deque[Statistics] = deque(maxlen=MOST_EARLIER)
@@ -23,16 +23,20 @@ class EarlierSamples:
         self._statistics.append(own)
 
     def draw(self) -> Statistics | None:
-        """Statistics of one of the earlier samples, at random; None if there is none."""
+        """Statistics of a random earlier sample; None before the first one."""
         if not self._statistics:
             return None
         return self._statistics[int(torch.randint(len(self._statistics), ()))]
 
 
 def partner_statistics(own: Statistics, earlier: Statistics | None) -> Statistics:
-    """For each sample the statistics of another: of the batch in random order, or ``earlier`` for a single sample.
+    """The statistics in random order of samples, or ``earlier`` for a single sample.
 
-    The order may leave a sample where it is, as in the references.
+    As in the reference implementations, a sample may keep its own statistics.
+
+    Args:
+        own: Mean and deviation of each sample, each ``(B, A)``.
+        earlier: Statistics of an earlier sample, each ``(1, A)``; None: there is none.
 
     >>> earlier = torch.zeros(1, 1), torch.ones(1, 1)
     >>> partner_statistics((torch.ones(1, 1), torch.ones(1, 1)), earlier)[0]
@@ -46,17 +50,17 @@ def partner_statistics(own: Statistics, earlier: Statistics | None) -> Statistic
 
 
 def partner_order(samples: int, domains: Tensor | None = None) -> Tensor:
-    """Another sample for each sample, at random: of another domain where there is one, else any other one.
+    """A random partner for each sample: of another domain if the batch has one, otherwise any other sample.
 
-    A single sample is its own partner. The references permute the batch, which with two samples leaves both where they
-    are every second time.
+    A single sample is its own partner. The reference implementations permute the batch instead, so that the two samples
+    of a batch keep their own statistics half of the time.
 
     Args:
-        samples: B.
-        domains: Domain of each sample, ``(B,)``, integers, on the CPU; None: all are of one domain.
+        samples: Number of samples, B.
+        domains: Domain of each sample, ``(B,)``, integers, on the CPU; None: all samples are of one domain.
 
     Returns:
-        ``(B,)``, int64, on the CPU.
+        Index of each sample's partner, ``(B,)``, int64, on the CPU.
 
     >>> partner_order(3, domains=torch.tensor([0, 0, 1]))[:2]
     tensor([2, 2])

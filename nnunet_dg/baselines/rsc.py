@@ -1,4 +1,4 @@
-"""RSC: the features that help most are muted, so that the network learns to do without them.
+"""RSC: the most helpful features are muted, so that the network learns to predict without them.
 
 Z. Huang, H. Wang, E. P. Xing, D. Huang, Self-Challenging Improves Cross-Domain Generalization, ECCV 2020,
 https://arxiv.org/abs/2007.02454.
@@ -18,19 +18,20 @@ from nnunet_dg.tensors import wide
 
 
 def challenge_mask(feature: Tensor, gradient: Tensor, share: float, unit: str = "element") -> Tensor:
-    """Zero where a feature helps most, one elsewhere, per sample; exactly ``ceil(share * n)`` units are zero.
+    """A mask that is zero for each sample's ``ceil(share * n)`` most helpful units out of n, and one elsewhere.
 
     Args:
-        feature: ``(B, A, *spatial)``.
-        gradient: Gradient of the score of the truth with respect to the feature, the same shape. It is signed: large
-            positive values help.
-        share: Fraction of the units, in (0, 1).
-        unit: ``"element"``: the largest gradients. ``"channel"``: the channels with the largest mean gradient.
-            ``"spatial"``: the positions with the largest sum over channels of the feature times the channel's mean
-            gradient.
+        feature: Feature map, ``(B, A, *spatial)``.
+        gradient: Signed gradient of the truth's score with respect to the feature, the same shape. Large positive
+            values are helpful.
+        share: Fraction of the units that are muted, in (0, 1).
+        unit: What is muted. ``"element"`` (default): the elements with the largest gradients. ``"channel"``: the
+            channels with the largest mean gradient. ``"spatial"``: the positions with the largest sum over channels of
+            the feature times the channel's mean gradient.
 
     Returns:
-        ``(B, A, *spatial)`` or a shape that broadcasts to it, without gradient, in the dtype of the feature.
+        A mask of shape ``(B, A, *spatial)``, or a shape that broadcasts to it, without gradient, in the dtype of the
+        feature.
 
     >>> gradient = torch.tensor([[[0.3, -2.0, 0.1, 0.9]]])
     >>> challenge_mask(torch.ones(1, 1, 4), gradient, 0.25)
@@ -46,17 +47,17 @@ def challenge_mask(feature: Tensor, gradient: Tensor, share: float, unit: str = 
 
 @dataclass(frozen=True)
 class RSC(Method):
-    """RSC: with probability p, a step trains on the prediction without the bottleneck's most helpful features.
+    """RSC: with probability p, a step trains the prediction without the bottleneck's most helpful features.
 
     Z. Huang, H. Wang, E. P. Xing, D. Huang, Self-Challenging Improves Cross-Domain Generalization, ECCV 2020,
-    https://arxiv.org/abs/2007.02454. The score of the truth is minus nnU-Net's own loss. A first forward pass gives its
-    gradient with respect to the bottleneck, the second one, with the mask, is trained on. Gradient and mask are
-    constants. Networks with batch norm update their running statistics in both passes.
+    https://arxiv.org/abs/2007.02454. The score of the truth is minus nnU-Net's own loss. A first forward pass computes
+    its gradient with respect to the bottleneck. The loss of a second pass, with the mask, is trained. Gradient and mask
+    are constants. Networks with batch norm update their running statistics in both passes.
 
     Attributes:
-        p: Probability that a batch is challenged; the other steps are nnU-Net's.
+        p: Probability that a batch is challenged; other batches are trained as by nnU-Net.
         share: Fraction of the units that are muted.
-        unit: What is muted: single elements, whole channels, or positions with all their channels.
+        unit: Unit that is muted: single elements, whole channels, or positions with all their channels.
     """
 
     key: ClassVar[str] = "rsc"
@@ -74,7 +75,7 @@ class RSC(Method):
     unit: str = choice("element", "channel", "spatial")
 
     def training_module(self, student: Student) -> RSCTraining:
-        """The challenged pass."""
+        """The training module, which runs the challenged passes."""
         return RSCTraining(self, student)
 
 
@@ -82,8 +83,8 @@ class RSCTraining(TrainingModule):
     """Replaces the loss of challenged batches by that of the masked pass.
 
     Args:
-        settings: See `RSC`.
-        student: The network in training.
+        settings: Settings, see `RSC`.
+        student: Network in training.
     """
 
     def __init__(self, settings: RSC, student: Student) -> None:
@@ -100,7 +101,7 @@ class RSCTraining(TrainingModule):
         return feature if self.probe is None else feature + self.probe.to(feature.dtype)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """nnU-Net's loss of the masked pass, for a challenged batch."""
+        """nnU-Net's loss of the masked pass if the batch is challenged; otherwise no terms."""
         chance = self.student.agreed(torch.rand(()))
         if float(chance) >= self.settings.p:
             return {}
@@ -112,9 +113,10 @@ class RSCTraining(TrainingModule):
             self.mask, self.probe = None, None
 
     def _mask_of(self, step: Step) -> Tensor:
-        """The mask from a first pass, whose bottleneck has a zero added: the gradient is the zero's.
+        """The mask, from a first pass in which a zero tensor is added to the bottleneck.
 
-        A compiled network gives no gradient of its intermediate results, but one of what it takes.
+        The gradient with respect to this tensor is that of the bottleneck. A compiled network has gradients with
+        respect to its inputs, but not to its intermediate results.
         """
         student, data = self.student, step.batch.data
         shape = (len(data), student.widths[-1], *student.grids[-1])

@@ -1,4 +1,8 @@
-"""Dropping whole channels, so that a network cannot lean on the image alone (arXiv 2604.02564, section 3)."""
+"""Dropping whole channels, so that a network cannot rely on the image only.
+
+S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and How
+to Fix It, 2026, https://arxiv.org/abs/2604.02564, section 3.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,20 @@ from torch import Tensor, nn
 from nnunet_dg.errors import SettingsError
 
 LARGEST_P = 0.99
-"""Beyond, what is kept is scaled by more than 100, and most steps see nothing at all."""
+"""With a larger p, kept channels are scaled by more than 100, and most steps see only zeros."""
 
 
 class ChannelDropout(nn.Module):
     """Zero each channel of each sample with probability p and scale the others by ``1 / (1 - p)``.
 
-    ``(B, C, *spatial)`` -> the same shape and dtype, for any number of spatial axes. The image's channels are treated
-    like the features'. The identity in eval mode.
+    ``(B, C, *spatial)`` -> the same shape and dtype, for any number of spatial axes. Image channels and feature
+    channels are treated alike. In eval mode it is the identity.
 
     Args:
-        p: probability in [0, 0.99]. The paper's untuned setting is 0.5.
+        p: Probability of dropping a channel, in [0, 0.99]; default 0.5, the paper's untuned setting.
 
     Raises:
-        SettingsError: p outside [0, 0.99].
+        SettingsError: p is outside [0, 0.99].
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -41,14 +45,15 @@ class ChannelDropout(nn.Module):
 class StructuredDropout(nn.Module):
     """The paper's ablation: with probability p drop either the image or all features of a sample, never both.
 
-    Which of the two is a fair coin, so each is kept with probability ``1 - p / 2`` and scaled by its inverse.
+    A fair coin decides which of the two is dropped. Each is therefore kept with probability ``1 - p / 2`` and scaled by
+    the inverse.
 
     Args:
-        p: probability in [0, 0.99].
-        num_image_channels: the first so many channels are the image, the others features.
+        p: Probability of dropping the image or the features, in [0, 0.99].
+        num_image_channels: Number of image channels, which come first. The other channels are features.
 
     Raises:
-        SettingsError: p outside [0, 0.99].
+        SettingsError: p is outside [0, 0.99].
     """
 
     def __init__(self, p: float, num_image_channels: int) -> None:
@@ -72,11 +77,11 @@ def check_probability(p: float) -> float:
     """``p`` if it is in [0, `LARGEST_P`].
 
     Raises:
-        SettingsError: it is not, or is not a number.
+        SettingsError: It is outside this range or not a number.
     """
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= LARGEST_P:
         raise SettingsError(
-            f"p must be a probability in [0, {LARGEST_P}]: it is the share of channels that are dropped; got {p!r}."
+            f"p, the share of channels that are dropped, must be a probability in [0, {LARGEST_P}]; got {p!r}."
         )
     return p
 

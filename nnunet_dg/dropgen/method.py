@@ -1,4 +1,8 @@
-"""DropGen as a method: its settings, the network around the planned one, and the weights of its extractor."""
+"""DropGen as a method: its settings, the network around the planned one, and the weights of its extractor.
+
+S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and How
+to Fix It, 2026, https://arxiv.org/abs/2604.02564.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +27,36 @@ class DropGen(Method):
     """DropGen: frozen, contrast-stable features next to the image, and channel dropout over both.
 
     S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and
-    How to Fix It, 2026, https://arxiv.org/abs/2604.02564, section 3.1. The defaults are the paper's method on nnU-Net's
-    own normalization.
+    How to Fix It, 2026, https://arxiv.org/abs/2604.02564, section 3.1. The defaults are the paper's method with
+    nnU-Net's own normalization.
 
     Attributes:
-        extractor: the frozen feature extractor, by name: ``"anatomix"`` (published as anatomix.pth), ``"anatomix-dev"``
-            (anatomix-dev.pth of July 2026), ``"mind"`` or ``"nnunet"``.
-        layer: which features of anatomix.
-        weights: a checkpoint file for the extractor, or for `nnunet` the folder of a trained model; None: the published
-            file. Read at the start of a training only.
-        extractor_scaling: what the extractor gets, per patch: ``"minmax"`` (the paper's) or ``"zscore"``, as most
-            nnU-Nets are trained.
-        normalize: what is done to the features: ``"instance"`` (zero mean and unit variance of each channel, the
-            paper's) or ``"voxelwise"`` (unit norm over the channels of each voxel). None: by extractor, voxelwise for
-            anatomix-dev, whose authors ask for it, and instance for the others.
-        architecture: of the network in the model folder of `nnunet`; `completed` reads it.
-        combine: with several image channels, their features are concatenated or averaged.
-        inputs: what the network sees. With one of the two alone there is nothing to balance, and nothing is dropped.
-        masking: drop channels one by one, or the image or all features at once (an ablation of the paper).
-        p: the probability of dropping, in [0, 0.99].
-        image_scaling: give the network the image as nnU-Net normalized it, or min-maxed per patch (the paper's).
+        extractor: Name of the frozen feature extractor: ``"anatomix"`` (published as anatomix.pth), ``"anatomix-dev"``
+            (anatomix-dev.pth of July 2026), ``"mind"`` (MIND-SSC descriptors, without weights) or ``"nnunet"`` (a
+            trained nnU-Net model).
+        layer: Layer of anatomix from which the features are read: ``"penultimate"``, the first convolution of
+            the last decoder block (the paper's), or ``"final"``, the output.
+        weights: Checkpoint file of the extractor, or for `nnunet` the folder of the trained model; None: the published
+            file. It is read only when a training starts.
+        extractor_scaling: Scaling of each patch before the extractor: ``"minmax"`` to [0, 1] (the paper's) or
+            ``"zscore"``, with which most nnU-Nets are trained.
+        normalize: Normalization of the features: ``"instance"``, zero mean and unit variance of each channel (the
+            paper's), or ``"voxelwise"``, unit norm over the channels of each voxel. None: voxelwise for anatomix-dev,
+            as its authors recommend, and instance for the other extractors.
+        architecture: Architecture of the network in the model folder of `nnunet`; filled in when a training starts.
+        combine: How the features of several image channels are combined: ``"concat"`` (concatenated) or ``"mean"``
+            (averaged).
+        inputs: Input of the network: the image with its features, the features only, or the image only. The dropout is
+            off unless the network sees both.
+        masking: Unit of the dropout: ``"channel"`` drops channels independently, ``"structured"`` drops the image or
+            all features at once (an ablation of the paper).
+        p: Probability that a channel is dropped, in [0, 0.99]; with structured masking, that the image or the features
+            are dropped.
+        image_scaling: Scaling of the image that the network sees: ``"none"`` keeps nnU-Net's normalization,
+            ``"minmax"`` scales each patch to [0, 1] (the paper's).
 
     Raises:
-        SettingsError: a value that is not accepted, by name.
+        SettingsError: A setting has a value that is not accepted. The message names the setting.
     """
 
     key: ClassVar[str] = "dropgen"
@@ -76,32 +87,34 @@ class DropGen(Method):
         """Refuse settings that do not fit the extractor."""
         if self.extractor == "mind" and (self.weights is not None or self.layer != "penultimate"):
             raise SettingsError("extractor 'mind' has neither weights nor layers: leave weights and layer unset.")
+
         if self.extractor == "nnunet" and self.layer != "penultimate":
             raise SettingsError("extractor 'nnunet' has no layers: leave layer unset.")
 
     def build_network(self, build: Callable[[int], nn.Module], inputs: Inputs) -> DropGenNetwork:
-        """The planned network, which sees the image and its features; the extractor is still without weights."""
+        """The planned network with the image and its features as input. The extractor has no weights yet."""
         try:
             return build_dropgen_network(
                 self, build, inputs.channels, inputs.image_channels, inputs.patch_size, inputs.outside
             )
         except DimensionError as error:
             raise DimensionError(
-                f'{error} Use -tr nnUNetTrainerDropGen_MIND, and no extractor in plans["nnunet_dg"]["dropgen"].'
+                f'{error} Train with nnUNetTrainerDropGen_MIND and leave plans["nnunet_dg"]["dropgen"]["extractor"] '
+                f"unset."
             ) from error
 
     def prepare_network(self, network: nn.Module, log: Callable[[str], None]) -> None:
-        """Fetch, verify and load the extractor's weights, unless a checkpoint has brought them; log which.
+        """Fetch, verify and load the extractor's weights, unless the checkpoint contained them, and log their source.
 
         Raises:
-            WeightsError: They are missing and cannot be fetched, or are not what they should be.
+            WeightsError: The weights are missing and cannot be fetched, or they are damaged or of another model.
         """
         for module in network.modules():
             if isinstance(module, DropGenNetwork):
                 load_extractor(module, log)
 
     def completed(self, earlier: DropGen | None = None) -> DropGen:
-        """With what the extractor decides: how features are normalized, and the architecture of its model folder.
+        """The settings, with the extractor's default normalization and the architecture of its model folder filled in.
 
         See `default_normalization` and `with_architecture`.
         """
@@ -112,10 +125,10 @@ class DropGen(Method):
 
     @classmethod
     def upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Settings from plans, with what those that an earlier version recorded mean.
+        """The settings from plans, where those recorded by an earlier version are translated to today's.
 
-        Trainings record all settings. If all are there but ``normalize``, they are from before it existed, when
-        features were always instance-normalized.
+        Trainings record all settings. If all settings except ``normalize`` are present, they were recorded before
+        ``normalize`` existed, when features were always instance-normalized.
         """
         older = {field.name for field in fields(cls)} - {"normalize"}
         return given | {"normalize": "instance"} if set(given) == older else given

@@ -1,4 +1,8 @@
-"""DropGen around any segmentation network: stable features beside the image, dropped channel by channel in training."""
+"""DropGen around any segmentation network: stable features next to the image, with channel dropout in training.
+
+S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and How
+to Fix It, 2026, https://arxiv.org/abs/2604.02564, section 3.1.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 
 from nnunet_dg.dropgen.dropout import ChannelDropout, StructuredDropout
 from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights
-from nnunet_dg.extractors import weights as room
+from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.base import check_size
 from nnunet_dg.method import AroundPlanned
 from nnunet_dg.outside import Outside
@@ -23,21 +27,22 @@ if TYPE_CHECKING:
 class DropGenNetwork(AroundPlanned):
     """``network(cat(dropout(cat(x, s)), rest))`` with ``s`` the frozen features of the image channels ``x``.
 
-    Input ``(B, C + R, *spatial)``: C image channels, then R channels that are no image (a cascade's previous stage as
-    one-hot), which get no features and are never dropped. Output: whatever ``network`` returns for
-    ``(B, C + C * d + R, *spatial)``, a list under deep supervision. The extractor is in the state dict, so a checkpoint
-    is complete; it never trains.
+    The input is ``(B, C + R, *spatial)``: C image channels, then R other channels (the one-hot prediction of a
+    cascade's previous stage), which get no features and are never dropped. The output is that of ``network`` for
+    ``(B, C + C * d + R, *spatial)``, a list under deep supervision. The extractor never trains. It is in the state
+    dict, so that a checkpoint is complete.
 
-    The extractor sees the image with the minimum of each sample and channel where `outside` finds no subject: zero,
-    which nnU-Net leaves there, is the mean of the image. The image channels stay as nnU-Net made them.
+    nnU-Net sets voxels outside the subject to zero, which is the mean of the image. For the extractor, voxels that
+    `outside` finds are set to the minimum of their sample and channel instead. The image channels of the network are
+    not changed.
 
     Args:
-        network: takes `num_combined_channels` + R channels.
-        extractor: frozen features, or None for the image alone.
+        network: Segmentation network that takes `num_combined_channels` + R channels.
+        extractor: Frozen feature extractor; None: the network sees the image only.
         dropout: `ChannelDropout`, `StructuredDropout` or the identity.
-        num_image_channels: C.
-        settings: for combine, inputs and image_scaling.
-        outside: what exact zeros mean in the image channels; None: ordinary intensities.
+        num_image_channels: Number of image channels, C.
+        settings: Settings, of which combine, inputs and image_scaling are used.
+        outside: Meaning of exact zeros in the image channels; None: ordinary intensities.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class DropGenNetwork(AroundPlanned):
         if self.extractor is not None:
             s = self.extractor(seen.flatten(0, 1).unsqueeze(1)).unflatten(0, image.shape[:2])
             parts.append(s.mean(dim=1) if self.settings.combine == "mean" else s.flatten(1, 2))
-            dtype = s.dtype  # under autocast the features are in half precision, as the network's input will be
+            dtype = s.dtype  # under autocast the features and the network's input are in half precision
         return torch.cat([part.to(dtype) for part in parts], dim=1)
 
     def _load_from_state_dict(
@@ -87,30 +92,33 @@ class DropGenNetwork(AroundPlanned):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        extractor = f"{prefix}extractor."
-        mine = {extractor + k: v.shape for k, v in self.extractor.state_dict().items()} if self.extractor else {}
-        theirs = {k: v.shape for k, v in state_dict.items() if k.startswith(extractor)}
+        start = f"{prefix}extractor."
+        expected = {start + k: v.shape for k, v in self.extractor.state_dict().items()} if self.extractor else {}
+        saved = {k: v.shape for k, v in state_dict.items() if k.startswith(start)}
         if not any(k.startswith(f"{prefix}network.") for k in state_dict):
-            error_msgs.append("This is no DropGen checkpoint: it holds no 'network.*'. Use the trainer that wrote it.")
-        elif mine != theirs:
+            error_msgs.append(
+                "This is not a DropGen checkpoint: it has no 'network.*' weights. Use the trainer that wrote it."
+            )
+        elif expected != saved:
             error_msgs.append(
                 f"This checkpoint was trained with another extractor. The plans say extractor "
-                f"'{self.settings.extractor}', layer '{self.settings.layer}' ({len(mine)} tensors); the checkpoint "
-                f"holds {len(theirs)} tensors of an extractor. Use the plans.json and the trainer it was trained with."
+                f"'{self.settings.extractor}', layer '{self.settings.layer}' ({len(expected)} tensors); the checkpoint "
+                f"has {len(saved)} tensors of an extractor. Use the plans.json and the trainer with which it was "
+                f"trained."
             )
 
 
 def num_combined_channels(settings: DropGen, num_image_channels: int, num_features: int) -> int:
-    """Channels after `DropGenNetwork.combine`: C for the image, and C * d (or d for their mean) for the features."""
+    """Number of channels after `DropGenNetwork.combine`: C for the image, and C * d (or d if averaged) for features."""
     image = num_image_channels if settings.sees_image else 0
     return image + num_features * (1 if settings.combine == "mean" else num_image_channels)
 
 
 def extractor_of(settings: DropGen, spatial_dims: int) -> FrozenExtractor | None:
-    """The extractor that ``settings`` name, still without weights; None where the network sees no features.
+    """The extractor that ``settings`` name, without weights; None if the network sees no features.
 
     Raises:
-        DimensionError: it does not exist for ``spatial_dims``; also a NotImplementedError.
+        DimensionError: It does not exist for ``spatial_dims``. This error is also a NotImplementedError.
     """
     if not settings.sees_features:
         return None
@@ -132,19 +140,19 @@ def build_dropgen_network(
     patch_size: Sequence[int],
     outside: Outside | None = None,
 ) -> DropGenNetwork:
-    """The network that ``settings`` describe, its extractor still without weights.
+    """The network that ``settings`` describe. Its extractor has no weights yet.
 
     Args:
-        settings: see `DropGen`.
-        build_network: makes the segmentation network for a number of input channels.
-        num_input_channels: C + R, what the whole takes.
-        num_image_channels: C, the first of them.
-        patch_size: of the configuration, two axes or three.
-        outside: see `DropGenNetwork`.
+        settings: Settings, see `DropGen`.
+        build_network: Function that builds the segmentation network for a number of input channels.
+        num_input_channels: Number of input channels of the resulting network, C + R.
+        num_image_channels: Number of image channels, C, which come first.
+        patch_size: Patch size of the configuration, two or three sizes.
+        outside: Meaning of exact zeros in the image channels; None: ordinary intensities.
 
     Raises:
-        DimensionError: the extractor does not exist for so many axes; also a NotImplementedError.
-        ValueError: the patch is too small for features.
+        DimensionError: The extractor does not exist in this dimension. This error is also a NotImplementedError.
+        ValueError: The patch is too small for features.
 
     >>> from nnunet_dg.dropgen import DropGen
     >>> def planned(channels):
@@ -166,16 +174,17 @@ def build_dropgen_network(
 
 
 def load_extractor(network: DropGenNetwork, log: Callable[[str], None]) -> None:
-    """Fetch, verify and load the extractor's weights, unless a checkpoint has brought them already; log which.
+    """Fetch, verify and load the extractor's weights, unless the checkpoint contained them, and log their source.
 
     Raises:
-        WeightsError: they are missing and cannot be fetched, or are not what they should be.
+        WeightsError: The weights are missing and cannot be fetched, or they are damaged or of another model.
     """
     if network.extractor is None or not any(True for _ in network.extractor.parameters()):
         return
-    name, given = network.settings.extractor, network.settings.weights
+    name, weights = network.settings.extractor, network.settings.weights
     if network.extractor.has_weights:
-        log(f"Extractor {name}: weights from the checkpoint" + (f"; {given} is not read" if given else ""))
+        log(f"Extractor {name}: weights from the checkpoint" + (f"; {weights} is not read" if weights else ""))
         return
-    path = load_weights(network.extractor, name, given)
-    log(f"Extractor {name}: weights from {path} ({'as set' if given else room.state(room.published(name))})")
+    path = load_weights(network.extractor, name, weights)
+    origin = "as set" if weights else weight_files.state(weight_files.published(name))
+    log(f"Extractor {name}: weights from {path} ({origin})")

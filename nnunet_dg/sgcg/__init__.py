@@ -1,4 +1,8 @@
-"""SgCG: class-distribution contrast on amplitude-mixed images."""
+"""SgCG: class-distribution contrast on amplitude-mixed images.
+
+Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
+"""
 
 from nnunet_dg.sgcg.class_contrast import ClassContrast, choose_voxels
 from nnunet_dg.sgcg.contrast import contrastive_upper_bound

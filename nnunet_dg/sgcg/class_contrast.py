@@ -1,6 +1,7 @@
-"""The contrastive loss of a training step: from feature maps and labels to chosen voxels, statistics and the bound.
+"""The contrastive loss of a training step: it chooses voxels, updates the class statistics and computes the bound.
 
-SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, ICLR 2025 submission.
+SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
 """
 
 from __future__ import annotations
@@ -16,24 +17,23 @@ from nnunet_dg.sgcg.contrast import contrastive_upper_bound
 from nnunet_dg.sgcg.statistics import ClassStatistics
 from nnunet_dg.tensors import wide
 
-FULL_CLASSES = 4  # with more classes than this, they share the voxels of so many
+FULL_CLASSES = 4  # more classes than this share the voxels of this many classes
 
 
 class ClassContrast(nn.Module):
-    """L_feat (eq. 11) of L2-normalized voxel features, against the statistics of the features so far.
+    """L_feat (eq. 11) of L2-normalized voxel features, against the class statistics of the features seen so far.
 
-    Only some voxels of a step take part, chosen at random: at most ``voxels_per_class`` of each class and four times as
-    many of all classes, which more than four classes share equally. The same voxels enter the statistics and the loss.
-    No class owns the statistics because it is frequent, and a step with many classes is not much dearer than one with
-    few.
+    In each step, randomly chosen voxels enter both the statistics and the loss: at most ``voxels_per_class`` of each
+    class. With more than four classes, all classes together have the voxels of four and share them equally. Frequent
+    classes therefore do not dominate the statistics, and a step with many classes costs little more than one with few.
 
     Args:
-        num_classes: K.
-        num_features: A.
-        temperature: tau.
-        voxels_per_class: Maximum number of randomly chosen voxels per class and step.
-        max_count: See `ClassStatistics`.
-        memory: See `ClassStatistics`.
+        num_classes: Number of classes, K.
+        num_features: Number of features, A.
+        temperature: Temperature of the loss, tau; default 0.1.
+        voxels_per_class: Maximum number of randomly chosen voxels per class and step; default 4096.
+        max_count: Upper limit of a class's count, see `ClassStatistics`; None: no limit.
+        memory: Number of steps that the statistics remember, see `ClassStatistics`; None: all.
     """
 
     def __init__(
@@ -51,14 +51,15 @@ class ClassContrast(nn.Module):
         self.statistics = ClassStatistics(num_classes, num_features, max_count, memory)
 
     def forward(self, maps: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """Update the statistics with the chosen voxels, then compute their loss. In float32, also under autocast.
+        """Update the statistics with the chosen voxels, then compute their loss, in float32 also under autocast.
 
         Args:
-            maps: Features of the same voxels in different guises, each ``(B, A, *spatial)``; they get the gradient.
-            classes: ``(B, *spatial)``, integers; voxels outside 0 ... K-1 are left out.
+            maps: Feature maps of the same voxels, for example of the image and its mixed twin, each
+                ``(B, A, *spatial)``. They get the gradient.
+            classes: Class of each voxel, ``(B, *spatial)``, integers; voxels outside 0 ... K-1 are excluded.
 
         Returns:
-            A scalar, the mean over the chosen voxels.
+            The mean loss of the chosen voxels, a scalar.
         """
         with torch.autocast(classes.device.type, enabled=False):
             q, y = self._chosen(maps, classes)
@@ -70,7 +71,7 @@ class ClassContrast(nn.Module):
 
     @torch.no_grad()
     def observe(self, maps: Sequence[Tensor], classes: Tensor) -> None:
-        """Update the statistics as `forward` does, without a loss."""
+        """Update the statistics as `forward` does, without computing a loss."""
         with torch.autocast(classes.device.type, enabled=False):
             self.statistics.update(*self._chosen(maps, classes))
 
@@ -84,12 +85,12 @@ class ClassContrast(nn.Module):
 
 
 def normalised(voxels: Tensor) -> Tensor:
-    """L2-normalized rows of ``(N, A)``; rows shorter than 1e-3 stay shorter, so that no gradient explodes."""
+    """L2-normalized rows of ``(N, A)``. Rows shorter than 1e-3 keep a norm below 1, so that gradients stay bounded."""
     return F.normalize(voxels, dim=1, eps=1e-3)
 
 
 def choose_voxels(classes: Tensor, num_classes: int, most: int) -> Tensor:
-    """Indices of at most ``most`` voxels of each class, at random without replacement, from ``classes (N,)``.
+    """Indices of at most ``most`` voxels of each class, drawn without replacement from ``classes (N,)``.
 
     >>> classes = torch.tensor([0, 0, 0, 1, -1])
     >>> classes[choose_voxels(classes, num_classes=2, most=2)]
@@ -99,15 +100,15 @@ def choose_voxels(classes: Tensor, num_classes: int, most: int) -> Tensor:
 
 
 def draw_voxels(classes: Tensor, num_classes: int, most: int, draws: int) -> list[Tensor]:
-    """`choose_voxels`, several times: no voxel is drawn again before its class has no other left.
+    """`choose_voxels` several times: a voxel is drawn again only after all other voxels of its class were drawn.
 
-    All classes at once: frequent classes are thinned at random, one sort groups what is left, and each draw reads on in
-    the groups where the one before it stopped.
+    All classes are processed at once: frequent classes are thinned at random, one sort groups the remaining voxels by
+    class, and each draw starts in every group where the previous draw stopped.
 
     Args:
-        classes: ``(N,)``, integers; those outside 0 ... K-1 are not drawn.
-        num_classes: K.
-        most: Maximum number of voxels of each class and draw.
+        classes: Class of each voxel, ``(N,)``, integers; voxels outside 0 ... K-1 are not drawn.
+        num_classes: Number of classes, K.
+        most: Maximum number of voxels per class and draw.
         draws: Number of draws.
 
     Returns:
@@ -116,19 +117,19 @@ def draw_voxels(classes: Tensor, num_classes: int, most: int, draws: int) -> lis
     slots = torch.where((classes >= 0) & (classes < num_classes), classes, num_classes)
     key = torch.rand(len(slots), device=slots.device)
     wanted = most * draws
-    # so many more than wanted that it is practically impossible to be left with fewer
+    # this margin makes it practically impossible that fewer voxels remain than wanted
     share = (wanted + 10 * wanted**0.5 + 50) / torch.bincount(slots, minlength=num_classes + 1).clamp(min=1)
     share[num_classes] = 0
     kept = (key < share[slots]).nonzero().squeeze(1)
     slots, key = slots[kept], key[kept]
     order = key.argsort()
-    kept = kept[order[slots[order].argsort(stable=True)]]  # by class, and at random within
+    kept = kept[order[slots[order].argsort(stable=True)]]  # grouped by class, in random order within each class
     sizes = torch.bincount(slots, minlength=num_classes)[:num_classes]
     return [kept[_places(sizes, most, draw)] for draw in range(draws)]
 
 
 def _places(sizes: Tensor, most: int, draw: int) -> Tensor:
-    """Places ``draw * most`` and following of each group, beginning again at its end; groups lie one after another."""
+    """Positions from ``draw * most`` on in each of the consecutive groups; past its end, a group starts over."""
     taken = sizes.clamp(max=most)
     group = torch.repeat_interleave(taken)
     rank = torch.arange(len(group), device=sizes.device) - (taken.cumsum(0) - taken)[group]
@@ -136,9 +137,10 @@ def _places(sizes: Tensor, most: int, draw: int) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """Features ``(n, A)`` of voxels ``index (n,)``, which are all different, from ``(B, A, *spatial)``.
+    """Features ``(n, A)`` of the distinct voxels ``index (n,)`` from ``(B, A, *spatial)``.
 
-    Voxels are numbered as in ``(B, *spatial)``. The gradient is written without adding up, which indexing would do.
+    Voxels are numbered as in ``(B, *spatial)``. Since they are distinct, the gradient is written and not accumulated,
+    as it would be by indexing.
     """
 
     @staticmethod

@@ -1,6 +1,7 @@
-"""The class-distribution contrastive loss: infinitely many pairs per voxel, bounded in closed form.
+"""The class-distribution contrastive loss: a closed-form bound of the loss with infinitely many pairs per voxel.
 
-SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, ICLR 2025 submission.
+SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ def contrastive_upper_bound(
     temperature: float,
     candidates: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 11: an upper bound of the contrastive loss with infinitely many positives and negatives (eq. 4).
+    """Eq. 11 of SgCG: an upper bound of the contrastive loss with infinitely many positives and negatives (eq. 4).
 
-    With ``logits_k = q.mu_k / tau + q^T Sigma_k q / (2 tau^2)`` it is the cross entropy of the logits plus
-    ``q^T Sigma_y q / (2 tau^2)``, averaged over the voxels that have a label. Memory is linear in N. In float32 (or
-    float64, if given) also under autocast.
+    With ``logits_k = q.mu_k / tau + q^T Sigma_k q / (2 tau^2)``, it is the cross entropy of the logits plus
+    ``q^T Sigma_y q / (2 tau^2)``, averaged over the voxels that have a label. Memory is linear in N. It is computed in
+    at least float32, also under autocast.
 
     Args:
-        features: q, ``(N, A)``, as they are; the caller normalizes. They get the gradient.
-        labels: y, ``(N,)``, integers; a voxel with a label outside 0 ... K-1 is left out.
-        mean: ``(K, A)``, detached.
-        covariance: ``(K, A, A)``, detached.
-        temperature: tau, positive.
-        candidates: ``(K,)`` bool, the classes that take part. Excluded classes are not used as negatives, and their
-            voxels contribute zero. None: all.
+        features: Features q, ``(N, A)``, normalized by the caller. They get the gradient.
+        labels: Class y of each voxel, ``(N,)``, integers; voxels outside 0 ... K-1 are excluded.
+        mean: Class means, ``(K, A)``; used as constants.
+        covariance: Class covariances, ``(K, A, A)``; used as constants.
+        temperature: Temperature tau, positive.
+        candidates: Classes that take part, ``(K,)`` bool; None: all. Excluded classes are not used as negatives, and
+            their voxels contribute zero.
 
     Returns:
-        A scalar; zero, with a zero gradient, where no voxel takes part.
+        A scalar; zero, with a zero gradient, if no voxel takes part.
 
     Raises:
         ValueError: The temperature is not positive.
@@ -57,17 +58,17 @@ def contrastive_upper_bound(
         takes_part = labelled
         if candidates is not None:
             takes_part = labelled & candidates[y]
-            # where its own class does not take part, a voxel's logits do not matter, but they have to be finite
+            # the logits of a voxel whose class is excluded have no effect, but they have to be finite
             logits = logits.masked_fill(~candidates & takes_part[:, None], float("-inf"))
         bound = F.cross_entropy(logits, y, reduction="none") + spread.gather(1, y[:, None]).squeeze(1)
         return torch.where(takes_part, bound, 0).sum() / labelled.sum().clamp(min=1)
 
 
 class _QuadraticForms(torch.autograd.Function):
-    """``q^T Sigma_k q`` for all k: ``(N, A), (K, A, A) -> (N, K)``, keeping only its inputs for the gradient.
+    """``q^T Sigma_k q`` for all k: ``(N, A), (K, A, A) -> (N, K)``. Only the inputs are kept for the gradient.
 
     Outer products ``q q^T`` of a chunk of voxels are multiplied with the covariances of all classes at once. A chunk
-    has N / A voxels, so that it is not larger than the features.
+    has N / A voxels, so that its outer products take no more memory than the features.
     """
 
     @staticmethod

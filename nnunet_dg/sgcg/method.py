@@ -1,4 +1,8 @@
-"""SgCG as a method: its settings and its training module."""
+"""SgCG as a method: its settings and its training module.
+
+Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +17,45 @@ from nnunet_dg.sgcg.training import SgCGTraining
 class SgCG(Method):
     """SgCG: class-distribution contrast on amplitude-mixed images. The network is the planned one.
 
-    Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025: L = L_ram +
-    lambda L_feat (eq. 13) in place of nnU-Net's loss. L_ram (Z. Zhou, L. Qi, Y. Shi, Generalizable Medical Image
-    Segmentation via Random Amplitude Mixup and Domain-Specific Image Restoration, ECCV 2022,
-    https://arxiv.org/abs/2208.03901) is the segmentation loss on the image and on its amplitude-mixed twin, their
-    consistency, and the restoration of the image from the twin. L_feat is the contrast of the penultimate features of
-    both. ``domains.json`` says which case is from which domain. With it, batches are balanced over the domains; without
-    it, any two samples are mixed. The defaults are the method as published, where the paper says.
+    Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+    https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
+
+    The loss is L_ram + lambda L_feat (eq. 13), in place of nnU-Net's. L_ram (Z. Zhou, L. Qi, Y. Shi, Generalizable
+    Medical Image Segmentation via Random Amplitude Mixup and Domain-Specific Image Restoration, ECCV 2022,
+    https://arxiv.org/abs/2208.03901) consists of the segmentation losses of the image and of its amplitude-mixed twin,
+    the consistency of both predictions, and the restoration of the image from the twin. L_feat is the contrastive loss
+    of the penultimate features of both. ``domains.json`` assigns cases to domains. With it, batches are balanced over
+    the domains; without it, any two samples are mixed. The defaults follow the paper where it gives values.
 
     The paper starts from a trained network. Here the class statistics are collected in epoch `start_epoch`, and the
-    contrast counts from the next epoch on; before, it is not computed. Voxels outside the mask of masked images and
-    zero padding belong to no class.
+    contrastive loss is computed from the next epoch on. Zero padding and voxels outside the mask of masked images are
+    excluded from all classes.
 
     Attributes:
-        contrast: lambda (eq. 13), the weight of the contrastive loss; 0 leaves it out.
-        temperature: tau of the contrastive loss, positive.
-        voxels_per_class: Maximum number of randomly chosen voxels per class and step, in statistics and contrastive
-            loss. More than four classes share the voxels of four.
-        start_epoch: The epoch that collects the class statistics; the contrastive loss counts from the next one. null:
-            a fifth of the training, or 0 with ``-pretrained_weights``, since the method starts from a trained network.
-        memory: Training steps that the class statistics remember, see `ClassStatistics`; null: all (as published).
-        max_count: See `ClassStatistics`; null: no limit.
-        amplitude_mixup: Train on amplitude-mixed images as well (RAM-DSIR). Without it, the contrastive loss is added
-            to nnU-Net's own, at little more than nnU-Net's cost.
-        half_width: Of the window whose amplitudes are mixed, a fraction of the patch's shortest side in [0, 0.5].
-        consistency: Weight of the symmetric KL divergence between the two predictions; 0 leaves it out.
-        restoration: Weight, per domain, of restoring the original image from the mixed one's features; 0 leaves it out.
-            The term is the mean over the batch, times this weight and the number of domains in training.
-        balanced_batches: With ``domains.json``, draw the samples of a batch from as many domains as possible, equally
-            often. nnU-Net's oversampling of foreground is not changed.
+        contrast: Weight of the contrastive loss, lambda in eq. 13; 0 disables the loss.
+        temperature: Temperature of the contrastive loss, tau; positive.
+        voxels_per_class: Maximum number of randomly chosen voxels per class and step that enter the statistics and the
+            contrastive loss. More than four classes share the voxels of four.
+        start_epoch: Epoch in which the class statistics are collected; the contrastive loss is used from the next epoch
+            on. None: after a fifth of the training, or 0 with ``-pretrained_weights``, since the method starts from a
+            trained network.
+        memory: Number of training steps after which the class statistics have forgotten 1 - 1/e of a feature's weight;
+            None: nothing is forgotten (as published).
+        max_count: Upper limit of the number of features that a class's statistics count, so that older features lose
+            weight; None: no limit.
+        amplitude_mixup: Whether the network is also trained on amplitude-mixed images (RAM-DSIR). Without them, the
+            contrastive loss is added to nnU-Net's own loss, at little more than nnU-Net's cost.
+        half_width: Half-width of the frequency window in which amplitudes are mixed, as a fraction of the patch's
+            shortest side, in [0, 0.5].
+        consistency: Weight of the symmetric KL divergence between the two predictions; 0 disables the term.
+        restoration: Weight, per domain, of restoring the original image from the features of the mixed image; 0
+            disables the term. The mean over the batch is multiplied by this weight and by the number of training
+            domains.
+        balanced_batches: Whether, with ``domains.json``, the samples of a batch come from as many domains as possible,
+            equally often. nnU-Net's foreground oversampling is not changed.
 
     Raises:
-        SettingsError: A value that is not accepted, by name.
+        SettingsError: A setting has a value that is not accepted. The message names the setting.
     """
 
     key: ClassVar[str] = "sgcg"
@@ -74,5 +85,5 @@ class SgCG(Method):
         return self.balanced_batches
 
     def training_module(self, student: Student) -> SgCGTraining:
-        """Contrast and restoration."""
+        """The training module, with the class statistics and the restoration decoder."""
         return SgCGTraining(self, student)

@@ -1,4 +1,4 @@
-"""Random amplitude mixup: low frequencies take their amplitude from another sample.
+"""Random amplitude mixup: low frequencies get a mixture of their own amplitude and that of another sample.
 
 Zhou, Qi, Shi: Generalizable Medical Image Segmentation via Random Amplitude Mixup and Domain-Specific Image Restoration
 (RAM-DSIR), ECCV 2022, https://arxiv.org/abs/2208.03901.
@@ -18,18 +18,18 @@ from nnunet_dg.tensors import wide
 def random_amplitude_mixup(image: Tensor, partner: Tensor, ratio: Tensor, half_width: float = 0.1) -> Tensor:
     """The image with ``ratio * own + (1 - ratio) * partner's`` amplitude in its lowest frequencies; its phase is kept.
 
-    The window holds the frequencies that are at most ``floor(half_width * shortest side)`` from zero along each axis.
-    The result is clipped to the image's own range, per sample and channel. Computed in float32, without gradient.
+    The mixed frequencies are at most ``floor(half_width * shortest side)`` from zero along each axis. The result is
+    clipped to the image's own range, per sample and channel. It is computed in at least float32, without gradient.
 
-    The reference mixes intensities that are not negative, so that the zero frequency (the mean) has phase 0. Z-scored
-    patches have means of either sign. Image and partner are therefore shifted by a common offset, the smaller of their
+    The reference mixes non-negative intensities, so that the zero frequency (the mean) has phase 0. The mean of a
+    z-scored patch may be negative. Image and partner are therefore shifted by a common offset, the smaller of their
     minima per sample and channel, before the transform, and the result is shifted back.
 
     Args:
-        image: ``(B, C, *spatial)``, any range, any number of spatial axes.
-        partner: Same shape; for example a sample of another domain.
-        ratio: ``(B,)``, in [0, 1]; 1 is the identity.
-        half_width: Fraction of the shortest side, in [0, 0.5].
+        image: Images, ``(B, C, *spatial)``, with any range and any number of spatial axes.
+        partner: Images of the same shape, for example of another domain.
+        ratio: Share of the image's own amplitude, ``(B,)``, in [0, 1]; 1 is the identity.
+        half_width: Half-width of the frequency window as a fraction of the shortest side, in [0, 0.5]; default 0.1.
 
     Raises:
         ValueError: The shapes differ, or half_width is outside [0, 0.5].
@@ -48,13 +48,13 @@ def random_amplitude_mixup(image: Tensor, partner: Tensor, ratio: Tensor, half_w
         low, high = own.amin(axes, keepdim=True), own.amax(axes, keepdim=True)
         offset = torch.minimum(low, other.amin(axes, keepdim=True))
         change = _change_of_spectrum(own, other, offset, ratio, _reach(image.shape[2:], half_width))
-        # the transform is linear: adding the change of a few frequencies is cheaper than transforming all of them back
+        # the transform is linear, so adding the change of a few frequencies is cheaper than transforming all back
         result = _from_low_frequencies(change, image.shape[2:]).add_(own)
         return result.clamp_(low, high).to(image.dtype)
 
 
 def random_ratio(size: int, device: torch.device) -> Tensor:
-    """``(size,)`` ratios, each one of 0.1, 0.2, ... 1.
+    """Ratios ``(size,)``, each drawn from 0.1, 0.2, ... 1.
 
     >>> ratio = random_ratio(100, torch.device("cpu"))
     >>> ratio.min() >= 0.1, ratio.max() <= 1
@@ -64,22 +64,22 @@ def random_ratio(size: int, device: torch.device) -> Tensor:
 
 
 class Partners:
-    """For each sample another one at random, of another domain if any has been seen.
+    """Chooses a random partner for each sample, from another domain if one has been seen.
 
-    Candidates are the samples of the batch and the last one of each domain before it, so that a batch of one domain has
-    partners as well. With a single domain it is another sample of the batch, or if there is none, the last one before
-    it. The memory is one sample per domain; it is in no checkpoint.
+    Candidates are the samples of the batch and the last earlier sample of each domain, so that a batch of a single
+    domain has partners as well. If only one domain has been seen, the partner is another sample of the batch or, for a
+    batch of one, the last earlier sample. One sample per domain is remembered. It is not saved in checkpoints.
     """
 
     def __init__(self) -> None:
         self._last: dict[int, Tensor] = {}
 
     def of(self, images: Tensor, domains: Tensor) -> Tensor:
-        """Partners, ``(B, C, *spatial)``; the very first sample is its own partner if it is the only one.
+        """The partner of each sample, ``(B, C, *spatial)``; without candidates, a sample is its own partner.
 
         Args:
-            images: ``(B, C, *spatial)``.
-            domains: Of each sample, ``(B,)``, integers, best on the CPU: their values are needed there.
+            images: Images, ``(B, C, *spatial)``.
+            domains: Domain of each sample, ``(B,)``, integers, preferably on the CPU, where their values are read.
         """
         numbers = domains.tolist()
         samples = [*images.unbind(), *self._last.values()]
@@ -102,16 +102,16 @@ def _reach(spatial: Sequence[int], half_width: float) -> int:
 
 
 def _change_of_spectrum(own: Tensor, other: Tensor, offset: Tensor, ratio: Tensor, reach: int) -> Tensor:
-    """What mixing adds to the image's spectrum, in the window only."""
+    """The difference between the mixed and the original spectrum, within the window."""
     spectrum, partner = (_low_frequencies(x - offset, reach) for x in (own, other))
     amplitude = spectrum.abs()
-    phase = torch.where(amplitude > 0, spectrum.sgn(), 1)  # the phase of zero is 0
+    phase = torch.where(amplitude > 0, spectrum.sgn(), 1)  # a zero amplitude gets phase 0
     ratio = ratio.to(amplitude).reshape(-1, *[1] * (own.ndim - 1))
     return phase * ((1 - ratio) * (partner.abs() - amplitude))
 
 
 def _low_frequencies(x: Tensor, reach: int) -> Tensor:
-    """`torch.fft.rfftn` over the spatial axes, of the window only: axis by axis, dropping the rest at once."""
+    """`torch.fft.rfftn` over the spatial axes, within the window: other frequencies are dropped after each axis."""
     spectrum = torch.fft.rfft(x, dim=-1)[..., : reach + 1]
     for axis in range(x.ndim - 2, 1, -1):
         rows = _rows(x.shape[axis], reach, x.device)
@@ -131,7 +131,7 @@ def _from_low_frequencies(spectrum: Tensor, spatial: Sequence[int]) -> Tensor:
 
 
 def _rows(size: int, reach: int, device: torch.device) -> Tensor:
-    """Where `torch.fft.fft` has the frequencies -reach ... reach of an axis."""
+    """Indices of the frequencies -reach ... reach along an axis in the output of `torch.fft.fft`."""
     reach = min(reach, size // 2)
-    negative = range(max(size - reach, reach + 1), size)  # the highest frequency of an even size is there once
+    negative = range(max(size - reach, reach + 1), size)  # the highest frequency of an even size occurs only once
     return torch.tensor([*range(reach + 1), *negative], device=device)

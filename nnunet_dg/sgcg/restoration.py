@@ -16,14 +16,15 @@ from nnunet_dg.tensors import minmax, wide
 
 
 class DomainBatchNorm(nn.Module):
-    """Batch norm with separate statistics and a separate affine map for each domain. For training only.
+    """Batch norm with separate statistics and a separate affine map for each domain. It is used in training only.
 
     ``(B, C, *spatial)`` and the domain of each sample, ``(B,)`` integers -> the same shape. There are no running
-    statistics, because there is no inference. The affine maps of all domains are one parameter, so that it has a
-    gradient in every step. With one sample of a domain in the batch, its statistics are those of that sample.
+    statistics, because the decoder is not used at inference. The affine maps of all domains are a single parameter, so
+    that it has a gradient in every step. The statistics of a domain are those of its samples in the batch, even of a
+    single one.
 
     Args:
-        num_channels: C.
+        num_channels: Number of channels, C.
         num_domains: Number of domains.
     """
 
@@ -47,16 +48,17 @@ class DomainBatchNorm(nn.Module):
 
 
 class RestorationDecoder(nn.Module):
-    """From the bottleneck to the image: per stage convolution, `DomainBatchNorm`, leaky ReLU, upsampling; then tanh.
+    """Decoder from the bottleneck to the image.
 
+    Each stage is a convolution, `DomainBatchNorm`, a leaky ReLU and upsampling. A 1x1 convolution and tanh follow:
     ``(B, features_per_stage[-1], *bottleneck)`` and the domains ``(B,)`` -> ``(B, image_channels, *spatial)``, in
-    [-1, 1]. Convolving before upsampling costs a quarter (2-D) or an eighth (3-D) of the other order.
+    [-1, 1]. Convolving before upsampling costs a quarter (2-D) or an eighth (3-D) of the reverse order.
 
     Args:
-        features_per_stage: Channels of the encoder's stages, from the first to the bottleneck.
-        strides: Strides of the encoder's stages, one number per axis; the first is the stem's.
-        image_channels: Channels of the image to restore.
-        num_domains: See `DomainBatchNorm`.
+        features_per_stage: Number of channels of each encoder stage, from the first to the bottleneck.
+        strides: Strides of each encoder stage, one number per axis; the first is the stem's.
+        image_channels: Number of channels of the image.
+        num_domains: Number of domains.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class RestorationDecoder(nn.Module):
         self.mode = "bilinear" if dims == 2 else "trilinear"
         widths = list(reversed(features_per_stage))
         self.strides = [tuple(float(s) for s in stride) for stride in reversed(strides)]
-        targets = [*widths[1:], widths[-1]]  # the stem's stride, if it has one, is undone as well
+        targets = [*widths[1:], widths[-1]]  # the last stage undoes the stem's stride
         self.convolutions = nn.ModuleList(
             convolution(n_in, n_out, 3, padding=1) for n_in, n_out in zip(widths, targets, strict=True)
         )
@@ -89,7 +91,7 @@ class RestorationDecoder(nn.Module):
 
 
 def restoration_loss(restored: Tensor, image: Tensor) -> Tensor:
-    """Mean squared difference to the image, min-maxed to [-1, 1] per sample and channel, the range of tanh.
+    """Mean squared difference to the image, which is scaled to [-1, 1], the range of tanh, per sample and channel.
 
     >>> restoration_loss(torch.tensor([[[-1.0, 1.0]]]), torch.tensor([[[5.0, 9.0]]]))  # restored
     tensor(0.)

@@ -1,6 +1,7 @@
 """Running mean and covariance of each class's features (SgCG, eq. 2 and 3).
 
-SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, ICLR 2025 submission.
+SgCG: Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ class ClassStatistics(nn.Module):
     """Count, mean and full covariance of the features of each class.
 
     `update` merges the features of a step (eq. 2 and 3). With ``m`` new features of mean ``mu_b`` and biased covariance
-    ``Sigma_b``, and ``n`` what the class has counted before:
+    ``Sigma_b``, and the class's count ``n`` before the step:
 
-        n~  = (1 - 1 / memory) n                        the features of ``memory`` steps, in the long run
+        n~  = (1 - 1 / memory) n                        converges to the features of ``memory`` steps
         n'  = n~ + m,  mu' = (n~ mu + m mu_b) / n'
         Sigma' = (n~ Sigma + m Sigma_b) / n' + n~ m (mu - mu_b)(mu - mu_b)^T / n'^2
 
-    Without ``memory`` and ``max_count`` nothing is forgotten (as published), and mean and covariance equal those of all
-    features at once, in whatever chunks they came. Under `torch.distributed`, every process gets the statistics of the
-    features of all processes. They carry no gradient.
+    Without ``memory`` and ``max_count`` nothing is forgotten (as published): mean and covariance equal those of all
+    features at once and do not depend on how they were split into updates. Under `torch.distributed`, every process
+    gets the statistics of the features of all processes. They carry no gradient.
 
-    Buffers, float32: ``count (K,)``, ``mean (K, A)``, ``covariance (K, A, A)``.
+    The buffers ``count (K,)``, ``mean (K, A)`` and ``covariance (K, A, A)`` are float32.
 
     Args:
-        num_classes: K.
-        num_features: A.
+        num_classes: Number of classes, K.
+        num_features: Number of features, A.
         max_count: Upper limit of a class's count, so that older features lose weight; None: no limit.
-        memory: Number of updates after which features have lost 1 - 1/e of their weight, at least 1; None: no decay. A
-            class that is absent decays as well, and is not a candidate once its count is below two.
+        memory: Number of updates after which features have lost 1 - 1/e of their weight, at least 1; None: no decay.
+            The counts of absent classes decay as well. A class whose count is below two is not a candidate.
 
     Raises:
         ValueError: ``max_count`` or ``memory`` is below one.
@@ -55,20 +56,24 @@ class ClassStatistics(nn.Module):
 
     @property
     def candidates(self) -> Tensor:
-        """``(K,)`` bool: classes that count at least two features, so that a covariance is defined."""
+        """``(K,)`` bool: classes with at least two features, so that a covariance is defined."""
         return self.count >= 2
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set all statistics to zero."""
         for buffer in self.buffers():
             buffer.zero_()
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Merge ``features (N, A)``, any floating dtype, with ``labels (N,)``; labels outside 0 ... K-1 are left out.
+        """Merge the features of a step into the statistics, in the dtype of the buffers also under autocast.
 
-        In float32 (or the dtype of the buffers), also under autocast. A class with a feature that is not finite is left
-        out of this call: nnU-Net skips such a step, and the statistics would never recover from it.
+        A class with a non-finite feature is not updated by this call: nnU-Net skips such a step, and the statistics
+        would never recover from it.
+
+        Args:
+            features: Features, ``(N, A)``, of any floating dtype.
+            labels: Class of each feature, ``(N,)``, integers; features with a label outside 0 ... K-1 are excluded.
         """
         with torch.autocast(features.device.type, enabled=False):
             self._update(features.detach().to(self.mean.dtype), labels)
@@ -99,7 +104,7 @@ class ClassStatistics(nn.Module):
 
 
 def _count_and_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Of all processes, ``(K,)`` and ``(K, A)``; labels are 0 ... K, where K is left out."""
+    """Count ``(K,)`` and mean ``(K, A)`` over all processes. Labels are 0 ... K; label K is excluded."""
     total = features.new_zeros(num_classes + 1, features.shape[1] + 1)
     total[:, 0] = torch.bincount(labels, minlength=num_classes + 1)
     total[:, 1:].index_add_(0, labels, features)
@@ -109,7 +114,7 @@ def _count_and_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple
 
 
 def _scatter(features: Tensor, labels: Tensor, mean: Tensor) -> Tensor:
-    """Sums of ``(q - mean)(q - mean)^T`` of each class, ``(K, A, A)``: one sort, then one product per class."""
+    """The sum of ``(q - mean)(q - mean)^T`` for each class, ``(K, A, A)``: one sort, then one product per class."""
     order = labels.argsort()
     labels, sizes = labels[order], torch.bincount(labels, minlength=len(mean) + 1).tolist()
     known = len(labels) - sizes[-1]

@@ -1,4 +1,8 @@
-"""The loss terms of SgCG in a training step."""
+"""The loss terms of SgCG in a training step.
+
+Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ FORM = "statistics from start_epoch on, restoration weighed per domain and upsam
 
 
 class SgCGTraining(TrainingModule):
-    """Segmentation of image and amplitude-mixed twin, consistency, restoration and contrast.
+    """Computes segmentation losses of the image and its amplitude-mixed twin, consistency, restoration and contrast.
 
     Args:
-        settings: See `SgCG`.
-        student: The network in training.
+        settings: Settings, see `SgCG`.
+        student: Network in training.
     """
 
     def __init__(self, settings: SgCG, student: Student) -> None:
@@ -48,17 +52,17 @@ class SgCGTraining(TrainingModule):
 
     @property
     def statistics_epoch(self) -> int:
-        """The epoch that collects the class statistics."""
+        """The epoch in which the class statistics are collected."""
         if self.settings.start_epoch is not None:
             return self.settings.start_epoch
         return 0 if self.student.pretrained else self.student.num_epochs // 5
 
     def collects_statistics(self, epoch: int) -> bool:
-        """Whether this epoch collects class statistics and computes no contrastive loss yet."""
+        """Whether class statistics are collected in this epoch, without a contrastive loss."""
         return self.settings.contrast > 0 and epoch == self.statistics_epoch
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """Weights of the terms; the contrast's is 0 up to and including the epoch that collects statistics."""
+        """Weights of the terms. That of the contrast is 0 until the statistics have been collected for an epoch."""
         settings = self.settings
         weights = {"segmentation": 1.0}
         if settings.amplitude_mixup:
@@ -80,7 +84,7 @@ class SgCGTraining(TrainingModule):
         return terms
 
     def _mixed(self, step: Step, features: list[Tensor]) -> dict[str, Tensor]:
-        """The terms of the amplitude-mixed twin, whose penultimate features are appended to ``features``."""
+        """The terms of the amplitude-mixed twin. Its penultimate features are appended to ``features``."""
         domains = self.student.domains(step.batch.keys)
         mixed = step.forward(self.mix(step.batch, domains).data)
         features.append(mixed.features(self.penultimate))
@@ -101,30 +105,30 @@ class SgCGTraining(TrainingModule):
         return {}
 
     def mix(self, batch: Batch, domains: Tensor) -> Batch:
-        """The batch with amplitudes of other samples in its images; voxels outside a mask stay zero."""
+        """The batch with amplitude-mixed images; voxels outside a mask and padding stay zero."""
         image = batch.images
         ratio = random_ratio(len(image), image.device)
         mixed = random_amplitude_mixup(image, self.partners.of(image, domains), ratio, self.settings.half_width)
         return batch.with_images(mixed.masked_fill_(self.student.outside.channels(image), 0))
 
     def classes_inside(self, batch: Batch) -> Tensor:
-        """The class of each voxel, ``(B, *spatial)``; -1 where the image does not show the subject."""
+        """The class of each voxel, ``(B, *spatial)``; -1 outside the mask of masked images and in padding."""
         return self.student.classes(batch.target).masked_fill(self.student.outside.voxels(batch.images), -1)
 
     def conditions(self) -> dict[str, Any]:
-        """The form of the method and the domains."""
+        """The version of the method and the domains, which must be unchanged when a training resumes."""
         return {"form of SgCG": FORM, "domains": list(self.student.domain_names)}
 
     def prepare(self) -> None:
-        """Say in the log from which epochs on statistics are collected and the contrast counts."""
+        """Log from which epochs on statistics are collected and the contrastive loss is used."""
         if not self.settings.contrast:
             return
         start, epochs = self.statistics_epoch, self.student.num_epochs
         self.student.log(f"Contrast: statistics from epoch {start} on, loss from epoch {start + 1} on")
         if start + 1 >= epochs:
             self.student.log(
-                f"WARNING: the training has {epochs} epochs, so the contrast never counts. Set an earlier start_epoch, "
-                f"or train longer."
+                f"WARNING: the training has {epochs} epochs, so the contrastive loss is never used. Set an earlier "
+                f"start_epoch, or train longer."
             )
 
     def start_epoch(self, epoch: int) -> None:

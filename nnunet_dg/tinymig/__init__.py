@@ -1,4 +1,8 @@
-"""TinyMIG (ICML 2025): a foundation model teaches the planned network its statistics and content."""
+"""TinyMIG: a foundation model teaches the planned network its feature statistics and content.
+
+C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision Foundation
+Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.press/v267.
+"""
 
 from nnunet_dg.errors import DimensionError
 from nnunet_dg.tensors import modulate

@@ -1,7 +1,9 @@
-"""Bottleneck adapters: the few parameters of a frozen teacher that train.
+"""Bottleneck adapters: the few trainable parameters in a frozen teacher.
 
-TinyMIG (ICML 2025), section 3.3. They run in parallel to a block's MLP, or to the last convolution block of a level,
-and their scaled output is added to its output, as in AdaptFormer (Chen et al., NeurIPS 2022, eq. 3).
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267, section 3.3. An adapter runs in parallel to a block's MLP, or to the last
+convolution block of a level, and its scaled output is added to that module's output, as in S. Chen et al., AdaptFormer:
+Adapting Vision Transformers for Scalable Visual Recognition, NeurIPS 2022, https://arxiv.org/abs/2205.13535, eq. 3.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ LEAST_WIDTH = 4
 
 
 def hidden_width(width: int, chosen: int | None) -> int:
-    """Hidden width of an adapter: ``chosen``, or a quarter of the block's ``width``, at least `LEAST_WIDTH`."""
+    """Hidden width of an adapter: ``chosen`` or, if None, a quarter of ``width`` and at least `LEAST_WIDTH`."""
     return max(width // 4, LEAST_WIDTH) if chosen is None else chosen
 
 
 class TokenAdapter(nn.Module):
-    """``0.5 * up(gelu(down(x)))`` of an MLP's input ``(..., width)``, which is normalized. Initialized to zero."""
+    """``0.5 * up(gelu(down(x)))`` of the normalized input ``(..., width)`` of an MLP. It is initialized to zero."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -30,13 +32,13 @@ class TokenAdapter(nn.Module):
         _start_at_zero(self.body[-1])
 
     def forward(self, x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """What to add to the output of the MLP. ``shape`` is not used: tokens keep their number."""
+        """The tensor to add to the output of the MLP. ``shape`` is not used, since the number of tokens is kept."""
         added: Tensor = SCALE * self.body(x)
         return added
 
 
 class ConvolutionalAdapter(nn.Module):
-    """The same on feature maps, ``(B, n_in, *any) -> (B, n_out, *shape)``: instance norm and 1x1 convolutions."""
+    """An adapter of feature maps, ``(B, n_in, *any) -> (B, n_out, *shape)``: instance norm and 1x1 convolutions."""
 
     def __init__(self, dims: int, n_in: int, n_out: int, hidden: int) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class ConvolutionalAdapter(nn.Module):
         _start_at_zero(self.body[-1])
 
     def forward(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """What to add to the output of the convolution block, whose spatial shape is ``shape``."""
+        """The tensor to add to the output of the convolution block, whose spatial shape is ``shape``."""
         added: Tensor = SCALE * self.body(resize(x, shape))
         return added
 

@@ -1,4 +1,8 @@
-"""CDC: the prediction stays what it was when the features' distribution is another (TinyMIG, eq. 4)."""
+"""CDC (cross-distribution consistency): the prediction does not change with the distribution of the features.
+
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267, eq. 4.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,17 @@ from nnunet_dg.tensors import symmetric_kl, wide
 def cross_distribution_consistency(
     logits_a: Tensor, logits_b: Tensor, regions: bool = False, divergence: str = "kl"
 ) -> Tensor:
-    """``KL(a || b) + KL(b || a)``, summed over classes, averaged over voxels. The gradient flows both ways.
+    """``KL(a || b) + KL(b || a)``, summed over classes, averaged over voxels. The gradient flows into both.
 
     Args:
-        logits_a: of the student, ``(B, K, *spatial)``.
-        logits_b: of its styled pass, the same shape.
-        regions: the channels are regions that may overlap, so each is a Bernoulli variable of its own.
-        divergence: one of `DIVERGENCES`; others than ``"kl"`` are the paper's table 8.
+        logits_a: Logits of the student, ``(B, K, *spatial)``.
+        logits_b: Logits of its styled pass, the same shape.
+        regions: Whether the channels are regions that may overlap, so that each is a separate Bernoulli variable;
+            default False: the channels are exclusive classes.
+        divergence: Divergence, one of `DIVERGENCES`; default ``"kl"``. The others are those of the paper's table 8.
 
     Raises:
-        ValueError: an unknown divergence.
+        ValueError: The divergence is unknown.
 
     >>> student, styled = torch.tensor([[[0.0], [0.0]]]), torch.tensor([[[0.0], [2.0]]])
     >>> cross_distribution_consistency(student, styled)
@@ -42,7 +47,7 @@ def _mean_squared(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:
 
 
 def _jensen_shannon(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:
-    """``(KL(a || m) + KL(b || m)) / 2`` with m the mean of the two."""
+    """``(KL(a || m) + KL(b || m)) / 2``, where m is the mean of both probabilities."""
     a, b = (_probabilities(logits, regions) for logits in (logits_a, logits_b))
     total = _to_the_mean(a, b)
     return (total + _to_the_mean(1 - a, 1 - b) if regions else total).sum(1).mean()

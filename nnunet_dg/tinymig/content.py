@@ -1,6 +1,7 @@
-"""FDCE: learned filters on amplitude and phase, and a weight per channel from the phase.
+"""FDCE: learned filters of amplitude and phase, and a weight per channel that is computed from the phase.
 
-TinyMIG (ICML 2025), eq. 5-11.
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267, eq. 5-11.
 """
 
 from __future__ import annotations
@@ -13,30 +14,31 @@ from torch import Tensor, nn
 
 from nnunet_dg.tensors import wide
 
-BRANCH_CUT = 1e-4 - math.pi  # a negative real frequency has phase pi, not minus pi where rounding made it so
+BRANCH_CUT = 1e-4 - math.pi  # negative real frequencies have phase pi; rounding can turn it into minus pi
 
-NOTHING = 1e-12  # an amplitude of float32 rounding
+NOTHING = 1e-12  # smaller amplitudes are float32 rounding errors
 
 
 class FrequencyContentEnhancement(nn.Module):
-    """``(B, channels, *spatial_shape)`` -> the same shape, in float32 also under autocast.
+    """Frequency-domain content enhancement: ``(B, channels, *spatial_shape)`` -> the same shape, in at least float32.
 
-    The filters hold one logit per frequency, shared by the channels, and start at one; amplitude and phase are
-    multiplied by their sigmoid. The channel refiner squeezes the filtered phase spectrum to its mean and excites it to
-    one weight per channel. The spectrum of a real feature is kept by half; in the planes that this half shares with its
-    mirror image the filters are tied, see `hermitian`, so that the result is the same on all devices.
+    Amplitude and phase are multiplied by the sigmoid of their filters. A filter has one logit per frequency, shared by
+    all channels and initialized to one. The channel refiner is a squeeze and excitation: it maps the mean of the
+    filtered phase spectrum to one weight per channel. Only half of the spectrum of a real feature is stored. In the
+    planes that this half shares with its mirror image the filters are tied, see `hermitian`, so that the result is the
+    same on all devices.
 
     Args:
-        channels: Channels of the feature.
+        channels: Number of channels of the feature.
         spatial_shape: Spatial shape of the feature, two or three sizes.
-        amplitude: Filter the amplitude (FDCE-A). False is an ablation of the paper's table 6.
-        phase: Filter the phase (FDCE-P). False is an ablation, too.
-        refine: Weigh the channels. False is an ablation, too. A weight per channel has no effect on an alignment that
-            is free of scale.
-        reduction: Reduction of the squeeze and excitation.
+        amplitude: Whether the amplitude is filtered (FDCE-A); False is an ablation of the paper's table 6.
+        phase: Whether the phase is filtered (FDCE-P); False is an ablation of table 6.
+        refine: Whether channels are weighted; False is an ablation of table 6. Weights of channels have no effect on an
+            alignment that is free of scale.
+        reduction: Reduction factor of the squeeze and excitation; default 4.
 
     Raises:
-        ValueError: A feature of another shape.
+        ValueError: The feature has another shape.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class FrequencyContentEnhancement(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         if tuple(feature.shape[1:]) != self.shape:
-            raise ValueError(f"a feature of shape (B, {', '.join(map(str, self.shape))}) was expected; got "
+            raise ValueError(f"The feature must have shape (B, {', '.join(map(str, self.shape))}); got "
                              f"{tuple(feature.shape)}.")  # fmt: skip
         axes = tuple(range(2, feature.ndim))
         with torch.autocast(feature.device.type, enabled=False):
@@ -74,10 +76,10 @@ class FrequencyContentEnhancement(nn.Module):
             return enhanced * weights.reshape(*weights.shape, *[1] * len(axes))
 
     def filtered(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        """A half spectrum ``(B, channels, *frequencies)`` with filtered amplitude and phase, and that phase."""
+        """The half spectrum ``(B, channels, *frequencies)`` after filtering, and its filtered phase."""
         spatial = self.shape[1:]
         amplitude = spectrum.abs()
-        phase = spectrum.masked_fill(amplitude < NOTHING, 0).angle()  # which has no finite gradient there
+        phase = spectrum.masked_fill(amplitude < NOTHING, 0).angle()  # its gradient is not finite at tiny amplitudes
         phase = torch.where(phase < BRANCH_CUT, phase + 2 * math.pi, phase)
         if self.amplitude_filter is not None:
             amplitude = amplitude * hermitian(self.amplitude_filter.sigmoid(), spatial)
@@ -87,18 +89,18 @@ class FrequencyContentEnhancement(nn.Module):
 
 
 def hermitian(half: Tensor, spatial_shape: Sequence[int]) -> Tensor:
-    """A half spectrum that is one of a real signal: its self-mirrored planes are averaged with their mirror images.
+    """Project a half spectrum onto one of a real signal: average its self-mirrored planes with their mirror images.
 
-    These planes are index 0 and, for an even size, the last index of the last axis. In them the value at ``-k`` must be
-    the conjugate of the one at ``k``, where k are the frequencies of the other axes. Otherwise the inverse of the real
-    Fourier transform is undefined (cuFFT); CPUs compute what they compute after this average.
+    These planes are index 0 and, for an even size, the last index of the last axis. In them, the value at ``-k`` must
+    be the conjugate of the value at ``k``, where k are the frequencies of the other axes. Otherwise cuFFT's inverse
+    real Fourier transform is undefined. On CPUs, this average does not change the inverse transform.
 
     Args:
-        half: ``(..., *frequencies)``, real or complex, as `torch.fft.rfftn` has it.
+        half: Half spectrum or filter, ``(..., *frequencies)``, real or complex, in the layout of `torch.fft.rfftn`.
         spatial_shape: Spatial shape of the signal.
 
     Returns:
-        The same shape and dtype.
+        A tensor of the same shape and dtype.
     """
     axes = tuple(range(1 - len(spatial_shape), 0))
 

@@ -1,4 +1,4 @@
-"""The teacher's light segmentation decoder, through which the labels train adapters and reprogramming."""
+"""The teacher's light segmentation decoder. Through it, the labels train the adapters and the reprogramming."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from nnunet_dg.tinymig.reprogramming import CONVOLUTIONS, MODES, resize
 class TeacherDecoder(nn.Module):
     """Features from fine to coarse, each ``(B, widths[i], *spatial_i)`` -> logits ``(B, outputs, *patch)``.
 
-    From the coarsest on: one 1x1 convolution to a common width, upsampled and added to the next. One 3x3 convolution
-    and a segmentation layer at half the resolution of the patch, whose logits are upsampled.
+    A 1x1 convolution brings each feature to a common width. Starting from the coarsest, the sum is upsampled and added
+    to the next finer feature. A 3x3 convolution and a segmentation layer follow at half the resolution of the patch,
+    and the logits are upsampled.
 
     Args:
-        widths: Channels of the features, from fine to coarse.
+        widths: Number of channels of each feature, from fine to coarse.
         outputs: Number of segmentation heads.
         patch: Spatial shape of the logits, two or three sizes.
     """

@@ -1,4 +1,8 @@
-"""TinyMIG as a method: its settings and its training module."""
+"""TinyMIG as a method: its settings and its training module.
+
+C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision Foundation
+Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.press/v267.
+"""
 
 from __future__ import annotations
 
@@ -23,36 +27,41 @@ MOST_WIDTH = 4096
 
 @dataclass(frozen=True)
 class TinyMIG(Method):
-    """TinyMIG: a foundation model teaches the planned network, which is what is deployed.
+    """TinyMIG: a foundation model teaches the planned network. Only the planned network is used for inference.
 
     C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision
     Foundation Models to Single-Domain Medical Imaging, ICML 2025, PMLR 267, https://proceedings.mlr.press/v267. Five
-    loss terms in place of nnU-Net's loss: labels for the teacher, for the student and for the student in the teacher's
-    style, alignment of their content (LRA), and consistency between both passes (CDC). The teacher stays frozen,
-    adapters in it train. Voxels outside a mask and padding are shown to it at the minimum of the patch, see
-    `nnunet_dg.outside`. The defaults are the method as published, except `alignment_scale`.
+    terms replace nnU-Net's loss: the segmentation losses of the teacher, of the student and of the student with the
+    teacher's feature statistics (the styled pass), the alignment of their content (LRA), and the consistency of both
+    passes (CDC). The teacher is frozen except for small adapters. It sees padding and voxels outside a mask at the
+    minimum of the patch, see `nnunet_dg.outside`. The defaults are the method as published, except for
+    `alignment_scale`.
 
     Attributes:
-        teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension), or a ViT of timm by
-            its name (2-D); ``"random:NAME"``: the same with random weights; null: one of `DEFAULT_TEACHERS`.
-        weights: a checkpoint file for the teacher (MedSAM's for ``"samvit_base_patch16"``), or for `nnunet` the model
-            folder; null: the published file. Read whenever a training starts or goes on.
-        teacher_scaling: What the teacher gets, per patch: ``"minmax"``, [0, 1], as MedSAM was trained; ``"zscore"``, as
-            most nnU-Nets are trained; ``"timm"``, for ViTs of timm, the mean and deviation of their training images
-            after min-max (SAM, DINOv2); null: ``"timm"`` for a ViT, ``"minmax"`` for any other.
-        architecture: of the network in the model folder of `nnunet`; `completed` reads it.
-        adapter_width: Hidden width of the bottleneck adapters; null: a quarter of the width of their block, at least 4.
-        loss_weights: of the teacher's segmentation loss, the styled student's, the student's, of alignment and
-            consistency: l1 ... l5, all positive.
-        statistics: what gives the styled features their mean and deviation, one of `STATISTICS` (table 5).
-        divergence: of the consistency, one of `DIVERGENCES` (table 8).
-        alignment_scale: How enhanced features are compared. ``"free"``: each brought to zero mean and unit RMS per
-            sample and channel first. ``"paper"``: as they are (eq. 13), which the filters learn to shrink.
-        ablate: what is left out (tables 4 and 6), names of `ABLATIONS`. With neither alignment nor co-training nothing
-            trains the reprogramming, and the styles are those of the teacher's features in random combination.
+        teacher: Name of the teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension)
+            or the name of a ViT in timm (2-D). ``"random:NAME"`` is the same model with random weights. None:
+            ``"samvit_base_patch16.sa1b"`` in 2-D and ``"anatomix"`` in 3-D.
+        weights: Checkpoint file of the teacher (MedSAM's for ``"samvit_base_patch16"``), or for `nnunet` the model
+            folder; None: the published file. It is read whenever a training starts or resumes.
+        teacher_scaling: Scaling of each patch before the teacher: ``"minmax"`` to [0, 1], with which MedSAM was
+            trained; ``"zscore"``, with which most nnU-Nets are trained; or ``"timm"``, for ViTs in timm (SAM, DINOv2),
+            min-max followed by the mean and deviation of their training images. None: ``"timm"`` for a ViT and
+            ``"minmax"`` for other teachers.
+        architecture: Architecture of the network in the model folder of `nnunet`; filled in when a training starts.
+        adapter_width: Hidden width of the bottleneck adapters; None: a quarter of their block's width, at least 4.
+        loss_weights: Weights l1 ... l5 of the teacher's segmentation loss, the styled student's, the student's, the
+            alignment and the consistency.
+        statistics: Source of the mean and deviation of the styled features (table 5): ``"ufdm"`` takes those of the
+            teacher's features or random ones, the others change the student's own.
+        divergence: Divergence between the two predictions in the consistency term (table 8).
+        alignment_scale: How enhanced features are compared. ``"free"``: after normalizing each to zero mean and unit
+            RMS per sample and channel. ``"paper"``: without normalization (eq. 13), so that the filters can reduce the
+            loss by shrinking the features.
+        ablate: Parts of the method that are disabled (tables 4 and 6). Without both lra and co_training, the
+            reprogramming is not trained, and the styles come from random combinations of the teacher's features.
 
     Raises:
-        SettingsError: A value that is not accepted, by name.
+        SettingsError: A setting has a value that is not accepted. The message names the setting.
     """
 
     key: ClassVar[str] = "tinymig"
@@ -77,10 +86,10 @@ class TinyMIG(Method):
     ablate: tuple[str, ...] = subset(*ABLATIONS)
 
     def check(self) -> None:
-        """Refuse settings that do not fit a random teacher."""
+        """Raise a SettingsError for settings that do not fit a random teacher."""
         if self.teacher == "random:nnunet":
             raise SettingsError(
-                "teacher 'random:nnunet' has no architecture: set teacher to nnunet and weights to a folder."
+                "teacher 'random:nnunet' has no architecture: set teacher to nnunet and weights to a model folder."
             )
         if self.random and self.weights is not None:
             raise SettingsError(
@@ -88,31 +97,31 @@ class TinyMIG(Method):
             )
 
     def training_module(self, student: Student) -> TinyMIGTraining:
-        """Teacher, reprogramming, its decoder, and the alignment."""
+        """The training module, with the teacher, the reprogramming, the teacher's decoder and the alignment."""
         return TinyMIGTraining(self, student)
 
     @property
     def random(self) -> bool:
-        """Whether the teacher was asked for with random weights."""
+        """Whether the settings name a teacher with random weights."""
         return self.teacher is not None and self.teacher.startswith("random:")
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether anything of what is not left out asks the teacher."""
+        """Whether an enabled part of the method uses the teacher."""
         styled = self.uses("ufdm") and self.statistics == "ufdm"
         return styled or self.uses("lra") or self.uses("co_training")
 
     def uses(self, part: str) -> bool:
-        """Whether ``part``, one of `ABLATIONS`, is there. Without a styled student, there is no consistency with it."""
+        """Whether ``part``, one of `ABLATIONS`, is enabled. Consistency (cdc) requires the styled student (ufdm)."""
         return part not in self.ablate and not (part == "cdc" and "ufdm" in self.ablate)
 
     def term_weights(self) -> dict[str, float]:
-        """The weights of the loss terms that are there, by the names of `TERMS`."""
+        """The weights of the enabled loss terms, by the names of `TERMS`."""
         part_of = {"segmentation_teacher": "co_training", "segmentation_styled": "ufdm"}
         part_of |= {"alignment": "lra", "consistency": "cdc"}
         weights = zip(TERMS, self.loss_weights, strict=True)
         return {term: weight for term, weight in weights if term not in part_of or self.uses(part_of[term])}
 
     def completed(self, earlier: TinyMIG | None = None) -> TinyMIG:
-        """With the architecture of the teacher's model folder, see `with_architecture`."""
+        """The settings, with the architecture of the teacher's model folder filled in, see `with_architecture`."""
         return with_architecture(self, self.teacher or "", earlier)

@@ -1,6 +1,7 @@
-"""UFDM: giving a student's features the statistics of a foundation model's features, or random ones.
+"""UFDM: gives a student's features the statistics of a foundation model's features, or random ones.
 
-TinyMIG (ICML 2025), eq. 1-3; and the statistics that its table 5 puts in their place.
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267, eq. 1-3, and the alternatives of its table 5.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from nnunet_dg.tensors import Statistics, statistics
 
 @torch.no_grad()
 def universal_statistics(reference: Tensor, concentration: float = 0.1) -> Statistics:
-    """Eq. 2: for each sample and channel the reference's statistics, or uniform ones, without gradient.
+    """Eq. 2 of TinyMIG: for each sample and channel, the reference's statistics or uniform ones, without gradient.
 
     ``lambda ~ Bernoulli(Q)``, ``Q ~ Beta(concentration, concentration)``; where lambda is one, mean and deviation are
-    from U(0, 1).
+    drawn from U(0, 1).
 
     Args:
-        reference: The foundation model's reprogrammed feature, ``(B, A, *any)``.
-        concentration: Of the Beta distribution.
+        reference: Reprogrammed feature of the foundation model, ``(B, A, *any)``.
+        concentration: Both parameters of the Beta distribution; default 0.1.
 
     Returns:
         Mean and deviation, each ``(B, A)``.
@@ -43,13 +44,14 @@ def universal_statistics(reference: Tensor, concentration: float = 0.1) -> Stati
 
 @dataclass(frozen=True)
 class OwnStatistics:
-    """How the styled pass changes a student's own statistics, in UFDM's place (table 5).
+    """How the styled pass changes a student's own statistics, in place of UFDM (table 5).
 
     Attributes:
-        draw: From a feature ``(B, A, *spatial)`` and, for a single sample, statistics of an earlier one.
-        detached: See `modulate`.
-        partners: Whether a single sample needs an earlier one.
-        needs_batch: Whether a single sample keeps its own statistics.
+        draw: Function that returns new statistics, from a feature ``(B, A, *spatial)`` and, for a batch of one sample,
+            the statistics of an earlier sample.
+        detached: Whether the feature's own statistics are constants for the gradient, see `modulate`.
+        partners: Whether a batch of one sample needs an earlier sample.
+        needs_batch: Whether the statistics of a batch of one sample are not changed.
     """
 
     draw: Callable[[Tensor, Statistics | None], Statistics]

@@ -1,4 +1,8 @@
-"""FRM: residual blocks that give a teacher's feature the student's width and grid (TinyMIG, ICML 2025, section 3.3)."""
+"""FRM: residual blocks that bring a teacher's feature to the width and grid of the student's.
+
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267, section 3.3.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ POOLINGS: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.ada
 
 
 def resize(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """``(B, A, *any) -> (B, A, *shape)``: averaged along axes that shrink, interpolated along those that grow."""
+    """``(B, A, *any) -> (B, A, *shape)``: averages along axes that shrink and interpolates along axes that grow."""
     shape, dims = tuple(shape), len(shape)
     smaller = tuple(min(a, b) for a, b in zip(x.shape[2:], shape, strict=True))
     if smaller != tuple(x.shape[2:]):
@@ -25,7 +29,7 @@ def resize(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with instance norm around a skip, which changes width where it has to."""
+    """Two 3x3 convolutions with instance norm, and a skip connection with a 1x1 convolution if the width changes."""
 
     def __init__(self, dims: int, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -41,13 +45,13 @@ class ResidualBlock(nn.Module):
 
 
 class FeatureReprogramming(nn.Module):
-    """``(B, n_in, *any)`` -> ``(B, n_out, *spatial)``. The first block, which changes width, is on the coarser grid.
+    """``(B, n_in, *any)`` -> ``(B, n_out, *spatial)``. The first block, which changes the width, uses the coarser grid.
 
     Args:
-        n_in: The teacher's channels.
-        n_out: The student's channels.
-        spatial: The grid on which both are compared, two or three sizes.
-        blocks: Number of residual blocks.
+        n_in: Number of channels of the teacher's feature.
+        n_out: Number of channels of the student's feature.
+        spatial: Spatial shape in which both are compared, two or three sizes.
+        blocks: Number of residual blocks; default 2.
     """
 
     def __init__(self, n_in: int, n_out: int, spatial: Sequence[int], blocks: int = 2) -> None:
@@ -59,7 +63,7 @@ class FeatureReprogramming(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         first, *others = self.blocks
         coarse = feature.shape[2:].numel() < math.prod(self.spatial)
-        x = first(feature) if coarse else feature  # a teacher's many channels on its own few tokens
+        x = first(feature) if coarse else feature  # cheaper: the many channels of a teacher on its few tokens
         x = resize(x, self.spatial)
         for block in others if coarse else self.blocks:
             x = block(x)

@@ -1,4 +1,8 @@
-"""The style of TinyMIG's styled pass: what gives the student's features other statistics."""
+"""The style of TinyMIG's styled pass, in which the student's features get other statistics.
+
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267, eq. 3.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +17,40 @@ class Style:
     """Gives the features of one encoder stage other statistics, between `begin` and `end`.
 
     Args:
-        own: How the features' own statistics are changed; None: `begin` is told the statistics.
+        own: How the features' own statistics are changed; None: `begin` gets the new statistics.
     """
 
     def __init__(self, own: OwnStatistics | None = None) -> None:
         self.own = own
-        self._given: Statistics | None = None
+        self._new: Statistics | None = None
         self._single: Statistics | None = None
         self._earlier = EarlierSamples()
 
-    def begin(self, given: Statistics | None = None) -> None:
-        """Statistics of the next pass: mean and deviation, each ``(B, A)``; None where the features' own are changed.
+    def begin(self, new: Statistics | None = None) -> None:
+        """Set the statistics of the next pass.
 
-        A single sample takes those of an earlier one.
+        Args:
+            new: Mean and deviation, each ``(B, A)``; None if the features' own statistics are changed. A batch of one
+                sample then uses the statistics of an earlier sample.
         """
-        self._given = given if self.own is None else self._earlier.draw()
+        self._new = new if self.own is None else self._earlier.draw()
 
     def end(self) -> None:
-        """Forget the given statistics, and remember those of a single sample for later ones."""
+        """Forget the new statistics, and remember those of a batch of one sample for later batches."""
         if self._single is not None:
             self._earlier.remember(self._single)
-        self._given, self._single = None, None
+        self._new, self._single = None, None
 
     def __call__(self, feature: Tensor) -> Tensor:
-        """``(B, A, *spatial)`` -> the same shape and dtype, in the style.
+        """``(B, A, *spatial)`` -> the same shape and dtype, with other statistics.
 
         Raises:
-            RuntimeError: The style has no statistics of its own, and none were given.
+            RuntimeError: `begin` was not called, or got no statistics although the features' own are not changed.
         """
         if self.own is not None:
             if self.own.partners and len(feature) == 1:
                 self._single = statistics(feature.detach())
-            return modulate(feature, *self.own.draw(feature, self._given), detached=self.own.detached)
-        if self._given is None:
-            raise RuntimeError("No statistics: this style has none of its own, and 'begin' was told none.")
-        return modulate(feature, *self._given)
+            return modulate(feature, *self.own.draw(feature, self._new), detached=self.own.detached)
+        if self._new is None:
+            raise RuntimeError("There are no statistics for this style: pass them to 'begin' before the forward pass.")
+        return modulate(feature, *self._new)

@@ -1,8 +1,9 @@
-"""Teachers: frozen foundation models with small trainable adapters, which give feature maps at several depths.
+"""Teachers of TinyMIG: frozen foundation models with small trainable adapters, read at several depths.
 
-One protocol, whatever the model: `Teacher.features` takes a batch of images as nnU-Net normalised them and returns as
-many maps as the student has stages to be taught, four at most. The frozen model is no part of the teacher's state dict,
-its parameters, or what DDP sees: it is rebuilt from its own weights file.
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267. All models have the same interface: `Teacher.features` takes a batch of images as
+nnU-Net normalized them and returns one map per taught stage of the student, at most four. The frozen model is excluded
+from the teacher's state dict, its parameters and DDP. It is rebuilt from its own weights file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.errors import DimensionError, SettingsError
 from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights, vit
-from nnunet_dg.extractors import weights as room
+from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.anatomix import VARIANTS, Anatomix
 from nnunet_dg.extractors.base import SCALINGS
 from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter, hidden_width
@@ -28,29 +29,31 @@ if TYPE_CHECKING:
 
 DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
 
-CONVOLUTIONAL = (*VARIANTS, "nnunet")  # the extractors that can teach; any other name is a ViT of timm
-RANDOM_SEED = 0  # of random teachers: the same in every process, also where a training is resumed
+CONVOLUTIONAL = (*VARIANTS, "nnunet")  # the extractors that can teach; any other name is a ViT in timm
+RANDOM_SEED = 0  # random teachers are the same in all processes and after a training resumes
 
 
 class Teacher(nn.Module):
     """A frozen model with adapters parallel to its blocks, whose features are read at several depths.
 
     Args:
-        model: The frozen model.
-        run: The features of images that fit the model, ``(B, in_channels, *spatial)``, one map per depth.
-        widths: Channels of the maps.
-        adapters: Modules of the model, and for each the adapter that sees its input and is added to its output. Without
-            adapters, nothing of the teacher trains.
-        in_channels: Input channels of the model.
-        repeats: Whether a single image channel is shown in all input channels, or only in the first.
-        multiple: Spatial sizes have to be multiples of this, per axis, and at least twice this.
-        scaling: Of each sample and channel: one of `SCALINGS`, or ``"timm"``, min-max followed by ``mean`` and ``std``.
-        mean: Of the model's training images in [0, 1], per input channel; used by ``"timm"``.
-        std: Their deviation, per input channel; used by ``"timm"``.
+        model: Frozen model.
+        run: Function from images that fit the model, ``(B, in_channels, *spatial)``, to one feature map per depth.
+        widths: Number of channels of each map.
+        adapters: Pairs of a module of the model and its adapter, which gets the module's input and is added to its
+            output. Without adapters, the teacher has no trainable parameters.
+        in_channels: Number of input channels of the model.
+        repeats: Whether a single image channel is repeated in all input channels, or only fills the first.
+        multiple: Divisor of the spatial sizes, per axis; sizes are also at least twice this.
+        scaling: Scaling of each sample and channel: one of `SCALINGS`, or ``"timm"``, min-max followed by ``mean`` and
+            ``std``; default ``"minmax"``.
+        mean: Mean of the model's training images in [0, 1], per input channel, for ``"timm"``.
+        std: Deviation of the model's training images in [0, 1], per input channel, for ``"timm"``.
 
     Attributes:
-        fingerprint: Of the frozen weights, in the state dict, so that a training is resumed with the same teacher.
-        has_weights: False until `load_teacher`.
+        fingerprint: Fingerprint of the frozen weights. It is in the state dict, so that a training only resumes with
+            the same teacher.
+        has_weights: Whether `load_teacher` has filled the frozen model.
     """
 
     fingerprint: Tensor
@@ -71,7 +74,7 @@ class Teacher(nn.Module):
         std: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
-        self._frozen = (model.eval().requires_grad_(False),)  # a tuple, so that it is no submodule
+        self._frozen = (model.eval().requires_grad_(False),)  # in a tuple, it is not registered as a submodule
         self.run = run
         self.widths = tuple(widths)
         self.in_channels, self.repeats = in_channels, repeats
@@ -94,28 +97,28 @@ class Teacher(nn.Module):
         return self._frozen[0]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Teacher:
-        self.frozen._apply(fn)  # to a device, say: the frozen model goes along
+        self.frozen._apply(fn)  # for example, the frozen model moves to a device with the teacher
         super()._apply(fn, recurse)
         return self
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The maps of ``x``, with gradients into the adapters.
+        """The feature maps of ``x``, with gradients into the adapters.
 
-        Each image channel is scaled per sample, and resized up to what the model accepts. A model that takes as many
-        channels sees them at once: so does a ViT any three, as if they were colors. Any other model sees each channel
-        separately, and the maps are averaged.
+        Each image channel is scaled per sample and enlarged to a size that the model accepts. A model with C input
+        channels sees all channels at once; a ViT therefore treats any three channels as colors. Otherwise the model
+        sees each channel separately, and the maps are averaged.
 
         Args:
-            x: ``(B, C, *spatial)``, any range.
+            x: Images, ``(B, C, *spatial)``, with any range.
 
         Returns:
             One ``(B, widths[i], *any)`` per depth.
 
         Raises:
-            RuntimeError: the frozen model has no weights yet.
+            RuntimeError: The frozen model has no weights yet.
         """
         if not self.has_weights:
-            raise RuntimeError("The teacher has no weights yet: nnU-Net's run_training loads them (on_train_start).")
+            raise RuntimeError("The teacher has no weights yet: nnU-Net's run_training loads them in on_train_start.")
         size = [max(2 * m, -(-n // m) * m) for n, m in zip(x.shape[2:], self.multiple, strict=True)]
         images, channels = x.shape[:2]
         x = SCALINGS["minmax" if self.scaling == "timm" else self.scaling](x)
@@ -135,13 +138,13 @@ def build_teacher(settings: TinyMIG, patch_size: Sequence[int], depths: int) -> 
     """The teacher that ``settings`` name, without its weights.
 
     Args:
-        settings: See `TinyMIG`.
-        patch_size: Of the configuration, two or three sizes.
+        settings: Settings, see `TinyMIG`.
+        patch_size: Patch size of the configuration, two or three sizes.
         depths: Maximum number of maps.
 
     Raises:
-        SettingsError: There is no such teacher, the patch is too small for it, or it takes no such scaling.
-        DimensionError: It has another number of axes.
+        SettingsError: The teacher is unknown, the patch is too small for it, or it does not accept the scaling.
+        DimensionError: The teacher and the configuration have different dimensions.
 
     >>> from nnunet_dg.tinymig import TinyMIG
     >>> build_teacher(TinyMIG(teacher="random:anatomix"), patch_size=(32, 32, 32), depths=4).widths
@@ -153,7 +156,7 @@ def build_teacher(settings: TinyMIG, patch_size: Sequence[int], depths: int) -> 
     if name in CONVOLUTIONAL:
         if scaling == "timm":
             raise SettingsError(
-                f"teacher_scaling 'timm' is for ViTs of timm; teacher '{name}' takes {' or '.join(SCALINGS)}."
+                f"teacher_scaling 'timm' is for ViTs in timm; teacher '{name}' takes {' or '.join(SCALINGS)}."
             )
         extractor = create_extractor(name, architecture=settings.architecture)
         if dims not in extractor.accepted_dims:
@@ -166,22 +169,30 @@ def build_teacher(settings: TinyMIG, patch_size: Sequence[int], depths: int) -> 
     if any(n < m for n, m in zip(patch_size, teacher.multiple, strict=True)):
         raise SettingsError(
             f"The planned patch, {' x '.join(map(str, patch_size))}, is smaller than the patches of teacher '{name}', "
-            f"{' x '.join(map(str, teacher.multiple))}. Increase patch_size in the plans, or take teacher 'nnunet'."
+            f"{' x '.join(map(str, teacher.multiple))}. Increase patch_size in the plans, or set teacher to 'nnunet'."
         )
     return teacher
 
 
 def teacher_name(settings: TinyMIG, dims: int) -> str:
-    """The model's name, without ``random:``."""
+    """The name of the teacher's model, without ``random:``."""
     return (settings.teacher or DEFAULT_TEACHERS[dims]).removeprefix("random:")
 
 
 def load_teacher(teacher: Teacher, settings: TinyMIG, dims: int) -> str:
-    """Fill the frozen model from the file that is set, or the published one, fetched once; says in words from where.
+    """Load the teacher's weights from the given file, or from the published one, which is fetched once.
+
+    Args:
+        teacher: Teacher whose frozen model gets the weights.
+        settings: Settings, see `TinyMIG`.
+        dims: Number of spatial axes, 2 or 3.
+
+    Returns:
+        A line for the log, which says where the weights come from.
 
     Raises:
-        WeightsError: the file is missing, cannot be fetched, or is not what it should be.
-        SettingsError: A checkpoint was loaded whose training had other weights.
+        WeightsError: The file is missing, cannot be fetched, is damaged, or is of another model.
+        SettingsError: The loaded checkpoint was trained with other weights.
 
     >>> from nnunet_dg.tinymig import TinyMIG
     >>> settings = TinyMIG(teacher="random:anatomix")
@@ -190,28 +201,29 @@ def load_teacher(teacher: Teacher, settings: TinyMIG, dims: int) -> str:
     """
     name, model = teacher_name(settings, dims), teacher.frozen
     if settings.random:
-        if isinstance(model, FrozenExtractor):  # ViTs are made with random weights
+        if isinstance(model, FrozenExtractor):  # ViTs are created with random weights
             _reset(model)
-        where = "random weights, as asked for"
+        source = "random weights, as asked for"
     elif isinstance(model, FrozenExtractor):
         path = load_weights(model, name, settings.weights)
-        where = f"weights from {path} ({'as set' if settings.weights else room.state(room.published(name))})"
+        origin = "as set" if settings.weights else weight_files.state(weight_files.published(name))
+        source = f"weights from {path} ({origin})"
     else:
         path = vit.load(model, name, settings.weights)
-        where = f"weights from {path} ({'as set' if settings.weights else 'published file'})"
-    now = fingerprint(model)
-    if int(teacher.fingerprint) not in (0, now):
+        source = f"weights from {path} ({'as set' if settings.weights else 'published file'})"
+    current = fingerprint(model)
+    if int(teacher.fingerprint) not in (0, current):
         raise SettingsError(
-            f"This checkpoint was trained with other weights of teacher '{name}' than now: {where}. Put them "
-            f"back, or start from the checkpoint's network with -pretrained_weights."
+            f"This checkpoint was trained with other weights of teacher '{name}'; this training has {source}. Restore "
+            f"the earlier weights, or start from the checkpoint's network with -pretrained_weights."
         )
-    teacher.fingerprint.fill_(now)
+    teacher.fingerprint.fill_(current)
     teacher.has_weights = True
-    return f"Teacher {name}: {where}; teacher_scaling {teacher.scaling}"
+    return f"Teacher {name}: {source}; teacher_scaling {teacher.scaling}"
 
 
 def fingerprint(model: nn.Module) -> int:
-    """A number that stands for the weights and buffers of a model; never 0."""
+    """A positive number that identifies the weights and buffers of a model."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -219,7 +231,7 @@ def fingerprint(model: nn.Module) -> int:
 
 
 def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIG, depths: int) -> Teacher:
-    """The finest levels of a U-Net's decoder, which have seen the context, from fine on. Adapters at all levels."""
+    """A U-Net as teacher: the finest levels of its decoder are read, from fine to coarse. All levels have adapters."""
     if isinstance(extractor, Anatomix):
         encoder, decoder = list(extractor.encoder), list(extractor.decoder)
         widths, in_channels = [extractor.out_channels * 2**level for level in range(len(encoder))], 1
@@ -231,17 +243,17 @@ def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIG, dep
     if settings.uses("co_training"):
         levels = zip([*encoder, *decoder], [*widths, *reversed(widths[:-1])], strict=True)
         adapters = [_level_adapter(level, dims, width, settings.adapter_width) for level, width in levels]
-    taken = list(reversed(decoder))[:depths]
+    finest = list(reversed(decoder))[:depths]
     maps: dict[nn.Module, Tensor] = {}
 
     def run(x: Tensor) -> list[Tensor]:
         extractor.features(x)
-        return [maps.pop(level) for level in taken]
+        return [maps.pop(level) for level in finest]
 
     multiple = extractor.multiple if isinstance(extractor.multiple, tuple) else (extractor.multiple,) * dims
     scaling = settings.teacher_scaling or "minmax"
-    teacher = Teacher(extractor, run, widths[: len(taken)], adapters, in_channels, False, multiple, scaling)
-    for level in taken:
+    teacher = Teacher(extractor, run, widths[: len(finest)], adapters, in_channels, False, multiple, scaling)
+    for level in finest:
         level.register_forward_hook(lambda level, _, output: maps.__setitem__(level, output))
     return teacher
 
@@ -249,19 +261,19 @@ def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIG, dep
 def _level_adapter(level: nn.Module, dims: int, width: int, chosen: int | None) -> tuple[nn.Module, nn.Module]:
     """The last block of a level, and an adapter parallel to it."""
     block = _last_block(level)
-    n_in = int(getattr(block, "input_channels", width))  # nnU-Net's blocks say it; anatomix' keep the width
+    n_in = int(getattr(block, "input_channels", width))  # an attribute of nnU-Net's blocks; anatomix keeps the width
     return block, ConvolutionalAdapter(dims, n_in, width, hidden_width(width, chosen))
 
 
 def _last_block(level: nn.Module) -> nn.Module:
-    """The last convolution block of a level, whatever it is wrapped in."""
+    """The last convolution block of a level, inside its containers."""
     for name in ("convs", "blocks"):  # nnU-Net's StackedConvBlocks and StackedResidualBlocks
         level = getattr(level, name, level)
     return _last_block(level[-1]) if isinstance(level, nn.Sequential) else level
 
 
 def _vit(model: Any, settings: TinyMIG, depths: int) -> Teacher:
-    """Evenly spaced blocks of a ViT, as 2-D maps: 3, 6, 9 and 12 of twelve. Adapters at the MLPs of all blocks."""
+    """A ViT as teacher: reads evenly spaced blocks as 2-D maps, such as 3, 6, 9 and 12 of 12. All MLPs have adapters."""
     blocks: list[Any] = list(model.blocks)
     depths = min(depths, len(blocks))
     indices = [len(blocks) * (i + 1) // depths - 1 for i in range(depths)]
@@ -280,7 +292,7 @@ def _vit(model: Any, settings: TinyMIG, depths: int) -> Teacher:
 
 def _reset(model: FrozenExtractor) -> None:
     device = next(model.parameters()).device
-    model.cpu()  # the same weights on every device
+    model.cpu()  # so that the weights are the same on every device
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
         for module in model.modules():
@@ -291,8 +303,8 @@ def _reset(model: FrozenExtractor) -> None:
     model.has_weights = True
 
 
-def _other_dimension(name: str, its: int, dims: int) -> str:
+def _other_dimension(name: str, teacher_dims: int, dims: int) -> str:
     return (
-        f"teacher '{name}' is {its}-D, the configuration {dims}-D. For 3-D there are anatomix and, with the folder of "
-        f"a 3-D model, nnunet; for 2-D the ViTs of timm and, with the folder of a 2-D model, nnunet."
+        f"teacher '{name}' is {teacher_dims}-D, but the configuration is {dims}-D. In 3-D, use anatomix, or nnunet "
+        f"with the folder of a 3-D model; in 2-D, use a ViT in timm, or nnunet with the folder of a 2-D model."
     )

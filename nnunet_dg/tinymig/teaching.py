@@ -1,4 +1,8 @@
-"""What surrounds the teacher in training: reprogramming to the student's stages, a light decoder, and the alignment."""
+"""The modules around the teacher: reprogramming to the student's stages, a light decoder, and the alignment.
+
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,18 @@ from nnunet_dg.tinymig.decoder import TeacherDecoder
 from nnunet_dg.tinymig.reprogramming import FeatureReprogramming
 from nnunet_dg.tinymig.teachers import Teacher
 
-MOST_NUMBERS = 2**21  # of a feature, that the alignment enhances at once
-REVISION = 2  # of what surrounds the teacher: another number is another method under the same names
+MOST_NUMBERS = 2**21  # elements of a feature that the alignment enhances at once
+REVISION = 2  # increased when the modules around the teacher change but their parameters keep their names
 
 
 class Teaching(nn.Module):
-    """The teacher's features as the student's stages have them (X_R), and its own segmentation.
+    """Computes the teacher's features in the width and grid of the student's stages (X_R), and its segmentation.
 
     Args:
-        teacher: Gives as many maps as there are stages.
-        widths: Channels of the student's stages.
-        grids: Grids of the student's stages, from full resolution on; X_R is on their `pooled_shape`.
-        outputs: Number of segmentation heads; None: the teacher is not trained by the labels.
+        teacher: Teacher, with one map per stage.
+        widths: Number of channels of each student stage.
+        grids: Spatial shape of each student stage, from full resolution on; X_R has their `pooled_shape`.
+        outputs: Number of segmentation heads; None: the labels do not train the teacher.
     """
 
     revision: Tensor
@@ -40,15 +44,20 @@ class Teaching(nn.Module):
         self.teacher = teacher
         self.register_buffer("revision", torch.tensor(REVISION))
         self.reprogramming = nn.ModuleList(
-            FeatureReprogramming(given, width, pooled_shape(grid))
-            for given, width, grid in zip(teacher.widths, widths, grids, strict=True)
+            FeatureReprogramming(teacher_width, width, pooled_shape(grid))
+            for teacher_width, width, grid in zip(teacher.widths, widths, grids, strict=True)
         )
         self.decoder = None if outputs is None else TeacherDecoder(widths, outputs, grids[0])
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """``(B, C, *patch)`` -> X_R, ``(B, widths[i], *pooled_shape(grids[i]))``, and logits ``(B, outputs, *patch)``.
+        """X_R and the logits of the teacher.
 
-        The logits are None without a decoder.
+        Args:
+            image: Images, ``(B, C, *patch)``.
+
+        Returns:
+            X_R, one ``(B, widths[i], *pooled_shape(grids[i]))`` per stage, and logits ``(B, outputs, *patch)``, None
+            without a decoder.
         """
         maps = self.teacher.features(image)
         reprogrammed = [block(feature) for block, feature in zip(self.reprogramming, maps, strict=True)]
@@ -58,27 +67,27 @@ class Teaching(nn.Module):
         revision = int(state_dict.get(f"{prefix}revision", 1))
         if revision != REVISION:
             raise SettingsError(
-                f"This checkpoint was written by another version of TinyMIG (revision {revision}, now {REVISION}): its "
-                f"adapters and reprogramming were built differently. Predict with it, finish its training with the "
-                f"version that began it, or start a new training from its network with -pretrained_weights."
+                f"This checkpoint was written by another version of TinyMIG (revision {revision}, now {REVISION}), "
+                f"whose adapters and reprogramming differ. Predict with it, finish its training with the version that "
+                f"started it, or start a new training from its network with -pretrained_weights."
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ContentAlignment(nn.Module):
-    """LRA (eq. 13) of the frequency-enhanced features; one enhancement per stage, for teacher and student alike.
+    """LRA (eq. 13) of frequency-enhanced features. Teacher and student share one enhancement per stage.
 
-    Of a large stage, what the backward pass needs is computed again then, for a few samples at a time, so that little
-    memory is held.
+    To save memory, large stages are processed a few samples at a time, and their intermediate results are recomputed in
+    the backward pass.
 
     Args:
-        widths: Channels of the stages.
-        grids: Grids of the stages; features are pooled first, see `pooled_shape`.
-        amplitude: See `FrequencyContentEnhancement`.
-        phase: See `FrequencyContentEnhancement`.
-        refine: See `FrequencyContentEnhancement`.
-        scale: ``"free"``: enhanced features are compared by `scale_free`. ``"paper"``: as they are, which shrinking
-            filters can make as small as they like.
+        widths: Number of channels of each stage.
+        grids: Spatial shape of each stage; features are pooled first, see `pooled_shape`.
+        amplitude: Whether the amplitude is filtered, see `FrequencyContentEnhancement`; default True.
+        phase: Whether the phase is filtered; default True.
+        refine: Whether channels are weighted; default True.
+        scale: ``"free"``: enhanced features are normalized by `scale_free` before they are compared. ``"paper"``: they
+            are compared without normalization, so that the filters can reduce the loss by shrinking them.
     """
 
     def __init__(
@@ -99,7 +108,7 @@ class ContentAlignment(nn.Module):
         self._gains: list[Tensor] = []
 
     def forward(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-        """Features of each stage, ``(B, widths[i], *any)`` -> a scalar, float32; both get a gradient."""
+        """Features of each stage, ``(B, widths[i], *any)`` -> the loss, a scalar. Both features get a gradient."""
         stages = zip(self.enhance, teacher, student, strict=True)
         terms, gains = zip(*(self._stage(*stage) for stage in stages), strict=True)
         if self.training:
@@ -107,37 +116,37 @@ class ContentAlignment(nn.Module):
         return torch.stack(terms).mean()
 
     def _stage(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Term and gain of one stage: at once where it is small, otherwise from a few samples at a time."""
+        """Term and gain of one stage; a large stage is processed a few samples at a time."""
         teacher, student = pool(teacher), pool(student)
         samples = max(MOST_NUMBERS // student[0].numel(), 1)
         parts = list(zip(teacher.split(samples), student.split(samples), strict=True))
-        sums = [self._part(enhance, *part, again=len(parts) > 1) for part in parts]
+        sums = [self._part(enhance, *part, recompute=len(parts) > 1) for part in parts]
         term, gains = (torch.stack(values).sum() / len(student) for values in zip(*sums, strict=True))
         return term, gains
 
-    def _part(self, enhance: nn.Module, teacher: Tensor, student: Tensor, again: bool) -> tuple[Tensor, Tensor]:
-        """`_sums`; ``again``: computed a second time in the backward pass."""
-        if not again:
+    def _part(self, enhance: nn.Module, teacher: Tensor, student: Tensor, recompute: bool) -> tuple[Tensor, Tensor]:
+        """`_sums`; with ``recompute``, intermediate results are recomputed in the backward pass."""
+        if not recompute:
             return self._sums(enhance, teacher, student)
-        given = enhance, teacher, student  # nothing in it is random
-        sums: tuple[Tensor, Tensor] = checkpoint(self._sums, *given, use_reentrant=False, preserve_rng_state=False)
+        arguments = enhance, teacher, student  # `_sums` draws no random numbers, so their state is not kept
+        sums: tuple[Tensor, Tensor] = checkpoint(self._sums, *arguments, use_reentrant=False, preserve_rng_state=False)
         return sums
 
     def _sums(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Term and gain, added up over samples."""
-        given = [wide(teacher), wide(student)]
-        enhanced = [enhance(feature) for feature in given]
+        """Term and gain, summed over samples."""
+        features = [wide(teacher), wide(student)]
+        enhanced = [enhance(feature) for feature in features]
         with torch.no_grad():
-            gains = torch.stack([gain(e, g).mean() for e, g in zip(enhanced, given, strict=True)])
+            gains = torch.stack([gain(e, f).mean() for e, f in zip(enhanced, features, strict=True)])
         if self.scale == "free":
-            enhanced = [scale_free(e, g) for e, g in zip(enhanced, given, strict=True)]
+            enhanced = [scale_free(e, f) for e, f in zip(enhanced, features, strict=True)]
         term = localized_representation_alignment(enhanced[:1], enhanced[1:])
         return term * len(student), gains.mean() * len(student)
 
     def take_gain(self) -> float:
         """``std(enhanced) / std(given)``, averaged over stages, channels, and the steps since the last call.
 
-        It says whether the filters shrink what they are to compare. NaN without steps.
+        Values far below 1 mean that the filters shrink the features. Without steps it is NaN.
         """
         gains, self._gains = self._gains, []
         return float(torch.stack(gains).mean()) if gains else float("nan")

@@ -1,4 +1,8 @@
-"""The loss terms of TinyMIG in a training step."""
+"""The loss terms of TinyMIG in a training step.
+
+TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging, ICML 2025,
+https://proceedings.mlr.press/v267.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,19 @@ if TYPE_CHECKING:
     from nnunet_dg.tinymig.method import TinyMIG
 
 MOST_DEPTHS = 4  # encoder stages that are compared with the teacher
-STYLED_STAGES = 2  # the first encoder stages, whose statistics the styled pass replaces
+STYLED_STAGES = 2  # number of first encoder stages whose statistics the styled pass replaces
 
 
 class TinyMIGTraining(TrainingModule):
     """Teacher, reprogramming and alignment around the student's passes.
 
     Args:
-        settings: See `TinyMIG`.
-        student: The network in training.
+        settings: Settings, see `TinyMIG`.
+        student: Network in training.
 
     Raises:
-        SettingsError: The settings name no teacher for this patch.
-        DimensionError: The teacher has another number of axes.
+        SettingsError: The teacher is unknown or does not fit the patch size.
+        DimensionError: The teacher and the configuration have different dimensions.
     """
 
     def __init__(self, settings: TinyMIG, student: Student) -> None:
@@ -49,7 +53,7 @@ class TinyMIGTraining(TrainingModule):
         self.changes = [student.change(stage, style) for stage, style in enumerate(self.styles)]
 
     def _build_teaching(self, depths: int) -> int:
-        """Build the teacher and what surrounds it; returns the number of its maps."""
+        """Build the teacher and the modules around it. Returns the number of its maps."""
         settings, student = self.settings, self.student
         teacher = build_teacher(settings, student.patch_size, depths)
         depths = len(teacher.widths)
@@ -60,11 +64,11 @@ class TinyMIGTraining(TrainingModule):
         return depths
 
     def weights(self, epoch: int) -> dict[str, float]:
-        """l1 ... l5, of the terms that are not left out."""
+        """The weights l1 ... l5 of the enabled terms."""
         return self.settings.term_weights()
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """The five terms by name, without those that are left out."""
+        """The enabled ones of the five terms, by name."""
         settings, student = self.settings, self.student
         terms = {"segmentation": step.segmentation(step.output)}
         taught: list[Tensor] = []
@@ -83,12 +87,12 @@ class TinyMIGTraining(TrainingModule):
         return terms
 
     def styled(self, step: Step, taught: list[Tensor]) -> Any:
-        """The student's output where its first stages have other statistics: the teacher's, or chance (UFDM).
+        """The student's output when its first stages have other statistics.
 
         Args:
-            step: The step.
-            taught: The teacher's reprogrammed features of each depth; not read where the student's own statistics are
-                changed.
+            step: Training step.
+            taught: Reprogrammed features of the teacher, one per depth. They are not used if `statistics` changes the
+                student's own.
         """
         with ExitStack() as stack:
             for stage, (style, change) in enumerate(zip(self.styles, self.changes, strict=True)):
@@ -98,26 +102,26 @@ class TinyMIGTraining(TrainingModule):
             return step.forward(step.batch.data).output
 
     def prepare(self) -> None:
-        """Load the teacher's frozen weights; say in the log where styled passes change nothing."""
+        """Load the teacher's frozen weights, and log where they come from."""
         if self.settings.needs_teacher:
             dims = len(self.student.patch_size)
             self.student.log(load_teacher(self.teaching.teacher, self.settings, dims))
         self.note_idle_statistics()
 
     def note_idle_statistics(self) -> None:
-        """Say in the log where the styled passes change nothing, or not from the first step on."""
+        """Log a note if styled passes have no effect, or use earlier samples, because a device has one sample."""
         if self.own is None or self.student.samples_per_device > 1:
             return
         name = self.settings.statistics
         if self.own.needs_batch:
             self.student.log(
-                f"Statistics '{name}' need two samples per device, and a step has one: styled passes are like plain "
-                f"ones. Set batch_size in the plans to two per device, or statistics to another."
+                f"Statistics '{name}' need two samples per device, but there is only one, so styled passes have no "
+                f"effect. Set batch_size in the plans to at least two per device, or choose other statistics."
             )
         elif self.own.partners:
             self.student.log(f"Statistics '{name}': one sample per device, so partners are earlier samples.")
 
     def end_epoch(self, epoch: int) -> None:
-        """Log how much the enhancement scales what the alignment compares."""
+        """Log how much the enhancement scales the features that the alignment compares."""
         if self.settings.uses("lra"):
             self.student.log("alignment: std(enhanced) / std(given)", round(self.alignment.take_gain(), 4))

@@ -1,1 +1,1 @@
-"""Trainers of methods: the port between a method and nnU-Net, settings in the plans, checkpoints."""
+"""Training methods with nnU-Net: the trainer, the train step, settings in the plans, and checkpoints."""

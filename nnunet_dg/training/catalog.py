@@ -1,4 +1,4 @@
-"""The methods that come with this package, by the name of their section in the plans."""
+"""The methods of this package, by the name of their section in the plans."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Training-only state in a checkpoint: what methods have next to the network.
+"""The training-only state of methods in a checkpoint.
 
-nnU-Net saves and restores the state of its optimizer, so that is where the state travels, under one key of its own.
-``network_weights`` and everything that inference reads are nnU-Net's.
+nnU-Net saves and restores the state of its optimizer, so the training-only state is stored there, under a separate key.
+``network_weights`` and everything else that inference reads are as nnU-Net writes them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class TrainingState:
 
     Attributes:
         modules: State dict of each method's training module, by the method's key.
-        conditions: What must be unchanged when the training resumes, by the method's key and by name.
-        pretrained: Whether the training started from given weights.
+        conditions: Values that must be unchanged when the training resumes, by the method's key and by name.
+        pretrained: Whether the training started from pretrained weights.
     """
 
     modules: dict[str, dict[str, Tensor]]
@@ -34,15 +34,15 @@ class TrainingState:
     pretrained: bool = False
 
     def written(self) -> dict[str, Any]:
-        """As it is in a checkpoint."""
+        """The state as it is stored in a checkpoint."""
         return {"version": VERSION} | vars(self)
 
     @classmethod
     def read(cls, optimizer_state: Mapping[str, Any], trainer: str, methods: Sequence[str]) -> TrainingState:
-        """From a checkpoint's optimizer state.
+        """Read the state from a checkpoint's optimizer state.
 
-        Version 1, of development versions of 0.1.0, had the parts of one method without its key. It is read for one
-        more release.
+        Version 1, written by development versions of 0.1.0, has the modules of a single method, without its key. The
+        next release is the last one that reads it.
 
         Args:
             optimizer_state: State dict of the optimizer.
@@ -50,7 +50,7 @@ class TrainingState:
             methods: Keys of the methods that have a training module.
 
         Raises:
-            DataError: The checkpoint has no such state, one of another version, or that of other methods.
+            DataError: The checkpoint has no training-only state, or it has another version or other methods.
         """
         if IN_OPTIMIZER_STATE not in optimizer_state:
             raise DataError(
@@ -63,8 +63,8 @@ class TrainingState:
             saved = _upgraded(saved, methods[0])
         elif version != VERSION:
             raise DataError(
-                f"This checkpoint's training-only state has version {version}; this version of nnunet-dg reads 1 and "
-                f"{VERSION}. Continue with the version that wrote it, {INSTEAD}."
+                f"This checkpoint's training-only state has version {version}; this version of nnunet-dg reads "
+                f"versions 1 and {VERSION}. Continue with the version of nnunet-dg that wrote it, {INSTEAD}."
             )
         if set(saved["modules"]) != set(methods):
             raise DataError(
@@ -74,10 +74,13 @@ class TrainingState:
         return cls(**saved)
 
     def refuse_other_conditions(self, now: Mapping[str, Mapping[str, Any]]) -> None:
-        """Stop where a condition is not what it is now.
+        """Raise an error if a condition has changed since the checkpoint was written.
+
+        Args:
+            now: Conditions of this training, by the method's key and by name.
 
         Raises:
-            DataError: By name of the condition.
+            DataError: A condition has changed. The message names it.
         """
         for method, conditions in now.items():
             for name, value in conditions.items():
@@ -96,11 +99,12 @@ def _upgraded(saved: dict[str, Any], method: str) -> dict[str, Any]:
 def _refuse_other(name: str, then: Any, now: Any) -> None:
     if then is None:
         raise DataError(
-            f"This checkpoint was written by an earlier version of nnunet-dg and does not say its {name}, which is now "
-            f"{now!r}. Continue it with the version that wrote it, {INSTEAD}; nnUNetv2_predict and nnunet-dg export "
-            f"take it as it is."
+            f"This checkpoint was written by an earlier version of nnunet-dg, which did not record its {name}; this "
+            f"training has {now!r}. Continue with the version that wrote it, {INSTEAD}. nnUNetv2_predict and "
+            f"nnunet-dg export accept it."
         )
     if then != now:
         raise DataError(
-            f"This checkpoint was trained with {name} {then}, and now they are {now}. Restore them, {INSTEAD}."
+            f"This checkpoint was trained with {name} {then!r}; this training has {now!r}. Restore the earlier value, "
+            f"{INSTEAD}."
         )

@@ -1,7 +1,7 @@
-"""The settings of every fold of a results folder: all folds share one ``plans.json``, so they must be the same.
+"""The settings of all folds of a results folder. They must be equal, since all folds share one ``plans.json``.
 
-A training writes its settings into its fold's folder before the first step. Folds of before, which have no such file,
-are asked through ``plans.json`` or, where that is missing or damaged, through their checkpoints.
+A training writes its settings into its fold's folder before the first step. For folds of earlier versions, which lack
+this file, settings are read from ``plans.json`` or, if that is missing or damaged, from their checkpoints.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest
 
 @contextmanager
 def writing_fold(fold: Path, sections: dict[str, dict[str, Any]]) -> Iterator[None]:
-    """Write the settings of a fold, ``{method: {setting: value}}``; if the block raises, they are taken back.
+    """Write the settings of a fold, ``{method: {setting: value}}``, and undo this if the block raises an exception.
 
-    Those of a fold with checkpoints are then what they were before. A fold without one has none.
+    A fold with checkpoints then gets its previous settings back; the file of a fold without checkpoints is removed.
     """
     path = fold / FILE
     before = path.read_bytes() if is_trained(fold) and path.is_file() else None
@@ -40,7 +40,7 @@ def writing_fold(fold: Path, sections: dict[str, dict[str, Any]]) -> Iterator[No
 
 
 def withdraw_fold(fold: Path) -> None:
-    """Remove the settings of a fold that was started and has no checkpoint: no training has used them."""
+    """Remove the settings of a fold without checkpoints, since no training has used them."""
     if not is_trained(fold):
         _put_back(fold / FILE, None)
 
@@ -62,13 +62,13 @@ def read_folds(results: Path) -> dict[str, dict[str, Any]]:
     """The settings of all folds that were trained or started: ``{fold: {method: {setting: value}}}``.
 
     Args:
-        results: The folder ``TRAINER__PLANS__CONFIGURATION``. It may be missing.
+        results: Folder ``TRAINER__PLANS__CONFIGURATION``; it may be missing.
 
     Raises:
-        DataError: A fold has checkpoints, and no file says with which settings it was trained.
+        DataError: A fold has checkpoints, but its settings cannot be read from any file.
     """
-    named = [path for path in results.glob("fold_*") if is_fold(path.name)]  # not one that was renamed, fold_0_old
-    folders = sorted(path for path in named if (path / FILE).is_file() or is_trained(path))
+    folds = [path for path in results.glob("fold_*") if is_fold(path.name)]  # without renamed ones, such as fold_0_old
+    folders = sorted(path for path in folds if (path / FILE).is_file() or is_trained(path))
     return {path.name: _read_fold(path) for path in folders}
 
 
@@ -80,8 +80,8 @@ def _read_fold(fold: Path) -> dict[str, Any]:
         except DataError as error:
             problems.append(str(error))
     raise DataError(
-        f"Nothing says with which settings {fold} was trained: {' '.join(problems)} Restore plans.json, or move the "
-        f"fold away."
+        f"The settings with which {fold} was trained cannot be read: {' '.join(problems)} Restore plans.json, or move "
+        f"the fold away."
     )
 
 
@@ -98,7 +98,7 @@ def _from_plans(fold: Path) -> dict[str, Any]:
 
 
 def _from_checkpoints(fold: Path) -> dict[str, Any]:
-    """From the plans in the first checkpoint that can be read; nothing where a model without settings was put here."""
+    """The settings in the first readable checkpoint; empty for a model that was trained without this package."""
     problems = []
     for path in filter(Path.is_file, map(fold.joinpath, CHECKPOINTS)):
         try:
@@ -113,9 +113,9 @@ class Folds:
     """The settings of the folds in one results folder, as seen by the training of one of them.
 
     Args:
-        results: The folder ``TRAINER__PLANS__CONFIGURATION``.
+        results: Folder ``TRAINER__PLANS__CONFIGURATION``.
         fold: Name of the fold that is trained, such as ``fold_0``.
-        defaults: The trainer's methods, whose settings count where a fold has recorded none.
+        defaults: Methods of the trainer, whose settings are used for folds that recorded none.
     """
 
     def __init__(self, results: Path, fold: str, defaults: Sequence[Method]) -> None:
@@ -123,11 +123,11 @@ class Folds:
         self.defaults = {method.key: method for method in defaults}
 
     def completed(self, method: Method, log: Any) -> Method:
-        """A method's settings, completed, and equal to those of the other folds.
+        """A method's settings after `Method.completed`, checked against those of the other folds.
 
         Args:
-            method: The settings of this training.
-            log: Writes a line to the training log.
+            method: Settings of this training.
+            log: Function that writes a line to the training log.
 
         Raises:
             SettingsError: Another fold was trained or started with other settings.
@@ -135,30 +135,33 @@ class Folds:
         folds = read_folds(self.results)
         others = self._others(method, folds)
         earlier: list[Method | None] = list(others.values())
-        if self.fold in folds:  # its settings may change, and what it found out is still right where they did not
+        if self.fold in folds:  # its settings may change, but values that it filled in are reused if they still apply
             try:
                 earlier.insert(0, self._as_trained(self.fold, method, folds[self.fold]))
             except SettingsError:
-                log(f"The settings of an earlier training in {self.fold} are those of another version.")
+                log(f"An earlier training in {self.fold} has settings of another version, which are not reused.")
         completed = method.completed(earlier[0] if earlier else None)
         self._refuse(completed, others)
         return completed
 
     def refuse_others(self, methods: Sequence[Method]) -> None:
-        """Stop where another fold was trained or started with other settings.
+        """Raise an error if another fold was trained or started with other settings.
+
+        Args:
+            methods: Methods of this training.
 
         Raises:
-            SettingsError: By name of the fold and the settings.
+            SettingsError: Another fold has other settings. The message names the fold and the settings.
         """
         folds = read_folds(self.results)
         for method in methods:
             self._refuse(method, self._others(method, folds))
 
     def _others(self, method: Method, folds: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
-        found = {
+        others = {
             fold: self._as_trained(fold, method, sections) for fold, sections in folds.items() if fold != self.fold
         }
-        return {fold: settings for fold, settings in found.items() if settings is not None}
+        return {fold: settings for fold, settings in others.items() if settings is not None}
 
     def _as_trained(self, fold: str, method: Method, sections: Mapping[str, Any]) -> Method | None:
         if method.key not in sections:
@@ -166,13 +169,13 @@ class Folds:
         try:
             return resolve({KEY: {method.key: sections[method.key]}}, self.defaults[method.key])
         except SettingsError as error:
-            place = self.results / fold
-            raise SettingsError(f"{place}, of an earlier training: {error} Move that folder away.") from error
+            folder = self.results / fold
+            raise SettingsError(f"{folder} has settings of an earlier training: {error} Move it away.") from error
 
     def _refuse(self, settings: Method, others: Mapping[str, Method]) -> None:
-        for fold, theirs in others.items():
+        for fold, other in others.items():
             trained = is_trained(self.results / fold)
-            whose = f"{fold} in {self.results} was {'trained' if trained else 'started'}"
-            again = "" if trained else f", or start {fold} again with the new settings first"
-            advice = f"{again}, or move that fold away: folds share one plans.json"
-            refuse_other_settings(settings, theirs, whose, advice)
+            subject = f"{fold} in {self.results} was {'trained' if trained else 'started'}"
+            restart = "" if trained else f", or start {fold} again with the new settings first"
+            advice = f"{restart}, or move that fold away: folds share one plans.json"
+            refuse_other_settings(settings, other, subject, advice)

@@ -1,4 +1,4 @@
-"""The loss terms, one panel each, under the curves of nnU-Net's progress picture."""
+"""Curves of the loss terms, one panel each, below those in nnU-Net's progress picture."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 COLUMNS = 3
-LOG_PREFIX = "loss_"  # of the terms, in nnU-Net's logger
+LOG_PREFIX = "loss_"  # prefix of the terms' names in nnU-Net's logger
 
 
 def draw_term_curves(curves: Mapping[str, Sequence[float]], width: float = 30) -> tuple[Figure, list[Axes]]:
-    """One panel per term, its mean over each epoch; three in a row.
+    """Draw one panel per term with its mean over each epoch, three panels in a row.
 
     Args:
-        curves: ``{term: [value of each epoch]}``.
-        width: in inches.
+        curves: Values by term, ``{term: [value of each epoch]}``.
+        width: Width of the figure, in inches; default 30.
+
+    Returns:
+        The figure and the axes of its panels.
     """
     rows = math.ceil(len(curves) / COLUMNS)
     figure = Figure(figsize=(width, rows * width / 4), layout="constrained")
@@ -35,7 +38,12 @@ def draw_term_curves(curves: Mapping[str, Sequence[float]], width: float = 30) -
 
 
 def add_term_curves(picture: Path, curves: Mapping[str, Sequence[float]]) -> None:
-    """Put the panels under ``picture``, a PNG file, in its width."""
+    """Append the panels to the bottom of a picture.
+
+    Args:
+        picture: PNG file, which is overwritten. The panels get its width.
+        curves: Values by term, ``{term: [value of each epoch]}``.
+    """
     with Image.open(picture) as opened:
         above = opened.convert("RGB")
     figure, _ = draw_term_curves(curves)
@@ -43,12 +51,12 @@ def add_term_curves(picture: Path, curves: Mapping[str, Sequence[float]]) -> Non
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     below = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    together = Image.new("RGB", (above.width, above.height + below.height), "white")
-    together.paste(above, (0, 0))
-    together.paste(below, (0, above.height))
-    together.save(picture, compress_level=1)  # written anew after every epoch
+    combined = Image.new("RGB", (above.width, above.height + below.height), "white")
+    combined.paste(above, (0, 0))
+    combined.paste(below, (0, above.height))
+    combined.save(picture, compress_level=1)  # fast, since it is written after every epoch
 
 
 def log_key(term: str) -> str:
-    """The name under which nnU-Net's logger has a loss term."""
+    """The name of a loss term in nnU-Net's logger."""
     return f"{LOG_PREFIX}{term}"

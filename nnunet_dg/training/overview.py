@@ -1,4 +1,4 @@
-"""Which methods there are, and which installed trainers use them."""
+"""An overview of the methods and of the installed trainers that use them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nnunet_dg.training.catalog import METHODS
 
 
 def trainers_by_method() -> dict[type[Method], list[str]]:
-    """The methods of the catalog, then those of other packages, each with the declared trainers that list it.
+    """The methods of the catalog, then those of other packages, each with the installed trainers that list it.
 
     A trainer that cannot be imported is left out; ``nnunet-dg doctor`` says why.
     """
@@ -17,7 +17,7 @@ def trainers_by_method() -> dict[type[Method], list[str]]:
     for entry_point in sorted(entry_points(group="nnunetv2.trainers"), key=lambda e: e.name):
         try:
             trainer = entry_point.load()
-        except (Exception, SystemExit):  # noqa: S112, the module of another package may raise anything
+        except (Exception, SystemExit):  # noqa: S112, a module of another package may raise any exception
             continue
         for method in getattr(trainer, "methods", ()):
             if isinstance(method, Method):
@@ -26,7 +26,7 @@ def trainers_by_method() -> dict[type[Method], list[str]]:
 
 
 def overview() -> str:
-    """A paragraph per method: its section in the plans, where it acts, its paper and its trainers."""
+    """One paragraph per method: its section in the plans, what it acts on, its paper and its trainers."""
     return "\n\n".join(_paragraph(*entry) for entry in trainers_by_method().items())
 
 

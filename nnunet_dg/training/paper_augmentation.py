@@ -1,8 +1,10 @@
-"""The augmentation of the DropGen paper (arXiv 2604.02564, appendix C.2) in nnU-Net's transforms.
+"""The augmentation of the DropGen paper as transforms of nnU-Net.
 
-The paper's pipeline is MONAI's. Where batchgeneratorsv2 has the transform it is used; bias field, Gibbs noise and
-sharpening are MONAI's, and an affine with shear is written here. Every transform is applied with probability 0.33, to
-images min-maxed to [0, 1], in which padding and what is outside a mask are black.
+S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and How
+to Fix It, 2026, https://arxiv.org/abs/2604.02564, appendix C.2. The paper uses MONAI. Here, transforms come from
+batchgeneratorsv2 if it has them. Bias field, Gibbs noise and sharpening are MONAI's, and the affine transform with
+shear is implemented here. Every transform is applied with probability 0.33, to images scaled to [0, 1] in which padding
+and voxels outside a mask are black.
 """
 
 from __future__ import annotations
@@ -40,15 +42,16 @@ def paper_augmentation(
     in_plane_only: bool,
     outside: Outside | None = None,
 ) -> list[BasicTransform]:
-    """The paper's transforms in its order, but for the affine, which crops to the patch and so comes first.
+    """The paper's transforms in its order, except for the affine transform, which comes first since it crops.
 
     Args:
-        patch_size: of the network.
-        mirror_axes: axes along which flips, and 90-degree rotations among axes of equal size, are allowed; None or
-            empty: neither, as the paper does where left and right differ.
-        in_plane_only: nnU-Net's dummy 2-D augmentation for anisotropic patches: the affine leaves the first axis alone.
-        outside: what exact zeros mean in the image channels; None: ordinary intensities. The network makes the same
-            voxels black when it predicts.
+        patch_size: Patch size of the network, two or three sizes.
+        mirror_axes: Axes along which images are flipped. Axes of equal size are also rotated by 90 degrees. None or
+            empty: no flips and rotations, as in the paper for images in which left and right differ.
+        in_plane_only: Whether the affine transform leaves the first axis unchanged: nnU-Net's dummy 2-D augmentation
+            for anisotropic patches.
+        outside: Meaning of exact zeros in the image channels; None: ordinary intensities. At inference, the network
+            sets the same voxels to black.
 
     Raises:
         ExtraError: The extra "report", which installs MONAI, is not installed.
@@ -60,7 +63,7 @@ def paper_augmentation(
     if in_plane_only:
         spatial = [Convert3DTo2DTransform(), *spatial, Convert2DTo3DTransform()]
     if mirror_axes:
-        # a MirrorTransform flips its axis every second time
+        # a MirrorTransform flips its axis with probability 0.5
         spatial.append(RandomTransform(OneOfTransform([MirrorTransform((axis,)) for axis in mirror_axes]), 2 * P))
         if (axes := _axes_of_equal_size(patch_size, mirror_axes)) is not None:
             spatial.append(RandomTransform(Rot90Transform(1, (1, 2, 3), axes), P))
@@ -70,14 +73,14 @@ def paper_augmentation(
         MonaiTransform(RandBiasField(prob=1, coeff_range=(0, 0.1))),
         MonaiTransform(RandGibbsNoise(prob=1, alpha=(0, 0.33))),
         GammaTransform((0.5, 4.5), p_invert_image=0, synchronize_channels=False, p_per_channel=1, p_retain_stats=0),
-        GaussianBlurTransform((0.001, 0.1)),  # as in the paper, though below 0.1 voxel a blur changes next to nothing
-        MonaiTransform(RandGaussianSharpen(prob=1)),  # blurs first: the highest frequencies of a volume do not grow
+        GaussianBlurTransform((0.001, 0.1)),  # as in the paper, although a blur below 0.1 voxel has almost no effect
+        MonaiTransform(RandGaussianSharpen(prob=1)),  # it blurs first, so it does not amplify the highest frequencies
     ]
     return [*spatial, MinMaxTransform(outside), *(RandomTransform(t, P) for t in intensity), MinMaxTransform()]
 
 
 class MinMaxTransform(ImageOnlyTransform):
-    """Each channel of the image ``(C, *spatial)`` to [0, 1], black outside the subject; a constant one to zeros."""
+    """Scale each channel of ``(C, *spatial)`` to [0, 1], with black outside the subject; constant ones become zero."""
 
     def __init__(self, outside: Outside | None = None) -> None:
         super().__init__()
@@ -89,9 +92,9 @@ class MinMaxTransform(ImageOnlyTransform):
 
 
 class MonaiTransform(ImageOnlyTransform):
-    """One of MONAI's random transforms of an array, on the image ``(C, *spatial)``.
+    """Apply one of MONAI's random array transforms to the image ``(C, *spatial)``.
 
-    Its parameters are drawn from a seed from NumPy's global generator, which nnU-Net seeds in each of its workers.
+    The seed of its parameters comes from NumPy's global generator, which nnU-Net seeds in each of its workers.
     """
 
     def __init__(self, transform: RandomizableTransform) -> None:
@@ -109,7 +112,7 @@ class MonaiTransform(ImageOnlyTransform):
 
 
 class AffineCrop(SpatialTransform):
-    """Crop to the patch; with probability 0.33 rotate (to pi / 4), scale (0.8 to 1.2) and shear (0.2) on the way."""
+    """Crop to the patch; with probability 0.33, also rotate (up to pi / 4), scale (0.8 to 1.2) and shear (0.2)."""
 
     def __init__(self, patch_size: tuple[int, ...]) -> None:
         super().__init__(
@@ -123,7 +126,7 @@ class AffineCrop(SpatialTransform):
         )
 
     def get_parameters(self, **data: Any) -> dict[str, Any]:
-        self.p_rotation = self.p_scaling = float(np.random.uniform() < P)  # one event, not two
+        self.p_rotation = self.p_scaling = float(np.random.uniform() < P)  # both happen, or neither
         parameters: dict[str, Any] = super().get_parameters(**data)
         if parameters["grid"] is not None:
             parameters["grid"] = self._shear(parameters["grid"], data["image"].shape[1:])
@@ -131,7 +134,12 @@ class AffineCrop(SpatialTransform):
 
     @staticmethod
     def _shear(grid: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Shear the sampling grid ``(*patch, dims)``, in [-1, 1] of the image and last axis first, in voxels."""
+        """Shear the sampling grid in units of voxels.
+
+        Args:
+            grid: Coordinates ``(*patch, dims)``, last axis first, in [-1, 1] over the image.
+            shape: Spatial shape of the image.
+        """
         dims = len(shape)
         shear = np.random.uniform(-0.2, 0.2, (dims, dims))
         np.fill_diagonal(shear, 1)
@@ -140,7 +148,7 @@ class AffineCrop(SpatialTransform):
 
 
 def _axes_of_equal_size(patch_size: tuple[int, ...], axes: tuple[int, ...]) -> set[int] | None:
-    """The largest group of axes with the same size, or None: a 90-degree rotation must keep the patch's shape."""
+    """The largest group of axes of equal size, among which rotations keep the patch's shape; None if all differ."""
     groups = defaultdict(set)
     for axis in axes:
         groups[patch_size[axis]].add(axis)

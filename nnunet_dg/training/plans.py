@@ -1,4 +1,4 @@
-"""Settings in the plans: ``plans["nnunet_dg"][<method>]``, then the trainer class's own."""
+"""Settings of methods: those in ``plans["nnunet_dg"][<method>]`` take precedence over the trainer's defaults."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from nnunet_dg.names import did_you_mean
 from nnunet_dg.training.catalog import METHODS
 
 KEY = "nnunet_dg"
-PLANNED_FOR = "planned_for"  # what a planner counted; not a setting
-SIMILAR = 0.85  # the ratio of difflib from which a key is a misspelled one of ours; "nnunet_tta" has 0.71
-LARGEST = 1e15  # the largest number that a setting may be: float32 and int64 hold it
+PLANNED_FOR = "planned_for"  # the settings that a planner assumed, which are not settings of a method
+SIMILAR = 0.85  # keys with this difflib ratio or more are misspelled ones of ours; "nnunet_tta" has 0.71
+LARGEST = 1e15  # largest absolute value of a setting; it fits into float32 and int64
 
 T = TypeVar("T", bound=Method)
 
 
 def sections_of(plans: dict[str, Any], methods: Iterable[str] = ()) -> dict[str, Any]:
-    """``plans["nnunet_dg"]``: settings by method, and what a planner counted.
+    """``plans["nnunet_dg"]``: settings by method, and the settings that a planner assumed.
 
     Args:
-        plans: nnU-Net's plans.
-        methods: Keys of methods that are known in addition to this package's own.
+        plans: Plans of nnU-Net.
+        methods: Keys of methods that are accepted in addition to those of this package.
 
     Raises:
-        SettingsError: It is not a dict, or names an unknown method.
+        SettingsError: The section is not a dict, or names an unknown method.
     """
     sections = plans.get(KEY, {})
     if not isinstance(sections, dict):
@@ -40,8 +40,9 @@ def sections_of(plans: dict[str, Any], methods: Iterable[str] = ()) -> dict[str,
     if unknown := set(sections) - {*known, PLANNED_FOR}:
         names = ", ".join(sorted(map(repr, unknown)))
         raise SettingsError(
-            f'plans["{KEY}"] knows {", ".join(known)}; got {names}.{_suggestions(unknown, known)} Settings go '
-            f'below their method, as in {{"dropgen": {{setting: value}}}}.'
+            f'Unknown method in plans["{KEY}"]: {names}.{_suggestions(unknown, known)} Accepted are '
+            f'{", ".join(known)}. Put settings into the section of their method, as in {{"dropgen": {{setting: '
+            f"value}}}}."
         )
     return sections
 
@@ -50,12 +51,12 @@ def resolve(plans: dict[str, Any], defaults: T, methods: Iterable[str] = ()) -> 
     """The settings of one method.
 
     Args:
-        plans: nnU-Net's plans; ``plans["nnunet_dg"][key]`` may hold some settings by name.
-        defaults: The method with the trainer's settings; those in the plans come first.
+        plans: Plans of nnU-Net; ``plans["nnunet_dg"][key]`` may contain some of the settings by name.
+        defaults: Method with the trainer's settings, over which those in the plans take precedence.
         methods: Keys of the trainer's other methods.
 
     Raises:
-        SettingsError: An unknown method or setting in the plans, or a value that is not accepted.
+        SettingsError: The plans have an unknown method or setting, or a value that is not accepted.
     """
     sections = sections_of(plans, (defaults.key, *methods))
     place, given = f'plans["{KEY}"]["{defaults.key}"]', sections.get(defaults.key, {})
@@ -75,15 +76,15 @@ def resolve(plans: dict[str, Any], defaults: T, methods: Iterable[str] = ()) -> 
         return replace(defaults, **given)
     except ValueError as error:
         raise SettingsError(f"{place}: {error}") from error
-    except (TypeError, OverflowError) as error:  # a list where a number is compared
+    except (TypeError, OverflowError) as error:  # for example a list that is compared with a number
         raise SettingsError(f"{place}: a value is of a type that is not accepted: {error}. Got {given!r}.") from error
 
 
 def refuse_misplaced(plans: dict[str, Any]) -> None:
-    """Stop where settings are in a place from which no method reads them: they would be ignored silently.
+    """Raise an error for settings in a place from which no method reads them, where they would be ignored silently.
 
     Raises:
-        SettingsError: By the name of the place.
+        SettingsError: There are such settings. The message names the place.
     """
     places = [(key, value, f'plans["{key}"]') for key, value in plans.items() if key != KEY]
     configurations = plans.get("configurations")
@@ -93,28 +94,28 @@ def refuse_misplaced(plans: dict[str, Any]) -> None:
     for key, value, place in places:
         if _looks_like_ours(key, value):
             raise SettingsError(
-                f'{place} is not read. Settings go to the top level of the plans file: "{KEY}": {{"dropgen": '
-                f"{{setting: value}}}}. Move it there."
+                f'{place} is not read. Move it to the top level of the plans file: "{KEY}": {{"dropgen": {{setting: '
+                f"value}}}}."
             )
 
 
 def unused(plans: dict[str, Any], methods: Iterable[str]) -> list[str]:
-    """The methods that have settings in the plans and are not among ``methods``."""
+    """The keys of methods that have settings in the plans but are not among ``methods``."""
     used = list(methods)
     return sorted(set(sections_of(plans, used)) - {*used, PLANNED_FOR})
 
 
-def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was trained", others: str = "") -> None:
-    """A checkpoint means what it meant when it was written: stop where a setting that decides this has changed since.
+def refuse_other_settings(now: T, earlier: T, subject: str = "This checkpoint was trained", advice: str = "") -> None:
+    """Raise an error if settings differ from those of a checkpoint or another fold, except ``weights``.
 
     Args:
-        now: The settings of this training.
-        earlier: Those of the checkpoint, or of another fold.
-        whose: The start of the message.
-        others: What else the user can do, in addition to the advice in the message; it continues a sentence.
+        now: Settings of this training.
+        earlier: Settings of the checkpoint or of the other fold.
+        subject: Start of the message.
+        advice: Further advice, which continues the last sentence of the message; default empty.
 
     Raises:
-        SettingsError: By name of the settings. Where the weights came from may change.
+        SettingsError: Settings have changed. The message names them.
     """
     changed = {
         field.name: (getattr(earlier, field.name), getattr(now, field.name))
@@ -122,15 +123,15 @@ def refuse_other_settings(now: T, earlier: T, whose: str = "This checkpoint was 
         if field.name != "weights" and getattr(earlier, field.name) != getattr(now, field.name)
     }
     if changed:
-        what = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())
+        changes = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())
         raise SettingsError(
-            f"{whose} with other settings: {what}. Put them back in "
-            f'plans["{KEY}"], or train under another plans_name{others}.'
+            f'{subject} with other settings: {changes}. Restore them in plans["{KEY}"], or train with another '
+            f"plans_name{advice}."
         )
 
 
 def as_json(settings: Any) -> dict[str, Any]:
-    """All settings of a method as they are after a passage through JSON: no tuples."""
+    """All settings of a method in the types of JSON: lists in place of tuples."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
     return values
 
@@ -146,7 +147,10 @@ def _suggestions(unknown: Iterable[Any], accepted: Iterable[str]) -> str:
 
 
 def _looks_like_ours(key: str, value: Any) -> bool:
-    """Written as ours but for ``-``, ``_``, spaces and case, or similar, with a method in it: others add keys too."""
+    """Whether a key is one of ours except for ``-``, ``_``, spaces and case, or a similar one that contains a method.
+
+    Other packages add keys to the plans as well, so that similarity is not sufficient.
+    """
     letters = _letters(key)
     ours = [_letters(name) for name in (KEY, *METHODS)]
     if letters in ours:
@@ -160,7 +164,7 @@ def _letters(name: object) -> str:
 
 
 def _check_numbers(value: Any, name: str) -> None:
-    """No NaN, no infinity, and nothing that float32 or int64 cannot hold, also inside lists and dicts."""
+    """Raise an error for NaN, infinity, and numbers too large for float32 or int64, also inside lists and dicts."""
     if isinstance(value, (list, tuple)):
         for part in value:
             _check_numbers(part, name)
@@ -180,13 +184,13 @@ def _as_float(value: float) -> float:
 
 
 def planned_for_other(plans: dict[str, Any], method: Method, spatial_dims: int) -> str:
-    """A warning where a training takes other memory than the planner counted; empty where it does not."""
-    counted = plans.get(KEY, {}).get(PLANNED_FOR, {}).get(f"{spatial_dims}d", {})
-    names = [n for n in method.memory_settings if n in counted and counted[n] != getattr(method, n)]
+    """A warning if settings that determine memory use differ from those that the planner assumed; otherwise empty."""
+    planned = plans.get(KEY, {}).get(PLANNED_FOR, {}).get(f"{spatial_dims}d", {})
+    names = [n for n in method.memory_settings if n in planned and planned[n] != getattr(method, n)]
     if not names:
         return ""
-    differ = ", ".join(f"{name} {counted[name]!r}, and this training has {getattr(method, name)!r}" for name in names)
+    differences = ", ".join(f"{n} {planned[n]!r}, but this training has {getattr(method, n)!r}" for n in names)
     return (
-        f"These plans' patch and batch size were chosen for {differ}. Training may run out of memory or "
+        f"The patch and batch size of these plans were chosen for {differences}. Training may run out of memory or "
         f"use less than planned. Plan with a planner that has the same {method.key} settings."
     )

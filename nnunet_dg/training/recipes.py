@@ -1,4 +1,4 @@
-"""The papers' own recipes: optimizer, schedule and augmentation, as classes to put before `MethodsTrainer`."""
+"""The papers' own recipes: optimizer, schedule and augmentation, as base classes in front of `MethodsTrainer`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_dg.training.schedules import CosinePerStep
 
 
 class DropGenPaperRecipe(nnUNetTrainer):
-    """AdamW 2e-4, weight decay 1e-4, cosine per step to 0, and the paper's augmentation.
+    """AdamW 2e-4, weight decay 1e-4, cosine decay to 0 in every step, and the paper's augmentation.
 
     S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and
     How to Fix It, 2026, https://arxiv.org/abs/2604.02564, appendix C.
@@ -35,13 +35,13 @@ class DropGenPaperRecipe(nnUNetTrainer):
         self.weight_decay = 1e-4
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and a cosine that advances in every step."""
+        """AdamW, and a cosine schedule that advances in every step."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         schedule = CosinePerStep(optimizer, self.initial_lr, self.num_iterations_per_epoch, self.num_epochs)
         return optimizer, schedule
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A step, then the schedule's."""
+        """A training step, then a step of the schedule."""
         result = super().train_step(batch)
         self.lr_scheduler.advance()
         return result
@@ -58,26 +58,30 @@ class DropGenPaperRecipe(nnUNetTrainer):
     ) -> Any:
         """The paper's augmentation, then nnU-Net's handling of labels, cascades and deep supervision.
 
-        Not nnU-Net's masking, which is gray in a min-maxed image: `keep_padding` makes the outside black, as it is at
-        inference.
+        nnU-Net's masking is left out, since its zeros would be gray in an image scaled to [0, 1]. `keep_padding` makes
+        voxels outside the mask black, as they are at inference.
         """
         planned = nnUNetTrainer.get_training_transforms(
             patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
             use_mask_for_norm=use_mask_for_norm, **kwargs,
         ).transforms  # fmt: skip
         labels = next(i for i, t in enumerate(planned) if isinstance(t, RemoveLabelTansform))
-        # the normalization is not known here; where zero is not the mean, it is black already, as in colors
+        # the normalization is unknown here; if zero is not the mean, as in color images, it is already black
         outside = Outside.zeros(use_mask_for_norm) if use_mask_for_norm is not None else None
         augmentation = paper_augmentation(tuple(patch_size), mirror_axes, do_dummy_2d_data_aug, outside)
         return ComposeTransforms([*augmentation, *planned[labels:]])
 
 
 class TinyMIGPaperRecipe(nnUNetTrainer):
-    """AdamW 1e-4, polynomial decay with exponent 0.9 (TinyMIG, ICML 2025, appendix B.2)."""
+    """AdamW 1e-4, polynomial decay with exponent 0.9.
+
+    C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision
+    Foundation Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.press/v267, appendix B.2.
+    """
 
     def configure_optimizers(self) -> Any:
         """AdamW and the polynomial decay."""
         self.initial_lr = 1e-4
-        self.weight_decay = 1e-2  # PyTorch's for AdamW; the paper names none
+        self.weight_decay = 1e-2  # PyTorch's default for AdamW; the paper gives no value
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.9)

@@ -1,4 +1,4 @@
-"""A learning rate per step in a host that speaks of epochs."""
+"""A schedule that changes the learning rate in every step, for nnU-Net, whose schedules change it in every epoch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch.optim import Optimizer
 
 
 class CosinePerStep:
-    """``initial_lr * (1 + cos(pi * step / total_steps)) / 2``, for nnU-Net, which calls ``step(epoch)`` once an epoch.
+    """The learning rate ``initial_lr * (1 + cos(pi * step / total_steps)) / 2``.
 
-    The trainer calls `advance` after each iteration. `step` sets the position from the epoch, so that a resumed
-    training continues where it was.
+    The trainer calls `advance` after each iteration. nnU-Net calls `step` once per epoch, which sets the position from
+    the epoch, so that a resumed training continues at the right rate.
 
     Args:
-        optimizer: all its parameter groups get the rate.
-        initial_lr: the first rate.
-        steps_per_epoch: nnU-Net's num_iterations_per_epoch.
-        num_epochs: nnU-Net's.
+        optimizer: Optimizer, whose parameter groups all get the rate.
+        initial_lr: First learning rate.
+        steps_per_epoch: Number of steps per epoch, nnU-Net's num_iterations_per_epoch.
+        num_epochs: Number of epochs.
     """
 
     def __init__(self, optimizer: Optimizer, initial_lr: float, steps_per_epoch: int, num_epochs: int) -> None:

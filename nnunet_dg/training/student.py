@@ -1,4 +1,4 @@
-"""The network that nnU-Net trains, as methods see it."""
+"""The network that nnU-Net trains, as a `Student` for methods."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class UnknownNetworkError(HostError, NotImplementedError):
-    """The plans' network is not one whose features this package knows how to read."""
+    """This package cannot read the features of the plans' network."""
 
 
 def planned_network(network: nn.Module) -> Any:
-    """The encoder-decoder that nnU-Net planned, inside everything that nnU-Net and methods wrap around it.
+    """The encoder-decoder that nnU-Net planned, without the wrappers of nnU-Net and of methods.
 
     Raises:
         UnknownNetworkError: It is not one of nnU-Net's U-Nets.
@@ -38,17 +38,17 @@ def planned_network(network: nn.Module) -> Any:
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
     if not (hasattr(encoder, "stages") and hasattr(decoder, "seg_layers")):
         raise UnknownNetworkError(
-            f"Features are read from nnU-Net's PlainConvUNet and ResidualEncoderUNet; the plans' network is a "
-            f"{type(network).__name__}. Use plans of one of those."
+            f"The plans' network is a {type(network).__name__}, whose features cannot be read. Accepted are nnU-Net's "
+            f"PlainConvUNet and ResidualEncoderUNet: use plans with one of them."
         )
     return network
 
 
 class HostStudent(Student):
-    """A `Student` on top of nnU-Net's trainer, once its network exists.
+    """A `Student` on top of nnU-Net's trainer. It is created after the trainer's network.
 
     Args:
-        trainer: The trainer.
+        trainer: Trainer of the network.
     """
 
     def __init__(self, trainer: MethodsTrainer) -> None:
@@ -101,7 +101,7 @@ class HostStudent(Student):
 
     @cached_property
     def known_domains(self) -> Domains:
-        """The domains of the dataset's cases, read once."""
+        """The domains of the dataset's cases, read on first access."""
         trainer = self.trainer
         cases = trainer.dataset_class.get_identifiers(trainer.preprocessed_dataset_folder)
         raw = Path(nnUNet_raw, trainer.plans_manager.dataset_name) if nnUNet_raw else None

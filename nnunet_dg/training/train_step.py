@@ -1,4 +1,4 @@
-"""One training step with the loss terms of methods, otherwise as nnU-Net makes it."""
+"""nnU-Net's training step with the loss terms of methods."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from nnunet_dg.method import SEGMENTATION, Batch, Step, TrainingModule
 if TYPE_CHECKING:
     from nnunet_dg.training.trainer import MethodsTrainer
 
-MAX_GRADIENT_NORM = 12  # nnU-Net's
+MAX_GRADIENT_NORM = 12  # as in nnU-Net
 
 
 def train_step(trainer: MethodsTrainer, batch: dict[str, Any]) -> dict[str, Any]:
     """nnU-Net's training step, with the weighted sum of the methods' terms in place of its loss.
 
+    Args:
+        trainer: Trainer, with the network, the optimizer and the methods' training modules.
+        batch: Batch of nnU-Net's data loader, with ``data``, ``target`` and ``keys``.
+
     Returns:
-        The loss and every term by name, numbers. A term whose weight is 0 in this epoch is 0 if it was left out.
+        The values of the loss and of all terms, by name. A term that was omitted because its weight is 0 is 0.
     """
     trainer.optimizer.zero_grad(set_to_none=True)
     with torch.autocast("cuda") if trainer.device.type == "cuda" else dummy_context():
@@ -35,7 +39,7 @@ def train_step(trainer: MethodsTrainer, batch: dict[str, Any]) -> dict[str, Any]
 
 
 def on_device(trainer: MethodsTrainer, batch: dict[str, Any]) -> Batch:
-    """The batch as methods see it, on the trainer's device."""
+    """The batch of nnU-Net's data loader as a `Batch` on the trainer's device."""
     target = batch["target"]
     moved = [t.to(trainer.device, non_blocking=True) for t in (target if isinstance(target, list) else [target])]
     data = batch["data"].to(trainer.device, non_blocking=True)
@@ -60,9 +64,9 @@ def loss_terms(trainer: MethodsTrainer, batch: Batch) -> dict[str, Tensor]:
 
 
 def update(trainer: MethodsTrainer, loss: Tensor) -> None:
-    """Backward pass, clipping and the optimizer's step, as nnU-Net makes them.
+    """Backward pass, gradient clipping and the optimizer's step, as in nnU-Net.
 
-    The gradients of the network and those of the methods' own modules are clipped separately.
+    The gradients of the network and those of the methods' training modules are clipped separately.
     """
     scaler = trainer.grad_scaler
     (loss if scaler is None else scaler.scale(loss)).backward()

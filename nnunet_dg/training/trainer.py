@@ -1,4 +1,4 @@
-"""nnU-Net's trainer with methods in it. A trainer lists its methods; everything else is here."""
+"""nnU-Net's trainer with methods. A subclass only lists its methods."""
 
 from __future__ import annotations
 
@@ -43,18 +43,19 @@ from nnunet_dg.training.train_step import train_step
 
 
 class MethodsTrainer(nnUNetTrainer):
-    """A trainer that lists methods, in the order in which they change the network, augment the batch and add terms.
+    """Base trainer of nnU-Net for methods. A subclass lists them in `methods`.
 
-    ``plans["nnunet_dg"]`` comes before the methods' own settings. All settings are written into a copy of the plans,
-    from where ``plans.json``, checkpoints and inference have them. A training is not resumed with other settings, and
-    no other fold is trained with them: all folds share one ``plans.json``.
+    Methods change the network, augment the batch and add loss terms in the order of the list. Settings in
+    ``plans["nnunet_dg"]`` take precedence over those of the listed methods. All settings are recorded in a copy of the
+    plans, which nnU-Net writes to ``plans.json`` and checkpoints and reads at inference. Resuming a training, or
+    training another fold, with other settings raises an error, since all folds share one ``plans.json``.
 
     Attributes:
-        methods: The methods; of a trainer object, with the settings of its training.
+        methods: Methods; those of a trainer object have the settings of its training.
         auxiliary: Training modules by the key of their method.
-        pretrained: Whether the training started from given weights (``-pretrained_weights``); known after `initialize`,
-            and kept in the checkpoints.
-        num_training_domains: Number of domains with a case in this fold's training; known once the data are read.
+        pretrained: Whether the training started from pretrained weights (``-pretrained_weights``); known after
+            `initialize`, and saved in checkpoints.
+        num_training_domains: Number of domains with a training case in this fold; None until the data are read.
     """
 
     methods: tuple[Method, ...] = ()
@@ -70,7 +71,7 @@ class MethodsTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature
     ) -> None:
-        plans = deepcopy(plans)  # nnU-Net changes what it is given, and so does this class
+        plans = deepcopy(plans)  # nnU-Net and this class change them
         refuse_misplaced(plans)
         resolved = [resolve(plans, method, self.keys()) for method in type(self).methods]
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -81,11 +82,11 @@ class MethodsTrainer(nnUNetTrainer):
 
     @classmethod
     def keys(cls) -> list[str]:
-        """The names of its methods' sections in the plans."""
+        """The keys of the methods, which are the names of their sections in the plans."""
         return [method.key for method in cls.methods]
 
     def settings(self, key: str) -> Any:
-        """The method with that key, with the settings of this training."""
+        """The method with this key and the settings of this training."""
         return next(method for method in self.methods if method.key == key)
 
     @classmethod
@@ -97,7 +98,7 @@ class MethodsTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The planned network, with what the methods put around it: the first method's network is the outermost."""
+        """The planned network with the changes of all methods. The network of the first method is the outermost."""
 
         def planned(channels: int) -> nn.Module:
             return super(MethodsTrainer, cls).build_network_architecture(
@@ -109,7 +110,7 @@ class MethodsTrainer(nnUNetTrainer):
         inputs = Inputs(num_input_channels, len(outside.masked), patch_size, outside)
         build: Callable[[int], nn.Module] = planned
         for method in reversed(cls.methods):
-            build = partial(_built, resolve(plans_manager.plans, method, cls.keys()), build, inputs)
+            build = partial(_build_method, resolve(plans_manager.plans, method, cls.keys()), build, inputs)
         try:
             return build(num_input_channels)
         except NotImplementedError as error:
@@ -118,17 +119,17 @@ class MethodsTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         super().initialize()
         self.build_training_modules()
-        if not is_trained(Path(self.output_folder)):  # else this may be `--c` or `--val`, which settings may yet refuse
+        if not is_trained(Path(self.output_folder)):  # a resumed or validated fold has settings that are checked later
             self._write_settings()
 
     def build_training_modules(self) -> None:
-        """Build what the methods have during training only, once the network exists."""
+        """Build the methods' training modules, after the network."""
         self.student = HostStudent(self)
         try:
-            built = {method.key: method.training_module(self.student) for method in self.methods}
+            optional = {method.key: method.training_module(self.student) for method in self.methods}
         except DimensionError as error:
             raise DimensionError(f"{type(self).__name__}: {error}") from error
-        modules = {key: module.to(self.device) for key, module in built.items() if module is not None}
+        modules = {key: module.to(self.device) for key, module in optional.items() if module is not None}
         self.auxiliary = nn.ModuleDict({key: self._distributed(module) for key, module in modules.items()})
         if not modules:
             return
@@ -138,12 +139,12 @@ class MethodsTrainer(nnUNetTrainer):
         self.optimizer.register_load_state_dict_pre_hook(self._load_training_state)
         for name in self.term_weights():
             self.logger.local_logger.my_fantastic_logging[log_key(name)] = []
-        # nnU-Net loads -pretrained_weights into the network after this. So does load_checkpoint, but then the
-        # optimizer's state brings the value that the checkpoint has
+        # nnU-Net loads -pretrained_weights into the network after this. So does load_checkpoint, but the optimizer's
+        # state, which is loaded later, restores the value in the checkpoint
         unwrap(self.network).register_load_state_dict_post_hook(self._notice_weights())
 
     def _notice_weights(self) -> Callable[..., None]:
-        def notice(*_: Any) -> None:  # a function, which a copy of the network shares; a method would be copied
+        def notice(*_: Any) -> None:  # a copy of the network shares this function, but would copy a bound method
             self.pretrained = True
 
         return notice
@@ -152,7 +153,7 @@ class MethodsTrainer(nnUNetTrainer):
         if not self.is_ddp:
             return module
         if not any(parameter.requires_grad for parameter in module.parameters()):
-            for value in module.state_dict().values():  # DDP refuses it, but it must be equal on all devices
+            for value in module.state_dict().values():  # DDP refuses such a module, but it must be equal on all devices
                 distributed.broadcast(value, 0)
             return module
         return DistributedDataParallel(module, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
@@ -175,18 +176,18 @@ class MethodsTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         try:
-            self.folds.refuse_others(self.methods)  # before nnU-Net writes the plans.json that they share
+            self.folds.refuse_others(self.methods)  # before nnU-Net writes the plans.json that all folds share
             self.prepare_training()
             self._warn()
             super().on_train_start()
-        except BaseException:  # no step was made, so other folds need not agree with this one
+        except BaseException:  # no step was made, so other folds do not need the same settings
             if not self.disable_checkpointing:
                 withdraw_fold(Path(self.output_folder))
             raise
         self._write_settings()
 
     def prepare_training(self) -> None:
-        """Load frozen weights; settings may be refused here as well."""
+        """Load frozen weights, which may raise errors about settings, and prepare the training modules."""
         for method in self.methods:
             method.prepare_network(unwrap(self.network), self.print_to_log_file)
             dims = len(self.configuration_manager.patch_size)
@@ -202,9 +203,9 @@ class MethodsTrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {warning}")
 
     def _write_settings(self) -> None:
-        """Before the first step, so that other folds can be held against them as soon as this one is started.
+        """Write the settings of this fold before the first step, so that other folds are compared with them.
 
-        Two folds that are started at once have read each other's settings too early: they are read again.
+        If two folds start at the same time, neither sees the other's settings at first, so they are read again here.
         """
         if self.local_rank == 0 and not self.disable_checkpointing:
             sections = {method.key: as_json(method) for method in self.methods}
@@ -221,7 +222,7 @@ class MethodsTrainer(nnUNetTrainer):
         return training, validation
 
     def get_dataloaders(self) -> Any:
-        """nnU-Net's, balanced over domains where a method asks for it; padding of training patches stays zero."""
+        """nnU-Net's data loaders, balanced over domains if a method requires it. Training patches keep zero padding."""
         with balanced_data_loaders(), self._padding_kept():
             training, validation = super().get_dataloaders()
         if is_balanced(training):
@@ -230,8 +231,8 @@ class MethodsTrainer(nnUNetTrainer):
 
     @contextmanager
     def _padding_kept(self) -> Iterator[None]:
-        """Training patches are exactly zero in the padding, as they are at inference."""
-        planned = self.get_training_transforms  # nnU-Net's is static, so it cannot see the normalization
+        """Inside this context, nnU-Net's training transforms keep padding exactly zero, as it is at inference."""
+        planned = self.get_training_transforms  # nnU-Net's method is static, so it does not know the normalization
 
         def transforms(*args: Any, **kwargs: Any) -> BasicTransform:
             return keep_padding(planned(*args, **kwargs))
@@ -246,7 +247,7 @@ class MethodsTrainer(nnUNetTrainer):
             del self.__dict__["get_training_transforms"]
 
     def term_weights(self) -> dict[str, float]:
-        """The weight of every loss term in this epoch; nnU-Net's own loss counts once unless a method weighs it."""
+        """The weight of each loss term in this epoch. nnU-Net's own loss has weight 1 unless a method sets it."""
         weights: dict[str, float] = {}
         for module in self.auxiliary.values():
             weights |= unwrap(module).weights(self.current_epoch)  # type: ignore[operator]
@@ -259,7 +260,7 @@ class MethodsTrainer(nnUNetTrainer):
             unwrap(module).start_epoch(self.current_epoch)  # type: ignore[operator]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's own where no method has a training module."""
+        """A step with the methods' loss terms; nnU-Net's own step if there are no training modules."""
         return train_step(self, batch) if self.auxiliary else super().train_step(batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
@@ -287,14 +288,14 @@ class MethodsTrainer(nnUNetTrainer):
             curves = {name: self.logger.get_value(log_key(name), None) for name in self.term_weights()}
             add_term_curves(Path(self.output_folder, "progress.png"), curves)
 
-    def load_checkpoint(self, *given: Any, **named: Any) -> None:  # releases of nnU-Net name the argument differently
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # releases of nnU-Net name the argument differently
         try:
-            super().load_checkpoint(*given, **named)
-        finally:  # also where the network does not take the weights: other settings are the likely reason
-            trained = self.my_init_kwargs["plans"]  # the checkpoint's, once nnU-Net has read it
+            super().load_checkpoint(*args, **kwargs)
+        finally:  # also after an error, since other settings are the likely reason why the weights do not fit
+            plans = self.my_init_kwargs["plans"]  # those of the checkpoint, once nnU-Net has read it
             for method, defaults in zip(self.methods, type(self).methods, strict=True):
-                refuse_other_settings(method, resolve(trained, defaults, self.keys()))
+                refuse_other_settings(method, resolve(plans, defaults, self.keys()))
 
 
-def _built(method: Method, build: Callable[[int], nn.Module], inputs: Inputs, channels: int) -> nn.Module:
+def _build_method(method: Method, build: Callable[[int], nn.Module], inputs: Inputs, channels: int) -> nn.Module:
     return method.build_network(build, replace(inputs, channels=channels))

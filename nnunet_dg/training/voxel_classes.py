@@ -1,4 +1,4 @@
-"""The class of each voxel, whatever kind of labels a dataset has."""
+"""The class of each voxel, for datasets with labels or regions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Classes:
-    """Numbers 0 ... K-1 for what a voxel can be: its label, or with regions its combination of regions.
+    """The classes 0 ... K-1 of voxels: labels or, with regions, combinations of regions.
 
     Args:
-        label_manager: nnU-Net's.
+        label_manager: Label manager of nnU-Net.
 
     Attributes:
-        num: K, the background among them, the ignore label not.
+        num: Number of classes, K, including the background, without the ignore label.
     """
 
     def __init__(self, label_manager: Any) -> None:
@@ -23,7 +23,7 @@ class Classes:
         self.combinations: list[int] | None = None
         self.num = len(label_manager.all_labels)
         if label_manager.has_regions:
-            # 'all_labels' are those that regions name: the background need not be one of them, but it is a class
+            # 'all_labels' are the labels in regions, which may lack the background; it is a class as well
             members = [set(r) if isinstance(r, (tuple, list)) else {r} for r in label_manager.foreground_regions]
             codes = {
                 sum((label in region) << i for i, region in enumerate(members)) for label in label_manager.all_labels
@@ -32,7 +32,11 @@ class Classes:
             self.num = len(self.combinations)
 
     def of_target(self, target: Tensor | list[Tensor]) -> Tensor:
-        """``(B, *spatial)``, int64, from nnU-Net's target (at full resolution, if it is a list); ignored voxels: -1."""
+        """The class of each voxel, ``(B, *spatial)``, int64; -1 for ignored voxels.
+
+        Args:
+            target: Target of nnU-Net; of a list, the first one, at full resolution, is used.
+        """
         if isinstance(target, list):
             target = target[0]
         if self.combinations is None:
