@@ -1,4 +1,4 @@
-"""Declared settings: what is accepted, how it is kept, and the message for what is not."""
+"""Declared settings: the accepted values, the stored form, and the messages for values that are not accepted."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,19 +12,19 @@ from nnunet_dg.method import Method, Paper, describe_settings
 
 @dataclass(frozen=True)
 class Example(Method):
-    """A method that does nothing.
+    """A method without effect.
 
     Attributes:
         weight: A weight, described
             in two lines.
         share: A share.
-        steps: Steps, or none.
+        steps: A number of steps, or null.
         p: A probability.
         on: A switch.
         kind: A name.
-        scale: A name or none.
+        scale: A name or null.
         path: A path.
-        folder: Read from a folder.
+        folder: Contents of a folder.
         parts: Names.
         pair: Two weights.
     """
@@ -50,7 +50,7 @@ class Example(Method):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [
         ({"weight": -1}, r"weight must be a number in \[0, 1e\+06\]; got -1"),
         ({"weight": True}, "weight must be a number"),
@@ -73,22 +73,25 @@ class Example(Method):
         ({"folder": "x"}, "folder must be left unset: it is read; got 'x'"),
         ({"parts": ["three"]}, r"parts must be a list of one, two; got \['three'\]"),
         ({"parts": "one"}, "parts must be"),
-        ({"pair": [1]}, "pair must be 2 positive numbers, of first, second, each at most 1e"),
+        ({"pair": [1]}, "pair must be 2 positive numbers, for first, second, each at most 1e"),
         ({"pair": [0, 1]}, "leave it out otherwise"),
         ({"pair": 1}, "pair must be"),
         ({"kind": "b", "on": False}, "kind 'b' needs on"),
     ],
 )
-def test_a_value_that_is_not_accepted_is_named_with_what_is(given, message):
+def test_an_error_names_the_setting_its_value_and_the_accepted_values(settings, message):
     with pytest.raises(SettingsError, match=message):
-        Example(**given)
+        Example(**settings)
 
 
-def test_values_are_kept_in_one_form():
-    made = Example(parts=["two", "one", "two"], pair=[3, 4], steps=10, share=0.5, scale="y", path="a", folder={"a": 1})
-    assert made.parts == ("one", "two")
-    assert made.pair == (3.0, 4.0)
-    assert (made.steps, made.share, made.scale, made.path, made.folder) == (10, 0.5, "y", "a", {"a": 1})
+def test_values_are_stored_in_one_form():
+    example = Example(
+        parts=["two", "one", "two"], pair=[3, 4], steps=10, share=0.5, scale="y", path="a", folder={"a": 1}
+    )
+    assert example.parts == ("one", "two")
+    assert example.pair == (3.0, 4.0)
+    assert (example.steps, example.share, example.scale, example.path) == (10, 0.5, "y", "a")
+    assert example.folder == {"a": 1}
     assert Example() == Example(weight=1.0, p=0.5, steps=None)
 
 

@@ -1,4 +1,4 @@
-"""What a method sees of a training: batches, passes and the features read in them."""
+"""A method's view of a training: batches, passes and the features that are read in them."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import nn
 from nnunet_dg.method import Batch, Step, Student, full_resolution
 
 
-class Doubling(Student):
-    """A student in plain PyTorch, whose only stage doubles its input."""
+class PlainStudent(Student):
+    """A student in plain PyTorch, whose only stage is the identity."""
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class Doubling(Student):
     domain_names = num_training_domains = pretrained = None
 
 
-def test_image_channels_are_replaced_and_the_previous_stage_of_a_cascade_stays():
+def test_image_channels_are_replaced_and_those_of_a_cascades_previous_stage_are_kept():
     data = torch.arange(12.0).reshape(1, 3, 4)
     batch = Batch(data, data, ("a",), 2)
     assert torch.equal(batch.images, data[:, :2])
@@ -35,8 +35,8 @@ def test_image_channels_are_replaced_and_the_previous_stage_of_a_cascade_stays()
     assert (changed.keys, changed.image_channels) == (("a",), 2)
 
 
-def test_the_batchs_own_pass_is_computed_once_and_its_features_are_not_those_of_later_passes():
-    student = Doubling()
+def test_the_batchs_own_pass_is_computed_once_and_keeps_its_features_after_later_passes():
+    student = PlainStudent()
     tap, passes = student.tap(0), []
     student.before_each_pass(passes.append)
     data = torch.ones(1, 1, 3)

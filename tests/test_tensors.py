@@ -1,3 +1,5 @@
+"""The symmetric KL divergence of two predictions."""
+
 import math
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from nnunet_dg.tensors import symmetric_kl
 
 
-def test_by_hand():
+def test_value_computed_by_hand():
     a, b = torch.tensor([[0.0, 0.0]]).reshape(1, 2, 1), torch.tensor([[math.log(3), 0.0]]).reshape(1, 2, 1)
     # p = (1/2, 1/2), q = (3/4, 1/4): sum of (p - q) (log p - log q)
     assert symmetric_kl(a, b).item() == pytest.approx(-0.25 * math.log(2 / 3) + 0.25 * math.log(2))
@@ -30,7 +32,7 @@ def test_equals_a_loop_over_voxels(spatial, regions):
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_is_symmetric_and_zero_for_equal_predictions_alone(regions):
+def test_is_symmetric_and_zero_only_for_equal_predictions(regions):
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     assert symmetric_kl(a, a, regions) == 0
@@ -39,12 +41,12 @@ def test_is_symmetric_and_zero_for_equal_predictions_alone(regions):
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_gradient_flows_both_ways_and_stays_finite_for_certain_predictions(regions):
+def test_gradient_flows_into_both_predictions_and_is_finite_for_confident_ones(regions):
     a, b = (torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda a, b: symmetric_kl(a, b, regions), (a, b))
-    certain = torch.tensor([[[100.0], [-100.0]]], requires_grad=True)
-    symmetric_kl(certain, -certain.detach(), regions).backward()
-    assert certain.grad.isfinite().all()
+    confident = torch.tensor([[[100.0], [-100.0]]], requires_grad=True)
+    symmetric_kl(confident, -confident.detach(), regions).backward()
+    assert confident.grad.isfinite().all()
 
 
 def test_is_computed_in_float32_under_autocast():

@@ -273,7 +273,7 @@ def _last_block(level: nn.Module) -> nn.Module:
 
 
 def _vit(model: Any, settings: TinyMIG, depths: int) -> Teacher:
-    """A ViT as teacher: reads evenly spaced blocks as 2-D maps, such as 3, 6, 9 and 12 of 12. All MLPs have adapters."""
+    """A ViT as teacher: evenly spaced blocks are read as 2-D maps (3, 6, 9, 12 of 12). All MLPs have adapters."""
     blocks: list[Any] = list(model.blocks)
     depths = min(depths, len(blocks))
     indices = [len(blocks) * (i + 1) // depths - 1 for i in range(depths)]

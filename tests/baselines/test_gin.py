@@ -1,4 +1,4 @@
-"""GIN: the values of the specification, a naive loop, properties, and what it does to a batch."""
+"""GIN: values of the specification, agreement with a naive loop, properties, and the effect on a batch."""
 
 import itertools
 from types import SimpleNamespace
@@ -11,23 +11,23 @@ from nnunet_dg.method import Batch
 from nnunet_dg.outside import Outside
 
 
-def one_by_one():
+def one_by_one_kernels():
     first = torch.tensor([0.5, -1.0]).reshape(1, 2, 1, 1, 1), torch.tensor([[0.1, -0.2]])
     second = torch.tensor([1.0, 2.0]).reshape(1, 1, 2, 1, 1), torch.tensor([[0.3]])
     return [first, second]
 
 
 def test_hand_value_of_one_by_one_kernels():
-    """GIN-1."""
+    """Example GIN-1 of the specification."""
     image = torch.tensor([[[[1.0, -2.0], [0.5, 3.0]]]])
-    result = global_intensity_augmentation(image, one_by_one(), torch.tensor([0.25]))
+    result = global_intensity_augmentation(image, one_by_one_kernels(), torch.tensor([0.25]))
     expected = torch.tensor([[[[1.230224, -0.669387], [0.677956, 3.439295]]]])
     torch.testing.assert_close(result, expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_hand_value_of_a_laplacian_with_zero_padding(dims):
-    """GIN-3, also as the only slice of a volume."""
+    """Example GIN-3 of the specification; in 3-D, the image is the only slice of a volume."""
     image = (torch.arange(9.0).reshape(1, 1, 3, 3) / 4 - 1).reshape(1, 1, *[1] * (dims - 2), 3, 3)
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(*[1] * (dims - 1), 3, 3)
     if dims == 3:
@@ -70,15 +70,15 @@ def convolved(x, kernel, bias):
     return result
 
 
-def test_the_norm_of_each_sample_is_kept_and_a_sample_does_not_depend_on_the_others():
+def test_the_norm_of_each_sample_is_kept_and_samples_are_independent():
     torch.manual_seed(0)
     image = torch.randn(3, 2, 8, 8, 8) * torch.tensor([1.0, 10, 100]).reshape(3, 1, 1, 1, 1)
     layers, share = draw_layers(3, 2, 3), torch.rand(3)
     result = global_intensity_augmentation(image, layers, share)
     torch.testing.assert_close(result.flatten(1).norm(dim=1), image.flatten(1).norm(dim=1), rtol=1e-4, atol=0)
     own = [(kernel[1:2], bias[1:2]) for kernel, bias in layers]
-    alone = global_intensity_augmentation(image[1:2], own, share[1:2])
-    torch.testing.assert_close(alone, result[1:2], rtol=1e-4, atol=1e-4)
+    single = global_intensity_augmentation(image[1:2], own, share[1:2])
+    torch.testing.assert_close(single, result[1:2], rtol=1e-4, atol=1e-4)
 
 
 def test_a_share_of_zero_is_the_image_and_a_zero_image_stays_zero():
@@ -90,7 +90,7 @@ def test_a_share_of_zero_is_the_image_and_a_zero_image_stays_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_does_not_overflow(dtype):
-    image = (100 * torch.randn(1, 1, 32, 32, 32)).to(dtype)  # its squares add up to more than float16 holds
+    image = (100 * torch.randn(1, 1, 32, 32, 32)).to(dtype)  # the sum of its squares overflows in float16
     with torch.autocast("cpu", torch.bfloat16):
         result = global_intensity_augmentation(image, draw_layers(1, 1, 3), torch.ones(1))
     assert result.dtype == dtype
@@ -111,7 +111,7 @@ def test_kernel_sizes_are_drawn_for_each_layer_and_values_are_standard_normal():
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_only_image_channels_of_a_batch_change_and_masked_voxels_stay_zero_unless_as_published(keep):
+def test_only_image_channels_change_and_masked_voxels_stay_zero_if_keep_outside_is_set(keep):
     outside = Outside((True, True), (True, True))
     data = torch.randn(2, 3, 8, 8) + 5
     data[:, :2, :, :3] = 0

@@ -1,4 +1,4 @@
-"""Whose statistics a sample takes."""
+"""The choice of the sample whose statistics another sample gets."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from nnunet_dg.baselines.partners import EarlierSamples, partner_order
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5])
-def test_a_partner_is_every_other_sample_about_equally_often_and_never_the_sample_itself(samples):
+def test_partners_are_all_other_samples_equally_often_and_never_the_sample_itself(samples):
     torch.manual_seed(0)
     counts = torch.zeros(samples, samples)
     for _ in range(2000):
@@ -18,7 +18,7 @@ def test_a_partner_is_every_other_sample_about_equally_often_and_never_the_sampl
     assert (shares - 1 / (samples - 1)).abs().max() < 0.05
 
 
-def test_partners_are_of_another_domain_where_there_is_one():
+def test_partners_are_of_another_domain_if_the_batch_has_one():
     for _ in range(50):
         assert partner_order(3, torch.tensor([0, 0, 1])).tolist() in ([2, 2, 0], [2, 2, 1])
     assert {tuple(partner_order(2, torch.tensor([4, 4])).tolist()) for _ in range(20)} == {(1, 0)}

@@ -1,4 +1,4 @@
-"""RSC: the values of the specification, a naive loop, properties, and the loss of a challenged step."""
+"""RSC: values of the specification, agreement with a naive loop, properties, and the loss of a challenged step."""
 
 import math
 
@@ -13,15 +13,15 @@ from nnunet_dg.method import Batch, Step, Student
 Z = torch.tensor([[[1.0, 2, 0, -1], [0.5, 0, 3, 1]]])  # (sample, channel, voxel)
 
 
-def test_hand_value_of_elements_the_largest_signed_gradients_are_muted():
-    """RSC-1."""
+def test_hand_value_of_elements_with_the_largest_signed_gradients():
+    """Example RSC-1 of the specification."""
     gradient = torch.tensor([[[0.3, -2.0, 0.1, 0.9, 0.0, 0.2, 0.8, -0.1, 0.05, 0.4]]])
     mask = challenge_mask(torch.ones(1, 1, 10), gradient, 0.2)
     assert mask.flatten().tolist() == [1, 1, 1, 0, 1, 1, 0, 1, 1, 1]
 
 
 def test_hand_value_of_channels_and_positions():
-    """RSC-2: channel scores .2 and -.05; position scores .175, .4, -.15, -.25."""
+    """Example RSC-2: channel scores 0.2 and -0.05; position scores 0.175, 0.4, -0.15 and -0.25."""
     gradient = torch.tensor([[[0.2, 0.4, -0.1, 0.3], [-0.5, 0.1, 0.1, 0.1]]])
     assert challenge_mask(Z, gradient, 0.5, "channel").flatten().tolist() == [0, 1]
     assert challenge_mask(Z, gradient, 0.25, "spatial").flatten().tolist() == [1, 0, 1, 1]
@@ -38,20 +38,20 @@ def test_agrees_with_a_loop_that_sorts(unit, spatial):
         channel_means = [float(g[sample, c].mean()) for c in range(5)]
         scores = {}
         for place in torch.cartesian_prod(torch.arange(5), *(torch.arange(n) for n in spatial)).tolist():
-            c, where = place[0], tuple(place[1:])
+            c, position = place[0], tuple(place[1:])
             if unit == "element":
                 scores[tuple(place)] = float(g[(sample, *place)])
             elif unit == "channel":
                 scores[c] = channel_means[c]
             else:
-                scores[where] = sum(float(z[(sample, k, *where)]) * channel_means[k] for k in range(5))
+                scores[position] = sum(float(z[(sample, k, *position)]) * channel_means[k] for k in range(5))
         muted = set(sorted(scores, key=scores.get, reverse=True)[: math.ceil(0.3 * len(scores))])
         for place in torch.cartesian_prod(torch.arange(5), *(torch.arange(n) for n in spatial)).tolist():
             unit_of_place = {"element": tuple(place), "channel": place[0], "spatial": tuple(place[1:])}[unit]
             assert mask[(sample, *place)] == (0 if unit_of_place in muted else 1)
 
 
-def test_ties_mute_exactly_the_share():
+def test_exactly_the_share_is_muted_with_ties():
     mask = challenge_mask(torch.zeros(2, 4, 5, 5), torch.zeros(2, 4, 5, 5), 0.2)
     assert (mask == 0).flatten(1).sum(1).tolist() == [20, 20]
 
@@ -95,7 +95,7 @@ class Trained(Student):
         return value
 
     def scaled(self, loss):
-        return 1024 * loss  # ranks do not depend on it
+        return 1024 * loss  # the order of the gradients does not depend on the scale
 
     full_resolution_loss = classes = domains = log = None
     domain_names = num_training_domains = pretrained = None
@@ -111,7 +111,7 @@ def losses(p, **settings):
 
 
 def test_hand_value_of_a_challenged_step():
-    """RSC-3: two of eight elements are muted, and the loss rises from .2413 to .5516."""
+    """Example RSC-3: two of eight elements are muted, and the loss increases from 0.2413 to 0.5516."""
     network, terms, plain = losses(1.0)
     assert float(plain) == pytest.approx(0.241288, abs=1e-6)
     assert float(terms["segmentation"]) == pytest.approx(0.551592, abs=1e-6)
@@ -122,10 +122,10 @@ def test_hand_value_of_a_challenged_step():
     F.cross_entropy(other.head(Z * keep), torch.tensor([[0, 0, 1, 1]])).backward()
     torch.testing.assert_close(network.head.weight.grad, other.head.weight.grad)
     x = torch.rand(1, 2, 4)
-    torch.testing.assert_close(network(x), network.head(x))  # nothing stays muted
+    torch.testing.assert_close(network(x), network.head(x))  # later passes are not muted
 
 
-def test_other_batches_are_left_to_nnunet():
+def test_other_batches_have_nnunets_own_loss():
     assert losses(0.0)[1] == {}
 
 
@@ -135,7 +135,7 @@ def test_batches_are_challenged_with_probability_p():
 
 
 @pytest.mark.parametrize("failing_pass", [1, 2])
-def test_nothing_stays_muted_after_an_exception(failing_pass):
+def test_later_passes_are_not_muted_after_an_exception(failing_pass):
     network, passes = Head().train(), []
     student = Trained(network)
     training = RSCTraining(RSC(p=1.0), student)

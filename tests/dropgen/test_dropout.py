@@ -1,3 +1,5 @@
+"""Channel dropout: rates, independence, expectation, gradients and accepted probabilities."""
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from nnunet_dg.dropgen.dropout import LARGEST_P
 
 
 def kept(z):
-    """(B, C): which channels are not all zero."""
+    """``(B, C)`` bool: channels that are not entirely zero."""
     return z.flatten(2).abs().sum(2) > 0
 
 
@@ -18,7 +20,7 @@ def test_drops_whole_channels_with_probability_p_and_rescales(p, shape):
     out = ChannelDropout(p).train()(z)
     keep = kept(out)
     assert keep.float().mean().item() == pytest.approx(1 - p, abs=0.02)
-    assert keep[:, 0].float().mean().item() == pytest.approx(1 - p, abs=0.08)  # the image's channel like the others
+    assert keep[:, 0].float().mean().item() == pytest.approx(1 - p, abs=0.08)  # image channels are dropped as well
     mask = keep.reshape(*keep.shape, *[1] * (z.ndim - 2))
     torch.testing.assert_close(out, z * mask / (1 - p))
 
@@ -35,23 +37,23 @@ def test_keeps_the_expectation():
     assert ChannelDropout(0.75).train()(torch.ones(20000, 1, 1, 1)).mean().item() == pytest.approx(1.0, abs=0.05)
 
 
-def test_same_distribution_as_torch_dropout3d():
+def test_has_the_distribution_of_torch_dropout3d():
     z = torch.ones(2000, 3, 2, 2, 2)
     torch.manual_seed(0)
-    ours, theirs = kept(ChannelDropout(0.3).train()(z)), kept(torch.nn.functional.dropout3d(z, 0.3))
-    assert ours.sum(1).bincount(minlength=4).div(2000).tolist() == pytest.approx(
-        theirs.sum(1).bincount(minlength=4).div(2000).tolist(), abs=0.05
+    actual, expected = kept(ChannelDropout(0.3).train()(z)), kept(torch.nn.functional.dropout3d(z, 0.3))
+    assert actual.sum(1).bincount(minlength=4).div(2000).tolist() == pytest.approx(
+        expected.sum(1).bincount(minlength=4).div(2000).tolist(), abs=0.05
     )
 
 
-def test_identity_in_eval_mode_and_at_zero():
+def test_is_the_identity_in_eval_mode_and_for_p_zero():
     z = torch.rand(3, 4, 5, 5)
     assert torch.equal(ChannelDropout(0.5).eval()(z), z)
     assert torch.equal(StructuredDropout(0.5, 1).eval()(z), z)
     assert torch.equal(ChannelDropout(0.0).train()(z), z)
 
 
-def test_gradient_is_the_mask():
+def test_the_gradient_is_the_mask():
     z = torch.rand(3, 4, 5, 5, dtype=torch.float64, requires_grad=True)
     out = ChannelDropout(0.5).train()(z)
     out.sum().backward()
@@ -65,7 +67,7 @@ def test_keeps_the_dtype():
         assert set(out.unique().tolist()) == {0.0, 2.0}
 
 
-def test_structured_drops_image_or_all_features_never_both():
+def test_structured_dropout_drops_the_image_or_all_features_and_never_both():
     torch.manual_seed(0)
     p = 0.5
     out = StructuredDropout(p, num_image_channels=2).train()(torch.ones(4000, 6, 1, 1))
@@ -82,9 +84,9 @@ def test_structured_drops_image_or_all_features_never_both():
     "p", [-0.1, 0.991, 0.9999999999999999, 1, 1.5, 10**50, "0.5", None, True, float("nan"), float("inf")]
 )
 def test_p_outside_the_interval_is_refused(p):
-    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 0\.99\]"):
+    with pytest.raises(ValueError, match=r"p, the share of .*, must be a probability in \[0, 0\.99\]; got"):
         ChannelDropout(p)
-    with pytest.raises(ValueError, match=r"p must be a probability in \[0, 0\.99\]"):
+    with pytest.raises(ValueError, match=r"p, the share of .*, must be a probability in \[0, 0\.99\]; got"):
         StructuredDropout(p, 1)
 
 

@@ -1,3 +1,5 @@
+"""DropGen's network: its input, dropout, checkpoints, settings, and voxels outside the subject."""
+
 from dataclasses import asdict, replace
 
 import pytest
@@ -12,7 +14,7 @@ MIND = DropGenSettings(extractor="mind")
 
 
 class Recorder(nn.Module):
-    """Stands where the segmentation network stands, and keeps what it was given."""
+    """A segmentation network that records its input."""
 
     def __init__(self, channels):
         super().__init__()
@@ -21,7 +23,7 @@ class Recorder(nn.Module):
         self.decoder = nn.Identity()
 
     def forward(self, z):
-        self.given = z
+        self.received = z
         assert z.shape[1] == self.channels
         return z.mean(1, keepdim=True)
 
@@ -48,36 +50,36 @@ def test_number_of_input_channels(settings, image_channels, rest, expected):
 
 
 @pytest.mark.parametrize("spatial", [(10, 12), (8, 9, 10)])
-def test_network_sees_image_then_features_then_the_rest(spatial):
+def test_the_network_sees_the_image_then_its_features_then_the_other_channels(spatial):
     net = build(MIND, image_channels=2, rest=3, spatial_dims=len(spatial)).eval()
     x = torch.rand(2, 5, *spatial)
     net(x)
     mind = build_extractor("mind", spatial_dims=len(spatial))
     expected = [x[:, :2], mind(x[:, 0:1]), mind(x[:, 1:2]), x[:, 2:]]
-    torch.testing.assert_close(net.network.given, torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net.network.received, torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_mean_of_features_over_image_channels():
+def test_features_are_averaged_over_image_channels():
     net = build(DropGenSettings(extractor="mind", combine="mean"), image_channels=2).eval()
     x = torch.rand(1, 2, 8, 8, 8)
     net(x)
     mind = build_extractor("mind")
     expected = (mind(x[:, :1]) + mind(x[:, 1:])) / 2
-    torch.testing.assert_close(net.network.given[:, 2:], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net.network.received[:, 2:], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_each_channel_of_the_image_can_be_min_maxed():
+def test_image_channels_are_scaled_to_0_1_if_set():
     net = build(DropGenSettings(extractor="mind", image_scaling="minmax"), image_channels=2).eval()
     x = torch.rand(2, 2, 8, 8, 8)
     x[:, 1] = 100 * x[:, 1] + 50
     net(x)
-    image, axes = net.network.given[:, :2], (2, 3, 4)
+    image, axes = net.network.received[:, :2], (2, 3, 4)
     assert image.amin(axes).tolist() == [[0, 0], [0, 0]]
     assert image.amax(axes).tolist() == [[1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("scaling", ["minmax", "zscore"])
-def test_the_extractor_gets_the_scaling_that_was_set(scaling, monkeypatch):
+def test_the_extractors_input_has_the_scaling_of_the_settings(scaling, monkeypatch):
     net = build(DropGenSettings(extractor="mind", extractor_scaling=scaling)).eval()
     seen, compute = [], net.extractor.features
     monkeypatch.setattr(net.extractor, "features", lambda x: seen.append(x) or compute(x))
@@ -85,25 +87,25 @@ def test_the_extractor_gets_the_scaling_that_was_set(scaling, monkeypatch):
     net(x)
     lowest = x.amin((1, 2, 3, 4), keepdim=True)
     mean, std = x.mean((1, 2, 3, 4), keepdim=True), x.std((1, 2, 3, 4), keepdim=True)
-    of_minmax = (x - lowest) / (x.amax((1, 2, 3, 4), keepdim=True) - lowest)
-    expected = {"minmax": of_minmax, "zscore": (x - mean) / std}[scaling]
+    minmaxed = (x - lowest) / (x.amax((1, 2, 3, 4), keepdim=True) - lowest)
+    expected = {"minmax": minmaxed, "zscore": (x - mean) / std}[scaling]
     torch.testing.assert_close(seen[0], expected, rtol=1e-2, atol=1e-2)
 
 
-def test_previous_stage_is_never_dropped():
+def test_the_previous_stage_is_never_dropped():
     torch.manual_seed(0)
     net = build(DropGenSettings(extractor="mind", p=0.9), rest=2).train()
     x = torch.rand(50, 3, 6, 6, 6) + 1
     net(x)
-    assert torch.equal(net.network.given[:, -2:], x[:, 1:])
-    assert (net.network.given[:, :-2].flatten(2).abs().sum(2) == 0).float().mean() > 0.8
+    assert torch.equal(net.network.received[:, -2:], x[:, 1:])
+    assert (net.network.received[:, :-2].flatten(2).abs().sum(2) == 0).float().mean() > 0.8
 
 
 def test_structured_masking_treats_all_image_channels_as_the_image():
     torch.manual_seed(0)
     net = build(DropGenSettings(extractor="mind", masking="structured", p=0.9), image_channels=2).train()
     net(torch.rand(60, 2, 6, 6, 6) + 1)
-    kept = net.network.given.flatten(2).abs().sum(2) > 0
+    kept = net.network.received.flatten(2).abs().sum(2) > 0
     image, features = kept[:, :2], kept[:, 2:]
     assert torch.equal(image.all(1), image.any(1))
     assert torch.equal(features.all(1), features.any(1))
@@ -112,11 +114,11 @@ def test_structured_masking_treats_all_image_channels_as_the_image():
 
 
 @pytest.mark.parametrize("inputs", ["image", "features"])
-def test_nothing_is_dropped_from_one_input_alone(inputs):
+def test_there_is_no_dropout_with_only_the_image_or_only_the_features(inputs):
     net = build(DropGenSettings(extractor="mind", inputs=inputs, p=0.9)).train()
     x = torch.rand(20, 1, 6, 6, 6)
     net(x)
-    assert (net.network.given.flatten(2).abs().sum(2) > 0).all()
+    assert (net.network.received.flatten(2).abs().sum(2) > 0).all()
 
 
 def test_eval_is_deterministic_and_training_is_not():
@@ -131,26 +133,26 @@ def test_half_precision_features_make_the_input_half_precision(anatomix_weights)
     net.extractor.load_published(anatomix_weights)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         net(torch.rand(1, 1, 20, 24, 32))
-    assert net.network.given.dtype == torch.bfloat16
-    assert torch.isfinite(net.network.given).all()
+    assert net.network.received.dtype == torch.bfloat16
+    assert torch.isfinite(net.network.received).all()
 
 
-def test_four_channels_anisotropic_patch(anatomix_weights):
+def test_works_with_four_image_channels_and_an_anisotropic_patch(anatomix_weights):
     net = build(DropGenSettings(), image_channels=4).train()
     net.extractor.load_published(anatomix_weights)
     x = torch.rand(1, 4, 12, 48, 40)
     x[:, 2] = 5.0  # one channel is constant
     assert torch.isfinite(net(x)).all()
-    assert net.network.given.shape == (1, 68, 12, 48, 40)
+    assert net.network.received.shape == (1, 68, 12, 48, 40)
 
 
-def test_nnunet_switches_deep_supervision_on_our_network():
+def test_nnunet_can_toggle_deep_supervision_of_the_planned_network():
     net = build(MIND)
     net.decoder.deep_supervision = True
     assert net.network.decoder.deep_supervision is True
 
 
-def test_state_dict_is_complete(anatomix_weights):
+def test_the_state_dict_is_complete(anatomix_weights):
     trained = build(DropGenSettings()).eval()
     trained.extractor.load_published(anatomix_weights)
     fresh = build(DropGenSettings()).eval()
@@ -161,7 +163,7 @@ def test_state_dict_is_complete(anatomix_weights):
     assert torch.equal(fresh(x), trained(x))
 
 
-def test_checkpoint_of_another_extractor_is_named():
+def test_a_checkpoint_with_another_extractor_is_refused():
     mind, anatomix = build(MIND), build(DropGenSettings())
     with pytest.raises(RuntimeError, match="trained with another extractor\\. The plans say extractor 'anatomix'"):
         anatomix.load_state_dict(mind.state_dict())
@@ -174,13 +176,13 @@ def test_checkpoint_of_another_extractor_is_named():
         anatomix.load_state_dict(stacked)
 
 
-def test_plain_nnunet_checkpoint_is_named():
-    with pytest.raises(RuntimeError, match="no DropGen checkpoint"):
+def test_a_plain_nnunet_checkpoint_is_refused():
+    with pytest.raises(RuntimeError, match="not a DropGen checkpoint"):
         build(MIND).load_state_dict(Recorder(13).state_dict())
 
 
 @pytest.mark.parametrize("settings", [MIND, DropGenSettings()], ids=["mind", "anatomix"])
-def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
+def test_compiles_without_graph_breaks_and_gives_the_same_result(settings, anatomix_weights):
     extractor = create_extractor(settings.extractor)
     if settings.extractor == "anatomix":
         extractor.load_published(anatomix_weights)
@@ -190,12 +192,12 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
     torch._dynamo.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled.eval()(x), net.eval()(x), rtol=1e-4, atol=1e-4)
-    compiled.train()(x).sum().backward()  # training, with dropout, is one graph as well
+    compiled.train()(x).sum().backward()  # with dropout, training is also a single graph
     assert torch.isfinite(segment.weight.grad).all()
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"p": 1}, r"p must be a probability in \[0, 0\.99\]"),
         ({"extractor": "anatomics"}, "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'anatomics'"),
@@ -215,18 +217,18 @@ def test_compiles_without_graph_breaks_and_agrees(settings, anatomix_weights):
         ({"extractor": "nnunet", "layer": "final"}, "extractor 'nnunet' has no layers"),
     ],
 )
-def test_settings_name_what_is_accepted(given, message):
+def test_errors_name_the_setting_and_the_accepted_values(options, message):
     with pytest.raises(ValueError, match=message):
-        DropGenSettings(**given)
+        DropGenSettings(**options)
 
 
 @pytest.mark.parametrize("settings", [DropGenSettings(), MIND])
 def test_has_no_buffers(settings):
-    """DDP broadcasts buffers in forward passes, and hangs where one process validates fewer cases than another."""
+    """DDP broadcasts buffers in forward passes, so it would hang if processes validate different numbers of cases."""
     assert not list(build(settings).buffers())
 
 
-def test_a_patch_without_context_is_refused_when_the_network_is_built():
+def test_a_patch_that_is_too_small_is_refused_when_the_network_is_built():
     with pytest.raises(ValueError, match=r"patch too small: .*got \(1, 32, 32\)"):
         build_dropgen_network(MIND, Recorder, 1, 1, (1, 32, 32))
     build_dropgen_network(DropGenSettings(inputs="image"), Recorder, 1, 1, (1, 32, 32))
@@ -249,7 +251,7 @@ def masked_image(*spatial):
 
 
 def seen_by(extractor, monkeypatch):
-    """What the extractor computes on, in the order of calls."""
+    """The inputs of the extractor, in the order of its calls."""
     seen, compute = [], extractor.features
     monkeypatch.setattr(extractor, "features", lambda x: seen.append(x) or compute(x))
     return seen
@@ -257,7 +259,7 @@ def seen_by(extractor, monkeypatch):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("settings", [MIND, DropGenSettings()], ids=["mind", "anatomix"])
-def test_the_extractor_sees_black_outside_a_mask_and_the_network_zeros(settings, train, anatomix_weights, monkeypatch):
+def test_outside_a_mask_the_extractor_sees_black_and_the_network_zeros(settings, train, anatomix_weights, monkeypatch):
     torch.manual_seed(0)
     net = build(settings, outside=MASKED).train(train)
     net.dropout = nn.Identity()
@@ -266,8 +268,8 @@ def test_the_extractor_sees_black_outside_a_mask_and_the_network_zeros(settings,
     seen = seen_by(net.extractor, monkeypatch)
     image = masked_image(32, 32, 32)
     net(image)
-    assert (seen[0][image == 0] == 0).all()  # of what was scaled to [0, 1]
-    assert torch.equal(net.network.given[:, :1], image)
+    assert (seen[0][image == 0] == 0).all()  # black, since the extractor's input is in [0, 1]
+    assert torch.equal(net.network.received[:, :1], image)
     assert seen[0][image != 0].median() > 0.3
 
 
@@ -277,31 +279,31 @@ def test_a_min_maxed_image_is_black_outside_a_mask(settings):
     net = build(settings, outside=MASKED, spatial_dims=2).eval()
     image = masked_image(12, 14)
     net(image)
-    assert (net.network.given[:, :1][image == 0] == 0).all()
+    assert (net.network.received[:, :1][image == 0] == 0).all()
 
 
-def test_a_patch_that_lies_outside_gives_zeros():
+def test_a_patch_outside_the_mask_gives_zeros():
     net = build(MIND, outside=MASKED).eval()
     net(torch.zeros(1, 1, 8, 8, 8))
-    assert torch.equal(net.network.given, torch.zeros(1, 13, 8, 8, 8))
+    assert torch.equal(net.network.received, torch.zeros(1, 13, 8, 8, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("settings", [MIND, DropGenSettings(), DropGenSettings(inputs="image", image_scaling="minmax")])
-def test_a_network_cast_to_another_type_computes_in_it(settings, dtype, anatomix_weights):
+def test_a_network_cast_to_another_dtype_computes_in_this_dtype(settings, dtype, anatomix_weights):
     net = build(settings, outside=MASKED).eval()
     if settings.extractor == "anatomix" and net.extractor is not None:
         net.extractor.load_published(anatomix_weights)
     x = torch.randn(1, 1, 32, 32, 32).to(dtype)
     net(x.float())
-    expected = net.network.given
+    expected = net.network.received
     net.to(dtype)(x)
-    assert net.network.given.dtype == dtype
-    tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float64: 1e-3}[dtype]  # of rounding the result
-    torch.testing.assert_close(net.network.given.float(), expected, rtol=tolerance, atol=tolerance)
+    assert net.network.received.dtype == dtype
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float64: 1e-3}[dtype]  # for the rounding errors
+    torch.testing.assert_close(net.network.received.float(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_features_are_normalized_as_the_extractor_asks_unless_set():
+def test_features_have_the_extractors_default_normalization_unless_set():
     def norm(**settings):
         return build(DropGenSettings(**settings)).extractor.normalize
 

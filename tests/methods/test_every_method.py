@@ -1,4 +1,4 @@
-"""What every method of the catalogue must do, on noise, inside nnU-Net's own trainer."""
+"""The contract of all methods of the catalog, tested on noise with nnU-Net's own trainer."""
 
 import copy
 from dataclasses import fields
@@ -17,11 +17,11 @@ from nnunet_dg.training.plans import as_json, resolve
 from nnunet_dg.training.trainer import MethodsTrainer
 
 CPU = torch.device("cpu")
-WITHOUT_DOWNLOADS = {  # settings that need no weights of other people
+WITHOUT_DOWNLOADS = {  # settings that need no published weights
     "dropgen": {"extractor": "mind"},
     "tinymig": {"teacher": "random:anatomix"},
 }
-IN_2D = {"tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]}}  # a teacher in 2-D is a ViT of gigabytes
+IN_2D = {"tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]}}  # teachers in 2-D are large ViTs
 LABELS = {
     "labels": ({"background": 0, "a": 1, "b": 2}, None),
     "regions": ({"background": 0, "whole": [1, 2], "core": 2}, [1, 2]),
@@ -52,7 +52,7 @@ def planned(dims=3, channels=1, samples=2):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """A trainer of one method, initialized and with its frozen weights."""
+    """Function that makes a trainer of one method, initialized and with its frozen weights."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
@@ -60,22 +60,22 @@ def make(tmp_path, monkeypatch):
         class Trainer(MethodsTrainer):
             methods = (METHODS[method](),) if network is None else (METHODS[method](), network)
 
-        given = WITHOUT_DOWNLOADS.get(method, {}) | (IN_2D.get(method, {}) if dims == 2 else {}) | settings
-        content = planned(dims, channels, samples) | {"nnunet_dg": {method: given}}
-        kinds, order = LABELS[labels]
-        dataset = DATASET | {"labels": kinds, "channel_names": {str(i): "MRI" for i in range(channels)}}
+        section = WITHOUT_DOWNLOADS.get(method, {}) | (IN_2D.get(method, {}) if dims == 2 else {}) | settings
+        content = planned(dims, channels, samples) | {"nnunet_dg": {method: section}}
+        names, order = LABELS[labels]
+        dataset = DATASET | {"labels": names, "channel_names": {str(i): "MRI" for i in range(channels)}}
         dataset |= {"regions_class_order": order} if order else {}
         torch.manual_seed(0)
         trainer = initialized(Trainer, content, CPU, "2d" if dims == 2 else "3d_fullres", dataset)
         trainer.prepare_training()
-        trainer.current_epoch = trainer.num_epochs - 1  # every term counts
+        trainer.current_epoch = trainer.num_epochs - 1  # all terms are computed
         return trainer
 
     return make
 
 
 def batch(trainer, seed=0, constant=False):
-    """Noise with blocks of labels, of whatever kind the dataset has, at every scale of deep supervision."""
+    """Noise and random targets of the dataset's kind, at every scale of deep supervision."""
     rng = torch.Generator().manual_seed(seed)
     configuration, labels = trainer.configuration_manager, trainer.label_manager
     samples, patch = configuration.batch_size, configuration.patch_size
@@ -92,11 +92,11 @@ def batch(trainer, seed=0, constant=False):
     return {"data": data, "target": targets, "keys": [f"case_{i % 2}" for i in range(samples)]}
 
 
-def step(trainer, given, seed=0):
+def step(trainer, content, seed=0):
     torch.manual_seed(seed)
     trainer.network.train()
     trainer.auxiliary.train()
-    return trainer.train_step(given)
+    return trainer.train_step(content)
 
 
 def weights(trainer):
@@ -139,19 +139,19 @@ def test_half_precision_gives_finite_gradients(make, method):
 
 
 @every_method
-def test_the_same_seed_gives_the_same_step_and_another_seed_another_one_where_chance_decides(make, method):
+def test_steps_are_equal_for_equal_seeds_and_differ_for_other_seeds(make, method):
     results = []
-    for seed in (1, 1, 2, 3, 4, 5):  # a method that acts with probability 0.5 may rest in one step
+    for seed in (1, 1, 2, 3, 4, 5):  # several, since a method may act with probability 0.5
         trainer = make(method)
         step(trainer, batch(trainer), seed)
         results.append(weights(trainer))
-    first, again, *others = results
-    assert all(torch.equal(first[key], again[key]) for key in first)
+    first, repeated, *others = results
+    assert all(torch.equal(first[key], repeated[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first for other in others)
 
 
 @every_method
-def test_nothing_is_random_at_inference(make, method):
+def test_inference_is_deterministic(make, method):
     trainer = make(method)
     step(trainer, batch(trainer))
     trainer.network.eval()
@@ -162,7 +162,7 @@ def test_nothing_is_random_at_inference(make, method):
 
 
 @every_method
-def test_the_network_is_the_planned_one_unless_the_method_says_otherwise(make, method):
+def test_the_network_is_the_planned_one_unless_changes_network_is_set(make, method):
     trainer = make(method)
     step(trainer, batch(trainer))
     keys = {key: value.shape for key, value in trainer.network.state_dict().items()}
@@ -176,7 +176,7 @@ def test_the_network_is_the_planned_one_unless_the_method_says_otherwise(make, m
 
 
 @every_method
-def test_at_inference_an_unchanged_network_computes_what_the_planned_one_computes(make, method):
+def test_at_inference_an_unchanged_network_computes_the_same_as_the_planned_one(make, method):
     if METHODS[method].changes_network:
         pytest.skip(f"{method} changes the network")
     trainer = make(method)
@@ -194,17 +194,17 @@ def test_at_inference_an_unchanged_network_computes_what_the_planned_one_compute
 
 @every_method
 def test_a_resumed_training_equals_an_uninterrupted_one(make, method, tmp_path):
-    """Also in what the method has next to the network. Memory of earlier samples is in no checkpoint, by design."""
-    whole = make(method)
-    step(whole, batch(whole, 0), 0)
-    whole.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    """The training modules are equal as well. By design, earlier samples are not saved in checkpoints."""
+    uninterrupted = make(method)
+    step(uninterrupted, batch(uninterrupted, 0), 0)
+    uninterrupted.save_checkpoint(str(tmp_path / "checkpoint.pth"))
     resumed = make(method)
     resumed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
     resumed.prepare_training()
-    for trainer in (whole, resumed):
+    for trainer in (uninterrupted, resumed):
         trainer.current_epoch = trainer.num_epochs - 1
         step(trainer, batch(trainer, 1), 1)
-    for module, other in ((whole.network, resumed.network), (whole.auxiliary, resumed.auxiliary)):
+    for module, other in ((uninterrupted.network, resumed.network), (uninterrupted.auxiliary, resumed.auxiliary)):
         for key, value in module.state_dict().items():
             torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-6, atol=1e-7, msg=key)
 
@@ -213,7 +213,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(make, method, tmp_path):
 def test_a_checkpoint_of_another_method_is_refused(make, method, tmp_path):
     trainer = make(method)
     if not trainer.auxiliary:
-        pytest.skip(f"{method} has nothing next to the network")
+        pytest.skip(f"{method} has no training module")
     state = trainer.optimizer.state_dict()
     state[IN_OPTIMIZER_STATE]["modules"] = {"another": {}}
     with pytest.raises(ValueError, match=f"training-only state of another, and Trainer needs {method}"):
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_method_is_refused(make, method, tmp_path):
 
 
 @every_method
-def test_settings_come_back_from_json_and_mistakes_are_refused_by_name(method):
+def test_settings_survive_json_and_errors_name_the_setting(method):
     defaults = METHODS[method](**WITHOUT_DOWNLOADS.get(method, {}))
     assert resolve({"nnunet_dg": {method: as_json(defaults)}}, defaults) == defaults
     with pytest.raises(SettingsError, match=rf'plans\["nnunet_dg"\]\["{method}"\].*\'no_such_setting\''):
@@ -232,27 +232,27 @@ def test_settings_come_back_from_json_and_mistakes_are_refused_by_name(method):
 
 
 @every_method
-def test_every_method_says_what_it_is(method):
-    described = METHODS[method]
-    assert described.key == method
-    assert described.slot in SLOTS
-    paper = described.paper
+def test_every_method_has_a_key_a_slot_a_paper_and_described_settings(method):
+    cls = METHODS[method]
+    assert cls.key == method
+    assert cls.slot in SLOTS
+    paper = cls.paper
     assert paper.url.startswith("https://")
     assert all(len(text) > 3 for text in (paper.title, paper.authors, paper.venue))
     assert paper.title in paper.bibtex("key")
-    assert [setting.name for setting in describe_settings(described)] == [field.name for field in fields(described)]
-    assert all(len(setting.description) > 20 and setting.accepted for setting in describe_settings(described))
+    assert [setting.name for setting in describe_settings(cls)] == [field.name for field in fields(cls)]
+    assert all(len(setting.description) > 20 and setting.accepted for setting in describe_settings(cls))
 
 
 def test_methods_are_combined_in_the_order_in_which_they_are_listed(make):
-    """The first method's network is the outermost, and every method's terms are in the loss."""
+    """The network of the first method is the outermost, and the terms of all methods are in the loss."""
     trainer = make("sgcg", network=METHODS["dropgen"](extractor="mind"))
     result = step(trainer, batch(trainer))
     assert type(trainer.network).__name__ == "DropGenNetwork"
     assert {"segmentation", "segmentation_mixed", "contrast"} <= set(result)
 
 
-def test_a_method_of_ones_own_needs_no_place_in_the_catalog(make, tmp_path):
+def test_a_custom_method_does_not_have_to_be_in_the_catalog(make, tmp_path):
     from dataclasses import dataclass
     from typing import ClassVar
 
@@ -285,20 +285,20 @@ def test_a_method_of_ones_own_needs_no_place_in_the_catalog(make, tmp_path):
     trainer = initialized(Trainer, planned() | {"nnunet_dg": {"noise": {"strength": 0.5}}}, CPU)
     assert trainer.settings("noise").strength == 0.5
     data = batch(trainer)["data"]
-    noisy, again = (trainer.network.train()(data)[0] for _ in range(2))
-    assert not torch.equal(noisy, again)
+    first, second = (trainer.network.train()(data)[0] for _ in range(2))
+    assert not torch.equal(first, second)
     assert set(step(trainer, batch(trainer))) == {"loss", "segmentation"}
     with pytest.raises(SettingsError, match=r"strength must be a number in \[0, 1\]; got 2"):
         initialized(Trainer, planned() | {"nnunet_dg": {"noise": {"strength": 2}}}, CPU)
 
 
-def test_where_no_method_has_a_training_module_nnunets_own_step_runs(make, monkeypatch):
+def test_nnunets_own_step_runs_if_no_method_has_a_training_module(make, monkeypatch):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    called = []
+    calls = []
     own = nnUNetTrainer.train_step
-    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, given: (called.append(1), own(self, given))[1])
+    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda self, content: (calls.append(1), own(self, content))[1])
     trainer = make("dropgen")
     step(trainer, batch(trainer))
-    assert called == [1]
+    assert calls == [1]
     assert isinstance(trainer.auxiliary, nn.ModuleDict)
