@@ -1,4 +1,4 @@
-"""MixStyle: the values of the specification, a naive loop, properties, gradients, and where it acts in a network."""
+"""MixStyle: values of the specification, agreement with a naive loop, properties, gradients, and use in a network."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from nnunet_dg.errors import SettingsError
 
 
 class Net(torch.nn.Module):
-    """A student of two stages, which multiply by 2 and by 3."""
+    """A student with two stages, which multiply by 2 and by 3."""
 
     widths = (1, 1)
 
     def __init__(self, domains=(0, 0)):
         super().__init__()
-        self.changes, self.before, self.of_cases = {}, [], torch.tensor(domains)
+        self.changes, self.before, self.case_domains = {}, [], torch.tensor(domains)
 
     def change(self, stage, function, always=False):
         assert always
@@ -24,7 +24,7 @@ class Net(torch.nn.Module):
         self.before.append(draw)
 
     def domains(self, keys):
-        return self.of_cases
+        return self.case_domains
 
     def forward(self, x):
         for draw in self.before:
@@ -36,14 +36,14 @@ class Net(torch.nn.Module):
 
 
 def styled(feature, order, share):
-    """One call with given chance."""
+    """One call with the given partners and shares in place of random ones."""
     training = MixStyleTraining(MixStyle(stages=(0,)), Net())
     training.draws[0] = (torch.tensor(order), torch.tensor(share)[:, None], None)
     return training.styled(0, feature)
 
 
 def test_hand_value():
-    """MS-1: partners exchanged, shares .9 and .25; the gradient is the ratio of the deviations."""
+    """Example MS-1: two samples are partners, the shares are 0.9 and 0.25; the gradient is the ratio of deviations."""
     z = torch.tensor([[[1.0, 2, 3, 6]], [[-1, 0, 0, 1]]], requires_grad=True)
     result = styled(z, [1, 0], [0.9, 0.25])
     expected = [[0.824407, 1.762204, 2.7, 5.513389], [0.015688, 2.25, 2.25, 4.484312]]
@@ -74,7 +74,7 @@ def test_a_share_of_one_or_a_sample_as_its_own_partner_is_the_identity():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_and_is_finite(dtype):
+def test_half_precision_is_kept_and_finite(dtype):
     result = styled(torch.randn(2, 3, 8, 8).to(dtype), [1, 0], [0.5, 0.5])
     assert result.dtype == dtype
     assert torch.isfinite(result).all()
@@ -86,7 +86,7 @@ def test_gradients_are_finite_on_a_constant_feature():
     assert torch.isfinite(z.grad).all()
 
 
-def test_stages_mix_with_probability_p_each_on_its_own():
+def test_stages_mix_independently_with_probability_p():
     torch.manual_seed(0)
     training = MixStyleTraining(MixStyle(p=0.3), Net())
     mixed = []
@@ -98,19 +98,19 @@ def test_stages_mix_with_probability_p_each_on_its_own():
     assert (shares.prod(1).mean() - 0.09).abs() < 0.03
 
 
-def test_shares_are_near_zero_or_one_as_the_small_alpha_says():
+def test_shares_have_the_variance_of_the_beta_distribution():
     torch.manual_seed(0)
     share = draw_share(4000, 0.1)
     assert share.shape == (4000, 1)
     assert (share.mean() - 0.5).abs() < 0.03
-    assert share.var() == pytest.approx(0.25 / 1.2, abs=0.01)  # of Beta(a, a): 1 / (4 (2 a + 1))
+    assert share.var() == pytest.approx(0.25 / 1.2, abs=0.01)  # Beta(a, a) has variance 1 / (4 (2 a + 1))
 
 
 @pytest.mark.parametrize(("domains", "expected"), [((0, 1, 1), {1, 2}), ((0, 0, 1), {2})])
 def test_partners_are_of_other_domains(domains, expected):
     net = Net(domains)
     training = MixStyleTraining(MixStyle(p=1.0), net)
-    training.domains = net.of_cases
+    training.domains = net.case_domains
     found = set()
     for _ in range(60):
         training.draw(torch.zeros(3, 1, 4, 4))
@@ -118,16 +118,18 @@ def test_partners_are_of_other_domains(domains, expected):
     assert found == expected
 
 
-def test_a_single_sample_takes_an_earlier_ones_statistics():
+def test_a_single_sample_gets_the_statistics_of_an_earlier_one():
     net = Net()
     MixStyleTraining(MixStyle(p=1.0, alpha=1e3, stages=(0,)), net)  # shares of one half
     torch.manual_seed(0)
     first, second = torch.randn(1, 1, 50) + 10, torch.randn(1, 1, 50)
     torch.testing.assert_close(net(first), 6 * first, atol=1e-3, rtol=1e-4)
-    assert net(second).mean() == pytest.approx(3 * (10 + 0), abs=2)  # half way to the first one's mean, doubled
+    assert net(second).mean() == pytest.approx(
+        3 * (10 + 0), abs=2
+    )  # halfway to the mean of the first sample, which stage 0 doubles
 
 
-def test_both_stages_change_what_comes_after_them():
+def test_both_stages_change_the_output():
     net = Net()
     MixStyleTraining(MixStyle(p=1.0), net)
     assert set(net.changes) == {0, 1}
@@ -138,6 +140,6 @@ def test_both_stages_change_what_comes_after_them():
 
 @pytest.mark.parametrize("stages", [[], [0, 0], [-1], ["0"], [True], [0.5], 1, [64]])
 def test_stages_are_a_list_of_different_numbers(stages):
-    with pytest.raises(SettingsError, match="stages must be a list of different stages of the encoder, from 0 on; got"):
+    with pytest.raises(SettingsError, match="stages must be a list of different encoder stages, numbered from 0; got"):
         MixStyle(stages=stages)
     assert MixStyle(stages=[0, 2]).stages == (0, 2)

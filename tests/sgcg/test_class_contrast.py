@@ -1,3 +1,5 @@
+"""The contrastive loss of a step: chosen voxels, statistics and gradients; partners, ratios and settings of SgCG."""
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ def step(spatial=(5, 6, 7), maps=2, seed=0):
 
 
 def reference(features, classes):
-    """Voxel by voxel, of all voxels of all maps."""
+    """The loss of all voxels of all maps, computed voxel by voxel."""
     q, y = [], []
     for one in features:
         for b in range(len(classes)):
@@ -43,7 +45,7 @@ def test_equals_a_voxel_by_voxel_reference_in_value_and_gradient(spatial, maps):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_statistics_are_of_normalised_features_and_carry_no_gradient():
+def test_statistics_are_those_of_normalized_features_and_carry_no_gradient():
     features, classes = step(maps=1)
     contrast = ClassContrast(K, A)
     contrast([100 * features[0]], classes)
@@ -60,12 +62,12 @@ def test_the_same_chosen_voxels_enter_statistics_and_loss():
     touched = [(one.grad.abs().sum(1) > 0) for one in features]
     for mask in touched:
         assert [int((mask & (classes == k)).sum()) for k in (-1, *range(K))] == [0, 5, 5, 5]
-    assert not (touched[0] & touched[1]).any()  # each map has voxels of its own, where there are enough
+    assert not (touched[0] & touched[1]).any()  # the maps have different voxels, since there are enough
     chosen = torch.cat([F.normalize(f.movedim(1, -1)[t], dim=1) for f, t in zip(features, touched, strict=True)])
     torch.testing.assert_close(contrast.statistics.mean.mean(0), chosen.mean(0).detach())
 
 
-def test_observing_updates_the_statistics_as_the_loss_does():
+def test_observe_updates_the_statistics_like_the_loss():
     features, classes = step()
     one, other = ClassContrast(K, A, voxels_per_class=10), ClassContrast(K, A, voxels_per_class=10)
     torch.manual_seed(0)
@@ -76,7 +78,7 @@ def test_observing_updates_the_statistics_as_the_loss_does():
         assert torch.equal(buffer, other.get_buffer(name))
 
 
-def test_frequent_classes_do_not_own_the_statistics():
+def test_frequent_classes_do_not_dominate_the_statistics():
     classes = torch.zeros(1, 40, 50, dtype=torch.long)
     classes[0, 0, :20] = 1
     contrast = ClassContrast(2, A, voxels_per_class=30)
@@ -94,7 +96,7 @@ def test_many_classes_share_the_voxels_of_four():
 
 
 class Waits(TorchDispatchMode):
-    """How often the host waits for a value or a size, in this process."""
+    """Counts how often the CPU waits for a value or a size."""
 
     def __init__(self):
         super().__init__()
@@ -108,7 +110,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_host_does_not_wait_for_each_class():
+def test_the_number_of_waits_does_not_depend_on_the_number_of_classes():
     numbers = []
     for num_classes in (3, 60):
         contrast = ClassContrast(num_classes, A)
@@ -118,7 +120,7 @@ def test_the_host_does_not_wait_for_each_class():
     assert numbers[0] == numbers[1]
 
 
-def test_a_class_that_is_rare_is_all_there():
+def test_all_voxels_of_a_rare_class_are_chosen():
     classes = torch.tensor([0] * 50 + [1] * 3 + [-1] * 5)
     chosen = choose_voxels(classes, 3, 10)
     assert classes[chosen].bincount().tolist() == [10, 3]
@@ -136,7 +138,7 @@ def test_every_voxel_of_a_class_is_chosen_equally_often():
 
 
 @pytest.mark.parametrize(("members", "most"), [(30, 10), (25, 10), (12, 10), (4, 10)])
-def test_a_voxel_is_drawn_again_only_when_its_class_has_no_other_left(members, most):
+def test_a_voxel_is_drawn_again_only_after_all_others_of_its_class(members, most):
     classes = torch.tensor([1] * members + [0] * 200)
     draws = draw_voxels(classes, 2, most, 3)
     own = [draw[classes[draw] == 1].tolist() for draw in draws]
@@ -146,11 +148,11 @@ def test_a_voxel_is_drawn_again_only_when_its_class_has_no_other_left(members, m
     assert all((classes[draw].diff() >= 0).all() for draw in draws)
 
 
-def test_no_voxel_at_all():
+def test_nothing_is_chosen_without_voxels_of_a_class():
     assert choose_voxels(torch.tensor([-1, 7]), 3, 5).tolist() == []
 
 
-def test_in_single_precision_under_autocast():
+def test_is_computed_in_single_precision_under_autocast():
     features, classes = step()
     expected = ClassContrast(K, A, voxels_per_class=10_000)(features, classes)
     with torch.autocast("cpu", torch.bfloat16):
@@ -175,11 +177,11 @@ def test_constant_features_and_absent_classes_give_finite_gradients():
 
 
 def numbered(*numbers):
-    """Samples that are told apart by their value."""
+    """Samples with different values, which identify them."""
     return torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1)
 
 
-def test_partners_are_of_another_domain_where_there_is_one():
+def test_partners_are_of_another_domain_if_the_batch_has_one():
     domains = torch.tensor([0, 0, 1, 2])
     seen = {i: set() for i in range(4)}
     for _ in range(200):
@@ -196,9 +198,9 @@ def test_partners_are_any_other_sample_within_one_domain():
     assert len(seen) == 8
 
 
-def test_a_domain_that_is_not_in_the_batch_is_remembered():
+def test_a_sample_of_a_domain_that_is_not_in_the_batch_is_remembered():
     partners = Partners()
-    assert partners.of(numbered(7), torch.tensor([1])).item() == 7  # nothing else has been seen
+    assert partners.of(numbered(7), torch.tensor([1])).item() == 7  # the only sample so far
     assert partners.of(numbered(8), torch.tensor([1])).item() == 7
     assert set(partners.of(numbered(1, 2), torch.tensor([0, 0])).flatten().tolist()) == {8}
     assert partners.of(numbered(9), torch.tensor([1])).item() == 2  # the last of domain 0
@@ -231,6 +233,6 @@ def test_ratios_are_tenths():
         ("consistency", None, "a number"),
     ],
 )
-def test_settings_name_what_they_accept(name, value, accepted):
+def test_errors_name_the_setting_and_the_accepted_values(name, value, accepted):
     with pytest.raises(SettingsError, match=f"{name} must be .*{accepted}.*; got {value!r}"):
         SgCGSettings(**{name: value})

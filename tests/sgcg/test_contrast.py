@@ -1,3 +1,5 @@
+"""The contrastive bound: values, the Monte-Carlo estimate that it bounds, gradients, candidates and memory."""
+
 import math
 
 import pytest
@@ -16,7 +18,7 @@ def problem(n=12, k=3, a=4, seed=0, spread=0.3, dtype=torch.float64):
     return features, torch.randint(k, (n,), generator=generator), draw(k, a) / 2, root @ root.mT
 
 
-def test_by_hand():
+def test_value_computed_by_hand():
     features = torch.tensor([[1.0, 0.0]])
     mean = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     covariance = torch.diag_embed(torch.tensor([[2.0, 0.0], [4.0, 0.0]]))
@@ -59,13 +61,13 @@ def monte_carlo(features, labels, mean, covariance, temperature, draws=20_000):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bounds_the_loss_with_infinitely_many_pairs_from_above(seed):
+def test_is_an_upper_bound_of_the_loss_with_infinitely_many_pairs(seed):
     features, labels, mean, covariance = problem(seed=seed)
     bound = contrastive_upper_bound(features, labels, mean, covariance, 0.5).item()
     assert bound >= monte_carlo(features, labels, mean, covariance, 0.5) - 1e-3
 
 
-def test_gets_tight_as_the_covariance_shrinks():
+def test_the_bound_becomes_tight_as_the_covariance_shrinks():
     gaps = []
     for spread in (0.3, 0.1, 0.01):
         features, labels, mean, covariance = problem(spread=spread)
@@ -75,7 +77,7 @@ def test_gets_tight_as_the_covariance_shrinks():
     assert gaps[2] == pytest.approx(0, abs=2e-3)
 
 
-def test_gradcheck():
+def test_gradients_agree_with_finite_differences():
     features, labels, mean, covariance = problem(n=6)
     candidates = torch.tensor([True, True, False])
     for classes in (None, candidates):
@@ -95,21 +97,21 @@ def test_statistics_get_no_gradient():
     assert features.grad.abs().max() > 0
 
 
-def test_a_class_that_is_no_candidate_adds_nothing():
+def test_a_class_that_is_not_a_candidate_contributes_zero():
     features, labels, mean, covariance = problem(n=30)
-    covariance[2], mean[2] = 1e6, 1e6  # would show wherever it took part
+    covariance[2], mean[2] = 1e6, 1e6  # visible in the loss if the class took part
     own = labels == 2
     features.requires_grad_()
     candidates = torch.tensor([True, True, False])
     loss = contrastive_upper_bound(features, labels, mean, covariance, 0.1, candidates)
-    alone = contrastive_upper_bound(features[~own], labels[~own], mean[:2], covariance[:2], 0.1)
-    assert loss.item() == pytest.approx(alone.item() * (~own).sum().item() / len(labels))
+    others = contrastive_upper_bound(features[~own], labels[~own], mean[:2], covariance[:2], 0.1)
+    assert loss.item() == pytest.approx(others.item() * (~own).sum().item() / len(labels))
     loss.backward()
     assert features.grad.isfinite().all()
     assert (features.grad[own] == 0).all()
 
 
-def test_voxels_without_a_class_are_left_out_and_none_at_all_is_zero():
+def test_voxels_without_a_class_are_excluded_and_the_loss_without_voxels_is_zero():
     features, labels, mean, covariance = problem()
     outside = torch.cat([labels, torch.tensor([-1, 3])])
     more = torch.cat([features, torch.ones(2, 4, dtype=torch.float64)])
@@ -130,7 +132,7 @@ def test_is_computed_in_float32_under_autocast():
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that anything made."""
+    """Records the number of elements of the largest tensor that was created."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +147,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_is_linear_in_the_voxels():
-    """Forward, backward and statistics: never (N, K, A) or (N, A, A), not for a moment."""
+    """Neither the forward and backward pass nor the statistics create a tensor (N, K, A) or (N, A, A)."""
     n, k, a = 1000, 16, 32
     features, labels, mean, covariance = problem(n, k, a, dtype=torch.float32)
     with Largest() as largest:

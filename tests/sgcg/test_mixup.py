@@ -1,3 +1,5 @@
+"""Random amplitude mixup: values, a naive reference, range and dtype."""
+
 import itertools
 import math
 
@@ -22,7 +24,7 @@ def test_ratio_one_is_the_identity(spatial):
 
 
 def by_whole_spectra(image, partner, ratio, half_width):
-    """Naive reference for one sample and channel: shift both, mix amplitudes where the window is, shift back, clip."""
+    """Naive reference for one sample and channel: shift both, mix amplitudes in the window, shift back, clip."""
     image, partner = image.double().numpy(), partner.double().numpy()
     offset = min(image.min(), partner.min())
     own, other = np.fft.fftn(image - offset), np.fft.fftn(partner - offset)
@@ -37,7 +39,7 @@ def by_whole_spectra(image, partner, ratio, half_width):
 
 @pytest.mark.parametrize("half_width", [0, 0.1, 0.5])
 @pytest.mark.parametrize("spatial", SHAPES)
-def test_equals_mixing_the_whole_spectrum_sample_by_sample_and_channel_by_channel(spatial, half_width):
+def test_equals_the_naive_reference_for_each_sample_and_channel(spatial, half_width):
     image, partner = images(spatial)
     image[1, 0], partner[0, 1] = 5 + image[1, 0], 3 * partner[0, 1] - 4
     ratio = torch.tensor([0.2, 0.7])
@@ -47,10 +49,10 @@ def test_equals_mixing_the_whole_spectrum_sample_by_sample_and_channel_by_channe
         np.testing.assert_allclose(mixed[b, c], expected, atol=1e-4)
 
 
-def test_means_of_opposite_signs_meet_between_them():
-    """A z-scored patch of mean -.3 and a partner of mean +.4, half of each: +.05. The window is the mean alone."""
+def test_means_of_opposite_signs_are_averaged():
+    """With means -0.3 and +0.4 and ratio 0.5 the mean is 0.05. The window contains the mean only."""
     image = torch.full((1, 1, 32, 32), -0.3)
-    image[0, 0, 0, 0], image[0, 0, 1, 1] = 5, -5.6  # leaves the mean, and room before the result is clipped
+    image[0, 0, 0, 0], image[0, 0, 1, 1] = 5, -5.6  # keeps the mean, and widens the range to which is clipped
     partner = torch.full_like(image, 0.4)
     mixed = random_amplitude_mixup(image, partner, torch.tensor([0.5]), 0)
     assert mixed.mean().item() == pytest.approx(0.05, abs=0.35 / 1024 + 1e-5)  # the brightest voxel is clipped
@@ -58,7 +60,7 @@ def test_means_of_opposite_signs_meet_between_them():
 
 
 @pytest.mark.parametrize("shift", [-7.0, 3.0])
-def test_adding_a_number_to_image_and_partner_adds_it_to_the_result(shift):
+def test_a_shift_of_image_and_partner_shifts_the_result(shift):
     image, partner = images((20, 22, 24))
     ratio = torch.tensor([0.3, 0.8])
     expected = random_amplitude_mixup(image, partner, ratio, 0.1) + shift
@@ -67,8 +69,8 @@ def test_adding_a_number_to_image_and_partner_adds_it_to_the_result(shift):
     )
 
 
-def test_values_worked_out_elsewhere():
-    """A window of 3 x 3 frequencies, half of each amplitude, worked out with numpy."""
+def test_agrees_with_values_computed_by_numpy():
+    """The window has 3 x 3 frequencies, and the ratio is 0.5."""
     image = torch.tensor([[1.0, 2, 1, 0], [3, 1, 2, 2], [0, 1, 1, 5], [2, 2, 0, 1]])
     partner = torch.arange(1.0, 17).reshape(4, 4)
     expected = torch.tensor([
@@ -90,22 +92,22 @@ def test_keeps_the_range_of_each_sample_and_channel(spatial):
     assert not torch.allclose(mixed, image, atol=0.01)
 
 
-def test_by_hand_without_a_window_but_the_mean():
-    """half_width 0: the window is the zero frequency, the sum of all voxels."""
+def test_value_computed_by_hand_with_a_window_of_the_mean_only():
+    """With half_width 0, the window contains only the zero frequency, the sum of all voxels."""
     image = torch.tensor([[[[0.0, 4.0], [4.0, 8.0]]]])
     partner = torch.full_like(image, 2)
     mixed = random_amplitude_mixup(image, partner, torch.tensor([0.5]), 0)
     assert mixed.flatten().tolist() == pytest.approx([0, 3, 3, 7])  # mean 4 becomes 3; -1 is clipped to 0
 
 
-def test_without_gradient_in_float32_and_back():
+def test_has_no_gradient_and_keeps_the_dtype():
     image, partner = (x.half() for x in images((8, 8, 8)))
     mixed = random_amplitude_mixup(image.requires_grad_(), partner, torch.ones(2), 0.1)
     assert mixed.dtype == torch.float16
     assert not mixed.requires_grad
 
 
-def test_refuses_what_does_not_fit():
+def test_different_shapes_and_a_half_width_out_of_range_are_refused():
     image, partner = images((8, 8))
     with pytest.raises(ValueError, match="the same shape"):
         random_amplitude_mixup(image, partner[:1], torch.ones(2))

@@ -1,10 +1,12 @@
+"""Restoration: the batch norm per domain, the decoder and its loss."""
+
 import pytest
 import torch
 
 from nnunet_dg.sgcg.restoration import DomainBatchNorm, RestorationDecoder, restoration_loss
 
 
-def test_each_domain_is_normalised_by_itself():
+def test_each_domain_is_normalized_separately():
     torch.manual_seed(0)
     norm = DomainBatchNorm(3, num_domains=2)
     x = torch.randn(4, 3, 5, 6)
@@ -15,14 +17,14 @@ def test_each_domain_is_normalised_by_itself():
         torch.testing.assert_close(group.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-3, rtol=0)
 
 
-def test_each_domain_has_an_affine_map_of_its_own_and_none_is_without_a_gradient():
+def test_each_domain_has_its_own_affine_map_and_all_of_them_have_a_gradient():
     norm = DomainBatchNorm(2, num_domains=3)
     with torch.no_grad():
         norm.bias[1] = 5
     x = torch.randn(2, 2, 4, 4)
     assert norm(x, torch.tensor([1, 1])).mean().item() == pytest.approx(5, abs=1e-4)
     norm(x, torch.tensor([0, 0])).square().sum().backward()
-    assert norm.weight.grad is not None  # of all domains: DDP waits for every parameter
+    assert norm.weight.grad is not None  # one parameter for all domains, since DDP waits for every parameter
     assert (norm.weight.grad[1:] == 0).all()
 
 
@@ -34,7 +36,7 @@ def test_each_domain_has_an_affine_map_of_its_own_and_none_is_without_a_gradient
         ([(2, 2, 2), (2, 2, 2)], (8, 8, 8)),
     ],
 )
-def test_restores_the_shape_of_the_image_in_the_range_of_tanh(strides, spatial):
+def test_the_result_has_the_images_shape_and_the_range_of_tanh(strides, spatial):
     features = [4, 6, 8][: len(strides)]
     decoder = RestorationDecoder(features, strides, image_channels=2, num_domains=2)
     size = [n // torch.tensor(strides).prod(0)[i].item() for i, n in enumerate(spatial)]
@@ -43,7 +45,7 @@ def test_restores_the_shape_of_the_image_in_the_range_of_tanh(strides, spatial):
     assert restored.abs().max() <= 1
 
 
-def test_convolves_on_each_stages_own_grid_before_it_upsamples():
+def test_each_stage_convolves_on_its_own_grid_before_it_upsamples():
     decoder = RestorationDecoder([4, 6, 8], [(1, 1), (2, 2), (1, 2)], image_channels=1, num_domains=1)
     grids = []
     for convolution in [*decoder.convolutions, decoder.to_image]:
@@ -52,7 +54,7 @@ def test_convolves_on_each_stages_own_grid_before_it_upsamples():
     assert grids == [(6, 4, 3), (4, 4, 6), (4, 8, 12), (1, 8, 12)]
 
 
-def test_equals_its_parts_one_after_the_other():
+def test_equals_a_naive_implementation():
     torch.manual_seed(0)
     decoder = RestorationDecoder([4, 8], [(1, 1), (2, 2)], image_channels=1, num_domains=2)
     x, domains = torch.randn(3, 8, 4, 4), torch.tensor([0, 1, 0])
@@ -70,7 +72,7 @@ def test_equals_its_parts_one_after_the_other():
     torch.testing.assert_close(decoder(x, domains), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_every_parameter_gets_a_gradient_and_the_loss_falls():
+def test_every_parameter_gets_a_gradient_and_the_loss_decreases():
     torch.manual_seed(0)
     decoder = RestorationDecoder([4, 8], [(1, 1), (2, 2)], image_channels=1, num_domains=1)
     bottleneck = torch.randn(2, 8, 4, 4)
@@ -87,7 +89,7 @@ def test_every_parameter_gets_a_gradient_and_the_loss_falls():
     assert losses[-1] < losses[0] / 3
 
 
-def test_loss_by_hand():
-    image = torch.tensor([[[[10.0, 20.0], [15.0, 20.0]]]])  # -1, 1, 0, 1
+def test_loss_computed_by_hand():
+    image = torch.tensor([[[[10.0, 20.0], [15.0, 20.0]]]])  # scaled: -1, 1, 0, 1
     restored = torch.tensor([[[[-1.0, 0.0], [0.0, 1.0]]]])
     assert restoration_loss(restored, image).item() == pytest.approx(1 / 4)

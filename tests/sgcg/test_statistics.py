@@ -1,3 +1,5 @@
+"""Class statistics: agreement with numpy, memory, candidates, non-finite features and several processes."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ K, A = 5, 6
 
 
 def voxels(n=400, seed=0):
-    """Features with a spread and a place of their own per class; class 3 has one voxel, class 4 none."""
+    """Features with a different mean and covariance per class; class 3 has one voxel, class 4 has none."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
     labels[n // 2] = 3
@@ -19,7 +21,7 @@ def voxels(n=400, seed=0):
 
 
 def expected(features, labels):
-    """numpy, all voxels at once, in double precision."""
+    """Mean and covariance by numpy, of all voxels at once, in double precision."""
     mean, covariance = np.zeros((K, A)), np.zeros((K, A, A))
     for k in set(labels) & set(range(K)):
         mean[k] = features[labels == k].mean(0)
@@ -34,7 +36,7 @@ def assert_equal(statistics, features, labels):
     np.testing.assert_allclose(statistics.covariance, covariance, rtol=1e-5, atol=1e-5)
 
 
-def test_by_hand():
+def test_value_computed_by_hand():
     statistics = ClassStatistics(2, 1)
     statistics.update(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
     statistics.update(torch.tensor([[5.0], [7.0]]), torch.tensor([0, 1]))
@@ -44,16 +46,16 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_chunks_of_any_size_equal_all_at_once(seed):
+def test_updates_in_chunks_equal_a_single_update(seed):
     features, labels = voxels(seed=seed)
-    cuts = np.sort(np.random.default_rng(seed).integers(0, len(labels), 7))  # some of them empty
+    cuts = np.sort(np.random.default_rng(seed).integers(0, len(labels), 7))  # some chunks are empty
     statistics = ClassStatistics(K, A)
     for chunk in np.split(np.arange(len(labels)), cuts):
         statistics.update(torch.tensor(features[chunk], dtype=torch.float32), torch.tensor(labels[chunk]))
     assert_equal(statistics, features, labels)
 
 
-def test_labels_that_are_no_class_are_left_out():
+def test_features_with_labels_outside_the_classes_are_excluded():
     features, labels = voxels()
     labels[:100] = -1
     labels[100:150] = K
@@ -62,7 +64,7 @@ def test_labels_that_are_no_class_are_left_out():
     assert_equal(statistics, features, labels)
 
 
-def test_a_cap_makes_it_forget():
+def test_old_features_are_forgotten_with_max_count():
     capped = ClassStatistics(1, 1, max_count=10)
     for value in (0.0, 1.0):
         for _ in range(50):
@@ -72,17 +74,17 @@ def test_a_cap_makes_it_forget():
         ClassStatistics(1, 1, max_count=0)
 
 
-def test_a_finite_memory_by_hand():
+def test_value_with_a_finite_memory_computed_by_hand():
     statistics = ClassStatistics(1, 1, memory=2)
     statistics.update(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))
     statistics.update(torch.tensor([[5.0]]), torch.tensor([0]))
-    # two features of mean 2 and variance 1 count as one; one of 5 is added
+    # two features with mean 2 and variance 1 count as one feature; one feature of 5 is added
     assert statistics.count.item() == pytest.approx(2)
     assert statistics.mean.item() == pytest.approx(3.5)
     assert statistics.covariance.item() == pytest.approx(1 / 2 + 9 / 4)
 
 
-def test_with_a_finite_memory_features_are_weighed_by_their_age_in_steps():
+def test_with_a_finite_memory_features_are_weighted_by_their_age_in_steps():
     features, labels = voxels()
     steps = np.array_split(np.arange(len(labels)), 9)
     statistics = ClassStatistics(K, A, memory=4)
@@ -97,13 +99,13 @@ def test_with_a_finite_memory_features_are_weighed_by_their_age_in_steps():
         np.testing.assert_allclose(statistics.covariance[k], covariance, rtol=1e-4, atol=1e-5)
 
 
-def test_a_class_that_stays_away_is_forgotten_and_comes_back_as_new():
+def test_an_absent_class_is_forgotten_and_starts_again_from_scratch():
     statistics = ClassStatistics(2, 1, memory=10)
     statistics.update(torch.zeros(100, 1), torch.zeros(100, dtype=torch.long))
     for _ in range(60):
         statistics.update(torch.ones(100, 1), torch.ones(100, dtype=torch.long))
     assert statistics.candidates.tolist() == [False, True]
-    assert statistics.count[1].item() == pytest.approx(1000, rel=0.01)  # as many as ten steps have
+    assert statistics.count[1].item() == pytest.approx(1000, rel=0.01)  # the features of ten steps
     statistics.update(torch.full((100, 1), 5.0), torch.zeros(100, dtype=torch.long))
     assert statistics.candidates.all()
     assert statistics.mean[0].item() == pytest.approx(5, abs=0.01)
@@ -123,7 +125,7 @@ def test_reset_forgets_everything():
 
 
 @pytest.mark.parametrize("num_classes", [2, 118])
-def test_many_classes_in_any_order_equal_one_class_at_a_time(num_classes):
+def test_an_update_of_many_classes_equals_one_class_at_a_time(num_classes):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(3000, A, generator=generator)
     labels = torch.randint(-1, num_classes + 1, (3000,), generator=generator)
@@ -137,7 +139,7 @@ def test_many_classes_in_any_order_equal_one_class_at_a_time(num_classes):
         torch.testing.assert_close(statistics.covariance[k], covariance, atol=1e-5, rtol=1e-4)
 
 
-def test_carries_no_gradient_and_keeps_float32():
+def test_statistics_are_float32_without_gradient():
     statistics = ClassStatistics(2, 3)
     features = torch.rand(8, 3, dtype=torch.float16).requires_grad_()
     statistics.update(features, torch.arange(8) % 2)
@@ -146,14 +148,14 @@ def test_carries_no_gradient_and_keeps_float32():
         assert not getattr(statistics, name).requires_grad
 
 
-def test_candidates_have_two_voxels():
+def test_candidates_have_at_least_two_voxels():
     statistics = ClassStatistics(3, 2)
     statistics.update(torch.rand(3, 2), torch.tensor([0, 0, 1]))
     assert statistics.candidates.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_left_out_with_its_class(value):
+def test_a_class_with_a_non_finite_feature_is_not_updated(value):
     features, labels = voxels()
     features, labels = torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
     statistics, clean = ClassStatistics(K, A), ClassStatistics(K, A)
@@ -167,7 +169,7 @@ def test_what_is_not_finite_is_left_out_with_its_class(value):
         torch.testing.assert_close(buffer, clean.get_buffer(name))
 
 
-def test_in_single_precision_under_autocast():
+def test_is_computed_in_single_precision_under_autocast():
     features, labels = voxels()
     statistics = ClassStatistics(K, A)
     with torch.autocast("cpu", torch.bfloat16):
@@ -179,13 +181,13 @@ def one_rank(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     features, labels = voxels()
     statistics = ClassStatistics(K, A)
-    for chunk in np.array_split(np.arange(len(labels)), 6)[rank::2]:  # each rank sees its own
+    for chunk in np.array_split(np.arange(len(labels)), 6)[rank::2]:  # the ranks have different chunks
         statistics.update(torch.tensor(features[chunk], dtype=torch.float32), torch.tensor(labels[chunk]))
     torch.save(statistics.state_dict(), folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
-def test_two_processes_share_what_they_see(tmp_path):
+def test_two_processes_have_the_statistics_of_all_features(tmp_path):
     multiprocessing.spawn(one_rank, (tmp_path,), nprocs=2)
     features, labels = voxels()
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -1,3 +1,5 @@
+"""Cross-distribution consistency: agreement with a naive loop, symmetry and gradients."""
+
 import math
 
 import pytest
@@ -12,7 +14,7 @@ def logits(seed, shape=(2, 3, 4, 5)):
 
 
 def naive(a, b, regions, divergence):
-    """Voxel by voxel."""
+    """The divergence, computed voxel by voxel."""
     total = 0.0
     voxels = [(i, *place) for i in range(len(a)) for place in torch.ones(a.shape[2:]).nonzero().tolist()]
     for i, *place in voxels:
@@ -46,7 +48,7 @@ def test_equals_a_naive_loop_and_is_symmetric(divergence, regions):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("regions", [False, True])
-def test_is_zero_for_equal_logits_and_pulls_at_both(divergence, regions):
+def test_is_zero_for_equal_logits_and_has_finite_gradients_for_both(divergence, regions):
     a, b = logits(0).requires_grad_(), logits(1).requires_grad_()
     assert float(cross_distribution_consistency(a, a, regions, divergence).detach()) == pytest.approx(0, abs=1e-7)
     cross_distribution_consistency(a, b, regions, divergence).backward()
@@ -57,6 +59,6 @@ def test_is_zero_for_equal_logits_and_pulls_at_both(divergence, regions):
     assert torch.isfinite(far.grad).all()
 
 
-def test_unknown_divergences_are_refused_by_name():
+def test_an_unknown_divergence_is_refused():
     with pytest.raises(ValueError, match="divergence must be one of kl, mse, js; got 'wasserstein'"):
         cross_distribution_consistency(logits(0), logits(1), divergence="wasserstein")

@@ -1,3 +1,5 @@
+"""Frequency-domain content enhancement and the alignment of enhanced features."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ SHAPES = [(6, 8), (7, 5), (4, 6, 8), (5, 7, 3)]
 
 
 def opened(module):
-    """Filters that let everything pass, and one for every channel."""
+    """The module with filters that pass everything and a weight of one for every channel."""
     with torch.no_grad():
         module.amplitude_filter.fill_(100)
         module.phase_filter.fill_(100)
@@ -28,7 +30,7 @@ def test_open_filters_and_unit_weights_are_the_identity(shape):
 
 
 def tied(half, shape):
-    """Frequency by frequency: the mean with the mirrored frequency, where the half spectrum holds both."""
+    """The half spectrum with each frequency averaged with its mirror image, if the half contains both."""
     result = half.copy()
     for k in np.ndindex(half.shape[-len(shape) :]):
         if k[-1] in (0, shape[-1] / 2):
@@ -38,7 +40,7 @@ def tied(half, shape):
 
 
 def whole(half, shape):
-    """The whole spectrum, the missing half being the conjugates of its mirror images."""
+    """The whole spectrum: frequencies of the missing half are the conjugates of their mirror images."""
     result = np.zeros(shape, complex)
     for k in np.ndindex(*shape):
         mirrored = tuple(-i % n for i, n in zip(k, shape, strict=True))
@@ -64,7 +66,7 @@ def test_a_filtered_spectrum_is_that_of_a_real_feature(shape):
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7), (4, 1), (3, 4, 2)])
-def test_tying_keeps_what_is_tied_and_changes_shared_planes_only(shape):
+def test_tying_keeps_the_spectrum_of_a_real_signal_and_changes_only_the_shared_planes(shape):
     half = torch.fft.rfftn(torch.randn(2, *shape, dtype=torch.double), dim=tuple(range(1, 1 + len(shape))))
     torch.testing.assert_close(hermitian(half, shape), half)
     other = torch.randn_like(half)
@@ -100,14 +102,14 @@ def test_equals_numpy(shape, off):
     np.testing.assert_allclose(module(x).detach(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_filters_start_at_one_and_hold_one_value_per_frequency():
+def test_filters_are_initialized_to_one_and_have_one_value_per_frequency():
     module = FrequencyContentEnhancement(8, (6, 5))
     for parameter in (module.amplitude_filter, module.phase_filter):
         assert parameter.shape == (6, 3)
         assert (parameter == 1).all()
 
 
-def test_gradients_agree_with_differences():
+def test_gradients_agree_with_finite_differences():
     torch.manual_seed(0)
     module = FrequencyContentEnhancement(2, (3, 4)).double()
     x = torch.randn(1, 2, 3, 4, dtype=torch.double, requires_grad=True)
@@ -115,7 +117,7 @@ def test_gradients_agree_with_differences():
 
 
 @pytest.mark.parametrize(("value", "single"), [(0.0, 0.0), (3.0, 3.0), (0.0, 1e-20), (0.0, 1e-30)])
-def test_gradients_are_finite_for_constant_features_and_next_to_nothing(value, single):
+def test_gradients_are_finite_for_constant_features_with_and_without_a_tiny_change(value, single):
     module = FrequencyContentEnhancement(3, (4, 5))
     x = torch.full((1, 3, 4, 5), value)
     x[0, 0, 0, 0] = single
@@ -125,7 +127,7 @@ def test_gradients_are_finite_for_constant_features_and_next_to_nothing(value, s
         assert torch.isfinite(gradient).all()
 
 
-def test_single_precision_under_autocast():
+def test_is_computed_in_single_precision_under_autocast():
     module, x = FrequencyContentEnhancement(3, (4, 5)), torch.randn(1, 3, 4, 5)
     with torch.autocast("cpu", torch.bfloat16):
         enhanced = module(x)
@@ -134,11 +136,11 @@ def test_single_precision_under_autocast():
 
 
 def test_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(B, 3, 4, 5\) was expected; got \(1, 3, 4, 6\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(B, 3, 4, 5\); got \(1, 3, 4, 6\)"):
         FrequencyContentEnhancement(3, (4, 5))(torch.zeros(1, 3, 4, 6))
 
 
-def test_alignment_by_hand():
+def test_alignment_computed_by_hand():
     teacher = [torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 1, 1)]
     student = [torch.full((1, 1, 2, 2), 2.0), torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)]
     assert float(localized_representation_alignment(teacher, student)) == (4 + 5) / 2
@@ -163,9 +165,9 @@ def test_both_sides_are_enhanced_by_the_same_filters_at_each_depth(parts, scale)
         enhance.load_state_dict(module.enhance[depth].state_dict())
         sides = []
         for side in (teacher, student):
-            given = F.adaptive_avg_pool3d(side[depth], grid)
-            enhanced = enhance(given).detach().flatten(2)
-            gains.append((enhanced.std(2) / given.flatten(2).std(2)).mean())
+            pooled = F.adaptive_avg_pool3d(side[depth], grid)
+            enhanced = enhance(pooled).detach().flatten(2)
+            gains.append((enhanced.std(2) / pooled.flatten(2).std(2)).mean())
             if scale == "free":
                 enhanced = enhanced - enhanced.mean(2, keepdim=True)
                 enhanced = enhanced / enhanced.square().mean(2, keepdim=True).sqrt()
@@ -176,31 +178,31 @@ def test_both_sides_are_enhanced_by_the_same_filters_at_each_depth(parts, scale)
     assert np.isnan(module.take_gain())
 
 
-def test_a_batch_in_parts_gives_the_same_as_at_once(monkeypatch):
+def test_a_batch_processed_in_parts_gives_the_same_result(monkeypatch):
     torch.manual_seed(0)
     results = []
     teacher, student = torch.randn(5, 2, 6, 6), torch.randn(5, 2, 6, 6)
     module = ContentAlignment([2], [(6, 6)])
     for most in (2**22, 2 * 72, 1):
         monkeypatch.setattr("nnunet_dg.tinymig.teaching.MOST_NUMBERS", most)
-        mine = student.clone().requires_grad_()
+        feature = student.clone().requires_grad_()
         module.zero_grad()
-        term = module([teacher], [mine])
+        term = module([teacher], [feature])
         term.backward()
         weights = [p.grad.clone() for p in module.parameters()]
-        results.append([term.detach(), torch.tensor(module.take_gain()), mine.grad, *weights])
+        results.append([term.detach(), torch.tensor(module.take_gain()), feature.grad, *weights])
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-6)
 
 
-def test_scale_free_by_hand():
+def test_scale_free_computed_by_hand():
     given = torch.tensor([[[[0.0, 2.0]]]])
     torch.testing.assert_close(scale_free(3 * given + 5, given), torch.tensor([[[[-1.0, 1.0]]]]), rtol=1e-4, atol=0)
     assert float(gain(3 * given + 5, given)) == pytest.approx(3)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.1, 100.0])
-def test_the_scale_of_an_enhancement_does_not_matter(factor):
+def test_the_result_does_not_depend_on_the_scale_of_the_enhancement(factor):
     given = torch.randn(2, 3, 4, 5)
     enhanced = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(scale_free(factor * enhanced + 2 * factor, given), scale_free(enhanced, given))
@@ -209,9 +211,9 @@ def test_the_scale_of_an_enhancement_does_not_matter(factor):
     torch.testing.assert_close(scale_free(enhanced, given), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("given", "noise"), [(0.0, 0.0), (3.0, 0.0), (3.0, 1e-6)])
-def test_gradients_of_blank_features_are_bounded(given, noise):
-    feature = (torch.full((1, 2, 8, 8), given) + noise * torch.randn(1, 2, 8, 8)).requires_grad_()
+@pytest.mark.parametrize(("value", "noise"), [(0.0, 0.0), (3.0, 0.0), (3.0, 1e-6)])
+def test_gradients_of_blank_features_are_bounded(value, noise):
+    feature = (torch.full((1, 2, 8, 8), value) + noise * torch.randn(1, 2, 8, 8)).requires_grad_()
     module = ContentAlignment([2], [(8, 8)])
     module([torch.randn(1, 2, 8, 8)], [feature]).backward()
     for gradient in (feature.grad, *(p.grad for p in module.parameters())):
@@ -219,7 +221,7 @@ def test_gradients_of_blank_features_are_bounded(given, noise):
         assert gradient.abs().max() < 100
 
 
-def test_gradients_of_the_alignment_agree_with_differences():
+def test_gradients_of_the_alignment_agree_with_finite_differences():
     torch.manual_seed(0)
     teacher, student = (torch.randn(1, 2, 3, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
     module = ContentAlignment([2], [(3, 4)]).double()
@@ -227,7 +229,7 @@ def test_gradients_of_the_alignment_agree_with_differences():
 
 
 def shrunk(module, factor):
-    """The same enhancement at another scale: all weights of its amplitude filter and channels times ``factor``."""
+    """The same enhancement at another scale: weights of the amplitude filter and of channels times ``factor``."""
     with torch.no_grad():
         for enhance in module.enhance:
             weights = factor * enhance.amplitude_filter.sigmoid()
@@ -237,23 +239,23 @@ def shrunk(module, factor):
     return module
 
 
-def test_shrinking_filters_lower_the_papers_term_and_leave_the_scale_free_one_as_it_is():
+def test_shrinking_filters_lower_the_papers_term_but_not_the_scale_free_one():
     torch.manual_seed(0)
     teacher, student = (torch.randn(2, 4, 8, 8) for _ in range(2))
     values = {}
     for scale in ("paper", "free"):
         for factor in (1.0, 0.1):
             module = shrunk(ContentAlignment([4], [(8, 8)], scale=scale), factor)
-            mine = student.clone().requires_grad_()
-            term = module([teacher], [mine])
+            feature = student.clone().requires_grad_()
+            term = module([teacher], [feature])
             term.backward()
-            values[scale, factor] = float(term.detach()), float(mine.grad.norm())
+            values[scale, factor] = float(term.detach()), float(feature.grad.norm())
     assert values["paper", 0.1][0] == pytest.approx(1e-4 * values["paper", 1.0][0], rel=1e-3)
     assert values["free", 0.1] == pytest.approx(values["free", 1.0], rel=1e-3)
 
 
-def test_with_unrelated_features_training_shrinks_the_papers_term_and_not_the_scale_free_one():
-    (_, paper), (_, free) = (trained(scale, 300) for scale in ("paper", "free"))  # of 3000, see the benchmark
+def test_with_unrelated_features_training_shrinks_the_papers_term_but_not_the_scale_free_one():
+    (_, paper), (_, free) = (trained(scale, 300) for scale in ("paper", "free"))  # the benchmark has 3000 steps
     assert paper[-1].term < 0.7 * paper[0].term
     assert paper[-1].gradient < 0.85 * paper[0].gradient
     assert paper[-1].gain < 0.85 * paper[0].gain
@@ -264,7 +266,7 @@ def test_with_unrelated_features_training_shrinks_the_papers_term_and_not_the_sc
 @pytest.mark.parametrize(
     ("shape", "expected"), [((512, 400), (64, 64)), ((48, 65), (48, 64)), ((20, 64, 33), (20, 32, 32))]
 )
-def test_features_are_pooled_to_at_most_64_voxels_a_side_in_2d_and_32_in_3d(shape, expected):
+def test_features_are_pooled_to_at_most_64_voxels_per_side_in_2d_and_32_in_3d(shape, expected):
     assert pooled_shape(shape) == expected
     feature = torch.rand(1, 2, *shape)
     assert pool(feature).shape == (1, 2, *expected)

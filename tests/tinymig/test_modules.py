@@ -1,3 +1,5 @@
+"""The modules around the teacher: reprogramming, resizing, decoder and adapters."""
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -19,11 +21,11 @@ def test_reprogramming_gives_the_students_width_and_grid(spatial):
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("given", [(3, 2), (9, 8)])
-def test_reprogramming_is_residual_blocks_the_first_on_the_coarser_grid(given):
+@pytest.mark.parametrize("grid", [(3, 2), (9, 8)])
+def test_reprogramming_consists_of_residual_blocks_and_the_first_uses_the_coarser_grid(grid):
     torch.manual_seed(0)
     spatial = (6, 4)
-    module, x = FeatureReprogramming(3, 5, spatial), torch.randn(2, 3, *given)
+    module, x = FeatureReprogramming(3, 5, spatial), torch.randn(2, 3, *grid)
 
     def block(part, x):
         first, norm, _, second, last_norm = part.body
@@ -35,26 +37,26 @@ def test_reprogramming_is_residual_blocks_the_first_on_the_coarser_grid(given):
         return F.leaky_relu(y + skip, 0.01)
 
     first, second = module.blocks
-    if given == (3, 2):
+    if grid == (3, 2):
         expected = block(second, F.interpolate(block(first, x), spatial, mode="bilinear"))
     else:
         expected = block(second, block(first, F.adaptive_avg_pool2d(x, spatial)))
     torch.testing.assert_close(module(x), expected)
 
 
-@pytest.mark.parametrize(("given", "shape"), [((8, 12), (8, 12)), ((8, 3), (4, 12)), ((6, 5, 4), (3, 5, 8))])
-def test_resizing_averages_where_axes_shrink_and_interpolates_where_they_grow(given, shape):
-    x = torch.randn(2, 3, *given)
+@pytest.mark.parametrize(("grid", "shape"), [((8, 12), (8, 12)), ((8, 3), (4, 12)), ((6, 5, 4), (3, 5, 8))])
+def test_resizing_averages_along_axes_that_shrink_and_interpolates_along_axes_that_grow(grid, shape):
+    x = torch.randn(2, 3, *grid)
     expected = x
-    for axis, (n, m) in enumerate(zip(given, shape, strict=True), 2):
+    for axis, (n, m) in enumerate(zip(grid, shape, strict=True), 2):
         if m < n:
             expected = expected.unflatten(axis, (m, n // m)).mean(axis + 1)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     torch.testing.assert_close(resize(x, shape), F.interpolate(expected, shape, mode=mode), rtol=1e-4, atol=1e-5)
-    assert resize(x, given) is x
+    assert resize(x, grid) is x
 
 
-def test_the_teachers_decoder_adds_what_it_upsamples_and_segments_at_half_resolution():
+def test_the_teachers_decoder_adds_upsampled_features_and_segments_at_half_resolution():
     torch.manual_seed(0)
     module = TeacherDecoder([4, 8, 16], 3, (32, 46))
     features = [torch.randn(2, w, 8 // s, 12 // s) for w, s in ((4, 1), (8, 2), (16, 4))]
@@ -79,7 +81,7 @@ def test_adapters_are_a_quarter_as_wide_as_their_block_and_at_least_four(width, 
         (ConvolutionalAdapter(3, 8, 6, 2), torch.randn(2, 8, 4, 4, 4), (2, 2, 2)),
     ],
 )
-def test_adapters_begin_by_adding_nothing_and_learn(adapter, x, shape):
+def test_adapters_are_initialized_to_zero_and_learn(adapter, x, shape):
     assert adapter(x, shape).abs().max() == 0
     optimizer = torch.optim.SGD(adapter.parameters(), 0.1)
     for _ in range(2):  # the first step moves the last layer only
@@ -89,7 +91,7 @@ def test_adapters_begin_by_adding_nothing_and_learn(adapter, x, shape):
     assert all(parameter.grad.abs().max() > 0 for parameter in adapter.parameters())
 
 
-def test_adapters_by_their_formula():
+def test_adapters_equal_their_formula():
     torch.manual_seed(0)
     tokens, x = TokenAdapter(8, 2), torch.randn(2, 5, 8)
     maps, y = ConvolutionalAdapter(2, 6, 4, 3), torch.randn(2, 6, 8, 4)
@@ -106,7 +108,7 @@ def test_adapters_by_their_formula():
 
 
 @pytest.mark.parametrize("grids", [[(16, 12), (8, 6), (4, 3)], [(8, 8, 6), (4, 4, 3)]])
-def test_the_teachers_decoder_gives_logits_of_the_patch_and_learns(grids):
+def test_the_teachers_decoder_gives_logits_for_the_patch_and_learns(grids):
     widths = [4, 8, 16][: len(grids)]
     features = [torch.randn(2, w, *grid) for w, grid in zip(widths, grids, strict=True)]
     module = TeacherDecoder(widths, 3, grids[0])

@@ -1,3 +1,5 @@
+"""Settings of TinyMIG: errors, defaults, and the parts that they disable."""
+
 import json
 from dataclasses import asdict
 
@@ -9,11 +11,11 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         (
             {"loss_weights": [1, 1, 0.5, 0.5]},
-            r"loss_weights must be 5 positive numbers, of segmentation_teacher, .*got \[1, 1",
+            r"loss_weights must be 5 positive numbers, for segmentation_teacher, .*got \[1, 1",
         ),
         ({"loss_weights": [1, 1, 0.5, 0.5, -1]}, "loss_weights must be 5 positive numbers"),
         ({"loss_weights": [1, 1, 0.5, 0.5, float("nan")]}, "loss_weights"),
@@ -44,12 +46,12 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
         ({"architecture": "x"}, "architecture must be left unset: it is read from the model folder"),
     ],
 )
-def test_what_is_not_accepted_is_named(given, message):
+def test_errors_name_the_setting_and_the_accepted_values(options, message):
     with pytest.raises(ValueError, match=message):
-        TinyMIGSettings(**given)
+        TinyMIGSettings(**options)
 
 
-def test_what_comes_back_from_json_is_the_same():
+def test_settings_survive_json():
     settings = TinyMIGSettings(loss_weights=(1, 2, 3, 4, 5), ablate=("lra", "cdc"))
     assert TinyMIGSettings(**json.loads(json.dumps(asdict(settings)))) == settings
 
@@ -59,7 +61,7 @@ def test_the_papers_weights_are_the_default():
 
 
 @pytest.mark.parametrize(
-    ("ablate", "gone"),
+    ("ablate", "disabled"),
     [
         (["ufdm"], {"segmentation_styled", "consistency"}),
         (["cdc"], {"consistency"}),
@@ -68,12 +70,12 @@ def test_the_papers_weights_are_the_default():
         (["amplitude", "phase", "channel_refiner"], set()),
     ],
 )
-def test_what_is_left_out_leaves_its_terms_out(ablate, gone):
-    assert set(TERMS) - set(TinyMIGSettings(ablate=ablate).term_weights()) == gone
+def test_ablated_parts_have_no_loss_terms(ablate, disabled):
+    assert set(TERMS) - set(TinyMIGSettings(ablate=ablate).term_weights()) == disabled
 
 
 @pytest.mark.parametrize(
-    ("given", "needed"),
+    ("options", "needed"),
     [
         ({}, True),
         ({"ablate": ["lra", "co_training"]}, True),
@@ -82,5 +84,5 @@ def test_what_is_left_out_leaves_its_terms_out(ablate, gone):
         ({"ablate": ["ufdm", "cdc", "lra"]}, True),
     ],
 )
-def test_a_teacher_is_needed_where_something_asks_it(given, needed):
-    assert TinyMIGSettings(**given).needs_teacher is needed
+def test_a_teacher_is_needed_if_an_enabled_part_uses_it(options, needed):
+    assert TinyMIGSettings(**options).needs_teacher is needed

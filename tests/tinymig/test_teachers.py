@@ -1,4 +1,4 @@
-"""Teachers: their maps are the frozen model's, their adapters alone learn, and what cannot be is said."""
+"""Teachers: maps of the frozen model, scaling, adapters, weights and errors."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def plain_vit():
 
 
 @pytest.mark.parametrize(("depths", "blocks"), [(4, [2, 5, 8, 11]), (3, [3, 7, 11]), (1, [11])])
-def test_a_vits_maps_are_those_of_its_evenly_spaced_blocks_on_the_normalised_image(depths, blocks, plain_vit):
+def test_the_maps_of_a_vit_come_from_evenly_spaced_blocks(depths, blocks, plain_vit):
     teacher = taught(depths=depths)
     image = 100 * torch.rand(2, 1, 40, 24) - 30
     scaled = F.interpolate(minmax(image), (48, 32), mode="bilinear")
@@ -47,7 +47,7 @@ def test_a_vits_maps_are_those_of_its_evenly_spaced_blocks_on_the_normalised_ima
 
 
 @pytest.mark.parametrize("scaling", ["minmax", "zscore", "timm", None])
-def test_a_vit_gets_what_its_scaling_says(scaling, plain_vit):
+def test_the_input_of_a_vit_has_the_scaling_of_the_settings(scaling, plain_vit):
     teacher = taught((32, 32), teacher_scaling=scaling)
     image = 100 * torch.rand(1, 1, 32, 32) - 30
     mean, std = (torch.tensor(plain_vit.pretrained_cfg[k]).reshape(1, 3, 1, 1) for k in ("mean", "std"))
@@ -64,7 +64,7 @@ def test_a_vit_gets_what_its_scaling_says(scaling, plain_vit):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_the_statistics_of_timm_are_for_vits():
+def test_the_scaling_timm_is_refused_for_other_teachers_than_vits():
     with pytest.raises(SettingsError, match=r"teacher_scaling 'timm' is for ViTs.*'anatomix' takes minmax or zscore"):
         taught((32, 32, 32), teacher="random:anatomix", teacher_scaling="timm")
 
@@ -82,10 +82,10 @@ def test_an_adapter_is_parallel_to_the_mlp_of_every_block(name):
     with torch.no_grad():
         teacher.features(torch.randn(1, 1, 32, 32))
         for block, adapter in zip(teacher.frozen.blocks, teacher.adapters, strict=True):
-            given, output = seen[block.mlp]
-            assert given.shape[-1] == seen[block.norm2].shape[-1]
-            plain = block.mlp.fc2(block.mlp.act(block.mlp.fc1(given)))
-            torch.testing.assert_close(output, plain + 0.5 * adapter.body(given), rtol=1e-4, atol=1e-4)
+            tokens, output = seen[block.mlp]
+            assert tokens.shape[-1] == seen[block.norm2].shape[-1]
+            plain = block.mlp.fc2(block.mlp.act(block.mlp.fc1(tokens)))
+            torch.testing.assert_close(output, plain + 0.5 * adapter.body(tokens), rtol=1e-4, atol=1e-4)
             assert not torch.allclose(output, plain, rtol=1e-2)
 
 
@@ -112,16 +112,16 @@ def unet(residual, convolutions):
     return kind(1, 3, [4, 8, 16], torch.nn.Conv2d, 3, [1, 2, 2], **options)
 
 
-def test_a_checkpoint_of_the_teaching_before_is_refused_with_the_reason():
-    made = Teaching(taught(), [4] * 4, [(40, 24), (20, 12), (10, 6), (5, 3)], 2)
-    state = made.state_dict()
-    made.load_state_dict(state)
+def test_a_checkpoint_of_an_earlier_revision_is_refused():
+    teaching = Teaching(taught(), [4] * 4, [(40, 24), (20, 12), (10, 6), (5, 3)], 2)
+    state = teaching.state_dict()
+    teaching.load_state_dict(state)
     del state["revision"]
     with pytest.raises(SettingsError, match=r"another version of TinyMIG \(revision 1, now 2\).*-pretrained_weights"):
-        made.load_state_dict(state)
+        teaching.load_state_dict(state)
 
 
-def test_three_channels_are_seen_at_once_and_two_each_by_itself():
+def test_a_vit_sees_three_channels_at_once_and_two_channels_separately():
     teacher = taught(patch=(32, 32))
     image = torch.rand(2, 3, 32, 32)
     gray = image[:, :1].expand(-1, 3, -1, -1)
@@ -133,7 +133,9 @@ def test_three_channels_are_seen_at_once_and_two_each_by_itself():
         torch.testing.assert_close(both, (first + second) / 2)
 
 
-def test_anatomix_gives_its_decoders_levels_the_finest_being_the_extractors_features(tmp_path, anatomix_weights):
+def test_the_maps_of_anatomix_are_its_decoders_levels_and_the_finest_the_extractors_features(
+    tmp_path, anatomix_weights
+):
     torch.save(anatomix_weights, tmp_path / "anatomix.pth")
     teacher = taught((32, 40, 32), teacher="anatomix", weights=str(tmp_path / "anatomix.pth"))
     extractor = build_extractor("anatomix", weights=tmp_path / "anatomix.pth")
@@ -145,7 +147,7 @@ def test_anatomix_gives_its_decoders_levels_the_finest_being_the_extractors_feat
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_any_nnunet_folder_teaches_in_its_own_dimension(tmp_path, dims):
+def test_an_nnunet_model_folder_teaches_in_its_own_dimension(tmp_path, dims):
     folder = tmp_path / "model"
     trained = write_model(folder, dims=dims)
     patch = (24, 20, 16)[:dims]
@@ -159,17 +161,17 @@ def test_any_nnunet_folder_teaches_in_its_own_dimension(tmp_path, dims):
     for stage in decoder.stages:
         stage.register_forward_hook(lambda _, __, output: seen.append(output))
     trained(minmax(image))
-    for mine, its in zip(maps, reversed(seen), strict=True):
-        torch.testing.assert_close(mine, its)
+    for actual, expected in zip(maps, reversed(seen), strict=True):
+        torch.testing.assert_close(actual, expected)
     zscored = build_teacher(replace(settings, teacher_scaling="zscore"), patch, 4)
     load_teacher(zscored, settings, dims)
     assert not torch.allclose(zscored.features(image)[0], maps[0])
     torch.testing.assert_close(zscored.features(100 * image + 7), zscored.features(image), atol=1e-4, rtol=1e-4)
-    with pytest.raises(NotImplementedError, match=f"teacher 'nnunet' is {dims}-D, the configuration {5 - dims}-D"):
+    with pytest.raises(NotImplementedError, match=f"'nnunet' is {dims}-D, but the configuration is {5 - dims}-D"):
         build_teacher(settings, (24, 20, 16)[: 5 - dims], 4)
 
 
-def test_a_model_of_several_channels_sees_as_many_at_once_and_a_single_one_in_the_first(tmp_path):
+def test_a_model_with_two_channels_sees_two_at_once_and_a_single_one_in_the_first(tmp_path):
     trained = write_model(tmp_path / "model", dims=2, input_channels=2)
     settings = TinyMIGSettings(teacher="nnunet", weights=str(tmp_path / "model")).completed()
     teacher = build_teacher(settings, (24, 20), 4)
@@ -177,8 +179,8 @@ def test_a_model_of_several_channels_sees_as_many_at_once_and_a_single_one_in_th
     seen = []
     trained.decoder.stages[-1].register_forward_hook(lambda _, __, output: seen.append(output))
     image = minmax(torch.randn(1, 2, 24, 20))
-    alone = image * torch.tensor([1.0, 0]).reshape(1, 2, 1, 1)
-    for shown, expected in ((image, image), (image[:, :1], alone)):
+    first_only = image * torch.tensor([1.0, 0]).reshape(1, 2, 1, 1)
+    for shown, expected in ((image, image), (image[:, :1], first_only)):
         trained(expected)
         torch.testing.assert_close(teacher.features(shown)[0], seen.pop())
     assert not torch.allclose(teacher.features(image)[0], teacher.features(image.flip(1))[0])
@@ -187,7 +189,7 @@ def test_a_model_of_several_channels_sees_as_many_at_once_and_a_single_one_in_th
 @pytest.mark.parametrize(
     ("name", "patch"), [(f"random:{VIT}", (32, 32)), (f"random:{SAM}", (32, 48)), ("anatomix", (32, 32, 32))]
 )
-def test_adapters_alone_learn_and_are_in_the_state_dict(name, patch, tmp_path, anatomix_weights):
+def test_only_adapters_learn_and_are_in_the_state_dict(name, patch, tmp_path, anatomix_weights):
     torch.save(anatomix_weights, tmp_path / "anatomix.pth")
     teacher = taught(patch, teacher=name, weights=str(tmp_path / "anatomix.pth") if name == "anatomix" else None)
     before, start = fingerprint(teacher.frozen), {k: v.clone() for k, v in teacher.state_dict().items()}
@@ -199,7 +201,7 @@ def test_adapters_alone_learn_and_are_in_the_state_dict(name, patch, tmp_path, a
     assert not teacher.frozen.training
     image = torch.randn(1, 1, *patch)
     first = teacher.features(image)
-    for _ in range(2):  # an adapter begins as the identity: its first layer learns from the second step on
+    for _ in range(2):  # adapters are initialized to zero, so their first layer learns from the second step on
         optimizer.zero_grad()
         sum(m.square().mean() for m in teacher.features(image)).backward()
         assert all(torch.isfinite(p.grad).all() for p in teacher.parameters())
@@ -211,13 +213,13 @@ def test_adapters_alone_learn_and_are_in_the_state_dict(name, patch, tmp_path, a
     assert all(not torch.equal(a, b) for a, b in zip(first, teacher.features(image), strict=True))
 
 
-def test_without_co_training_nothing_of_the_teacher_learns():
+def test_without_co_training_the_teacher_has_no_trainable_parameters():
     teacher = taught(ablate=["co_training"])
     assert not list(teacher.parameters())
     assert not teacher.features(torch.randn(1, 1, 40, 24))[0].requires_grad
 
 
-def test_random_weights_are_the_same_in_every_process_and_only_as_asked_for():
+def test_random_weights_are_reproducible_and_used_only_if_set():
     for name, patch in ((VIT, (32, 32)), ("anatomix", (32, 32, 32))):
         settings = TinyMIGSettings(teacher=f"random:{name}")
         first, second = build_teacher(settings, patch, 4), build_teacher(settings, patch, 4)
@@ -231,18 +233,18 @@ def test_random_weights_are_the_same_in_every_process_and_only_as_asked_for():
         build_teacher(settings, (32, 32), 4).features(torch.randn(1, 1, 32, 32))
 
 
-def test_a_training_goes_on_with_the_same_teacher_alone(tmp_path):
+def test_a_training_resumes_only_with_the_same_teacher(tmp_path):
     first = taught().state_dict()
     settings = TinyMIGSettings(teacher=VIT, weights=str(tmp_path / "other.pth"))
     torch.save(timm.create_model(VIT).state_dict(), tmp_path / "other.pth")
     teacher = build_teacher(settings, (32, 32), 4)
     load_teacher(teacher, settings, 2)
-    again = teacher.state_dict()
+    state = teacher.state_dict()
     other = build_teacher(settings, (32, 32), 4)
-    other.load_state_dict(again)
+    other.load_state_dict(state)
     load_teacher(other, settings, 2)
     other.load_state_dict(first)
-    with pytest.raises(ValueError, match=f"trained with other weights of teacher '{VIT}' than now.*other.pth"):
+    with pytest.raises(ValueError, match=f"trained with other weights of teacher '{VIT}'.*other.pth"):
         load_teacher(other, settings, 2)
 
 
@@ -273,22 +275,22 @@ def test_a_training_goes_on_with_the_same_teacher_alone(tmp_path):
             VIT,
             (32, 32, 32),
             NotImplementedError,
-            f"teacher '{VIT}' is 2-D, the configuration 3-D. For 3-D there are ana",
+            f"teacher '{VIT}' is 2-D, but the configuration is 3-D. In 3-D, use anatomix",
         ),
         (
             "anatomix",
             (32, 32),
             NotImplementedError,
-            "teacher 'anatomix' is 3-D, the configuration 2-D.*the ViTs of timm",
+            "teacher 'anatomix' is 3-D, but the configuration is 2-D.*in 2-D, use a ViT in timm",
         ),
         (VIT, (12, 40), ValueError, f"planned patch, 12 x 40, is smaller than the patches of teacher '{VIT}', 16 x 16"),
     ],
 )
-def test_what_cannot_be_is_said(teacher, patch, error, message):
+def test_a_teacher_that_is_unknown_or_does_not_fit_is_refused(teacher, patch, error, message):
     with pytest.raises(error, match=message):
         build_teacher(TinyMIGSettings(teacher=teacher), patch, 4)
 
 
-def test_a_model_folder_is_asked_for_by_name():
+def test_a_missing_model_folder_is_named_in_the_error():
     with pytest.raises(WeightsError, match=r"set weights .* to the folder of a trained model"):
         TinyMIGSettings(teacher="nnunet").completed()
