@@ -1,4 +1,4 @@
-"""Which cases nnU-Net's data loader draws for a batch, with and without domains."""
+"""The cases that nnU-Net's data loader draws for a batch, with and without domains."""
 
 from collections import Counter
 
@@ -28,10 +28,10 @@ def loader(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 6, 7])
-def test_a_batch_has_its_samples_from_domains_as_different_as_can_be(loader, batch_size):
-    made = loader(batch_size)
+def test_the_samples_of_a_batch_are_spread_evenly_over_the_domains(loader, batch_size):
+    balanced = loader(batch_size)
     for _ in range(100):
-        domains = Counter(DOMAIN[case] for case in made.get_indices())
+        domains = Counter(DOMAIN[case] for case in balanced.get_indices())
         numbers = [domains[domain] for domain in range(3)]
         assert sum(numbers) == batch_size
         assert max(numbers) - min(numbers) <= 1
@@ -39,8 +39,8 @@ def test_a_batch_has_its_samples_from_domains_as_different_as_can_be(loader, bat
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
 def test_domains_take_turns_and_cases_of_a_domain_are_equally_likely(loader, batch_size):
-    made = loader(batch_size)
-    drawn = [case for _ in range(6000 // batch_size) for case in made.get_indices()]
+    balanced = loader(batch_size)
+    drawn = [case for _ in range(6000 // batch_size) for case in balanced.get_indices()]
     domains = Counter(DOMAIN[case] for case in drawn)
     assert max(domains.values()) - min(domains.values()) <= 1
     for case, number in Counter(drawn).items():
@@ -48,21 +48,21 @@ def test_domains_take_turns_and_cases_of_a_domain_are_equally_likely(loader, bat
         assert number == pytest.approx(expected, abs=6 * expected**0.5)
 
 
-def test_every_domain_is_as_often_where_foreground_is_oversampled(loader):
-    """nnU-Net oversamples by place in the batch: here it is the last sample."""
-    made = loader(3)
-    assert [made.get_do_oversample(i) for i in range(3)] == [False, False, True]
-    last = Counter(DOMAIN[made.get_indices()[-1]] for _ in range(3000))
+def test_foreground_oversampling_is_spread_evenly_over_the_domains(loader):
+    """nnU-Net oversamples by the position in the batch; here it is the last sample."""
+    balanced = loader(3)
+    assert [balanced.get_do_oversample(i) for i in range(3)] == [False, False, True]
+    last = Counter(DOMAIN[balanced.get_indices()[-1]] for _ in range(3000))
     assert [last[domain] for domain in range(3)] == pytest.approx([1000] * 3, abs=6 * 1000**0.5)
 
 
-def test_without_domains_nnunets_own_draw_is_made(loader):
+def test_without_domains_cases_are_drawn_as_by_nnunet(loader):
     for balanced in (True, False):
-        ours, theirs = loader(4, balanced).get_indices(), loader(4, balanced, nnUNetDataLoader).get_indices()
-        assert np.array_equal(ours, theirs) is not balanced
+        cases, plain = loader(4, balanced).get_indices(), loader(4, balanced, nnUNetDataLoader).get_indices()
+        assert np.array_equal(cases, plain) is not balanced
 
 
-def test_nnunets_trainer_has_its_own_loader_back_afterwards():
+def test_nnunets_own_loader_is_restored_afterwards():
     with balanced_data_loaders():
         assert host.nnUNetDataLoader is BalancedDataLoader
     assert host.nnUNetDataLoader is nnUNetDataLoader

@@ -1,4 +1,4 @@
-"""`torch.compile` with its real backend, for one method of every slot: the same step as without it."""
+"""`torch.compile` with its default backend: one method of every slot makes the same step as without it."""
 
 import copy
 
@@ -11,7 +11,7 @@ from nnunet_dg.method import SLOTS
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.trainer import MethodsTrainer
 
-OF_SLOT = {  # no weights of other people
+METHOD_OF_SLOT = {  # with settings that need no published weights
     "images": METHODS["gin"](),
     "feature statistics": METHODS["mixstyle"](p=1.0),
     "gradients and masks": METHODS["rsc"](p=1.0),
@@ -33,8 +33,8 @@ def make(tmp_path, monkeypatch):
             def _do_i_compile(self):  # nnU-Net compiles on CUDA only
                 return compiled
 
-        given = copy.deepcopy(plans(16).plans)
-        configuration = given["configurations"].pop("3d_fullres") | {"patch_size": [16, 16]}
+        content = copy.deepcopy(plans(16).plans)
+        configuration = content["configurations"].pop("3d_fullres") | {"patch_size": [16, 16]}
         configuration["architecture"]["arch_kwargs"] |= {
             "features_per_stage": [4, 8, 16],
             "kernel_sizes": [[3, 3]] * 3,
@@ -45,9 +45,9 @@ def make(tmp_path, monkeypatch):
             "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
         }
         torch.manual_seed(0)
-        trainer = initialized(Trainer, given | {"configurations": {"2d": configuration}}, torch.device("cpu"), "2d")
+        trainer = initialized(Trainer, content | {"configurations": {"2d": configuration}}, torch.device("cpu"), "2d")
         trainer.prepare_training()
-        trainer.current_epoch = trainer.num_epochs - 1  # every term counts
+        trainer.current_epoch = trainer.num_epochs - 1  # all terms are computed
         return trainer
 
     yield make
@@ -55,26 +55,26 @@ def make(tmp_path, monkeypatch):
 
 
 def steps(trainer):
-    """Two steps; the loss terms of the second one, and the weights after it."""
+    """The loss terms of the second of two steps, and the weights after it."""
     for seed in (1, 2):
         torch.manual_seed(seed)
-        given = batch(trainer)
+        content = batch(trainer)
         trainer.network.train()
         trainer.auxiliary.train()
-        losses = trainer.train_step(given)
+        losses = trainer.train_step(content)
     return losses, {key: value.clone() for key, value in unwrap(trainer.network).state_dict().items()}
 
 
 def test_there_is_a_method_for_every_slot_of_the_catalog():
-    assert set(OF_SLOT) == {method.slot for method in METHODS.values()} <= set(SLOTS)
+    assert set(METHOD_OF_SLOT) == {method.slot for method in METHODS.values()} <= set(SLOTS)
 
 
-@pytest.mark.parametrize("slot", OF_SLOT)
-def test_a_compiled_step_is_the_plain_one(make, slot):
-    """The second step would show state that a compiled graph has frozen."""
-    plain, weights = steps(make(OF_SLOT[slot], compiled=False))
-    with torch._inductor.config.patch(fallback_random=True):  # random numbers as without compiling
-        trainer = make(OF_SLOT[slot], compiled=True)
+@pytest.mark.parametrize("slot", METHOD_OF_SLOT)
+def test_a_compiled_step_equals_the_plain_one(make, slot):
+    """The second step would differ if the compiled graph had frozen state of the first."""
+    plain, weights = steps(make(METHOD_OF_SLOT[slot], compiled=False))
+    with torch._inductor.config.patch(fallback_random=True):  # the random numbers of eager mode
+        trainer = make(METHOD_OF_SLOT[slot], compiled=True)
         losses, compiled_weights = steps(trainer)
     assert hasattr(trainer.network, "_orig_mod")
     assert losses.keys() == plain.keys()

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each give the gradients of one with the whole batch. On CPU, with gloo."""
+"""Training in two processes, on CPU with gloo: gradients equal those of one process with the whole batch."""
 
 import shlex
 import sys
@@ -22,7 +22,7 @@ TRAINERS = ("nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerD
 
 
 class FixedDropout(nn.Module):
-    """Drops the channels of sample i that a `ChannelDropout` would drop there, in whichever process i is."""
+    """A `ChannelDropout` whose result for a sample does not depend on the process in which the sample is."""
 
     def __init__(self, samples):
         super().__init__()
@@ -35,9 +35,9 @@ class FixedDropout(nn.Module):
 
 
 def gradients(rank, folder, trainer, settings):
-    """One step in each of two processes with half the batch; then, in the first alone, one with the whole batch.
+    """A step in two processes with half of the batch each, then, in the first process, one with the whole batch.
 
-    In double precision throughout: features of random weights, normalised, would blow single precision's rounding up.
+    It is computed in double precision, since normalized features of random weights amplify rounding errors.
     """
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -60,7 +60,7 @@ def gradients(rank, folder, trainer, settings):
 
 
 def step(wrapped, images, weights, samples):
-    """Gradients by name, and what is frozen, after a step with some of the samples."""
+    """Gradients by name, and the extractor's frozen state, after a step with some of the samples."""
     network = unwrap(wrapped)
     network.dropout = FixedDropout(samples)
     sum(
@@ -73,14 +73,14 @@ def step(wrapped, images, weights, samples):
 
 def assert_equal_gradients(folder, trainer, settings):
     multiprocessing.spawn(gradients, (folder, trainer, settings), nprocs=2)
-    (one, frozen), (two, frozen_there) = (torch.load(folder / f"{n}.pt") for n in (1, 2))
+    (one, frozen), (two, other_frozen) = (torch.load(folder / f"{n}.pt") for n in (1, 2))
     assert one.keys() == two.keys()
     assert not any(name.startswith("extractor.") for name in one)
     assert any(gradient.abs().max() > 1e-3 for gradient in one.values())
     for name, gradient in one.items():
         torch.testing.assert_close(two[name], gradient, rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
-    assert frozen.keys() == frozen_there.keys()
-    assert all(torch.equal(frozen[key], frozen_there[key]) for key in frozen)
+    assert frozen.keys() == other_frozen.keys()
+    assert all(torch.equal(frozen[key], other_frozen[key]) for key in frozen)
 
 
 @pytest.mark.matrix
@@ -94,15 +94,15 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, trainer, anatomix_wei
 
 
 @pytest.mark.parametrize("norm", ["InstanceNorm", "BatchNorm"])
-def test_with_and_without_batch_norm_in_the_frozen_extractor(tmp_path, norm):
+def test_gradients_are_equal_with_and_without_batch_norm_in_the_extractor(tmp_path, norm):
     model = tmp_path / "model"
     write_model(model, norm=norm)
     settings = DropGenSettings(extractor="nnunet", weights=str(model)).completed()
     assert_equal_gradients(tmp_path, "nnUNetTrainerDropGen", asdict(settings))
 
 
-def test_the_synchronised_batch_norm_of_nnunets_ddp_stays_frozen(tmp_path):
-    """nnU-Net converts the whole network, the extractor included, before it wraps it."""
+def test_the_extractors_batch_norm_stays_frozen_after_nnunets_conversion_to_sync_batch_norm(tmp_path):
+    """For DDP, nnU-Net converts the whole network, including the extractor."""
     write_model(tmp_path, norm="BatchNorm")
     extractor = build_extractor("nnunet", weights=tmp_path)
     x = torch.rand(2, 1, 8, 8, 8)
@@ -121,12 +121,12 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 from torch import distributed
 
 wrap = host.DDP
-host.DDP = lambda network, device_ids: wrap(network)  # nnU-Net's own is for CUDA
+host.DDP = lambda network, device_ids: wrap(network)  # nnU-Net passes CUDA devices
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
 trainer = get_trainer_from_args("701", "3d_fullres", 0, sys.argv[1], "tinyPlans")
 trainer.device = torch.device("cpu")
-torch.manual_seed(rank)  # networks begin alike all the same
+torch.manual_seed(rank)  # DDP makes the initial networks equal nevertheless
 trainer.run_training()
 state = trainer.network.module.state_dict()
 auxiliary = trainer.optimizer.state_dict().get("nnunet_dg_auxiliary", {}).get("modules", {})
@@ -137,7 +137,7 @@ distributed.destroy_process_group()
 
 
 def assert_trains_in_two_processes(host, folder, trainer):
-    """nnU-Net's own loop from the first epoch to the last, one sample per process; then its command on what is left."""
+    """Run nnU-Net's training loop with one sample per process, then predict with its command."""
     script = folder / "training.py"
     script.write_text(TRAINING)
     torchrun = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"

@@ -1,4 +1,4 @@
-"""Masked data through the trainers' networks and nnU-Net's own predictor: the extractor's background is its minimum."""
+"""Masked data in the trainers' networks and nnU-Net's predictor: the extractor sees the minimum outside the mask."""
 
 import io
 from contextlib import redirect_stdout
@@ -24,17 +24,17 @@ def masked_plans():
 
 @pytest.fixture(params=TRAINERS, ids=lambda trainer: trainer.__name__)
 def built(request, anatomix_weights):
-    """A network, its plans, and pairs of what the network and its extractor were given."""
+    """A network, its plans, and a function that returns the inputs of the network and of its extractor, in pairs."""
     manager = masked_plans()
     configuration = manager.get_configuration("3d_fullres")
     torch.manual_seed(0)
     network = request.param.build_network_architecture(manager, configuration, 1, 3, False)
     if request.param is not nnUNetTrainerDropGen_MIND:
         network.extractor.load_published(anatomix_weights)
-    patches, given = [], []
+    patches, extracted = [], []
     network.register_forward_pre_hook(lambda _, inputs: patches.append(inputs[0].clone()))
-    network.extractor.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].clone()))
-    return network, manager, lambda: list(zip(patches, given, strict=True))
+    network.extractor.register_forward_pre_hook(lambda _, inputs: extracted.append(inputs[0].clone()))
+    return network, manager, lambda: list(zip(patches, extracted, strict=True))
 
 
 def brain(*shape):
@@ -44,21 +44,21 @@ def brain(*shape):
     return image
 
 
-def assert_black_outside(patch, given):
+def assert_black_outside(patch, extracted):
     low = patch.amin((1, 2, 3, 4), keepdim=True).expand_as(patch)
-    assert torch.equal(given[patch == 0], low[patch == 0])
-    assert torch.equal(given[patch != 0], patch[patch != 0])
+    assert torch.equal(extracted[patch == 0], low[patch == 0])
+    assert torch.equal(extracted[patch != 0], patch[patch != 0])
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_in_training_and_in_evaluation(built, train):
+def test_the_extractor_sees_the_minimum_outside_in_training_and_evaluation(built, train):
     network, _, seen = built
     network.train(train)(brain(16, 16, 16)[None])
-    ((patch, given),) = seen()
-    assert_black_outside(patch, given)
+    ((patch, extracted),) = seen()
+    assert_black_outside(patch, extracted)
 
 
-def test_through_the_predictor(built):
+def test_the_extractor_sees_the_minimum_outside_in_nnunets_predictor(built):
     network, manager, seen = built
     predictor = nnUNetPredictor(
         use_mirroring=True, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
@@ -66,7 +66,7 @@ def test_through_the_predictor(built):
     configuration, weights = manager.get_configuration("3d_fullres"), [network.state_dict()]
     predictor.manual_initialization(network, manager, configuration, weights, DATASET, "any", (0,))
     with redirect_stdout(io.StringIO()):
-        predictor.predict_logits_from_preprocessed_data(brain(20, 24, 10))  # smaller than the patch: padded
-    assert len(seen()) > 4  # windows, and their mirror images
-    for patch, given in seen():
-        assert_black_outside(patch, given)
+        predictor.predict_logits_from_preprocessed_data(brain(20, 24, 10))  # padded, since it is smaller than the patch
+    assert len(seen()) > 4  # windows and their mirror images
+    for patch, extracted in seen():
+        assert_black_outside(patch, extracted)

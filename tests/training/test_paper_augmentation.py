@@ -1,3 +1,5 @@
+"""The augmentation of the DropGen paper: shapes, ranges, parameters, and each transform that is not nnU-Net's."""
+
 import random
 
 import numpy as np
@@ -24,7 +26,7 @@ def transforms(patch_size, in_plane_only=False, mirror_axes=None, masked=(False,
 @pytest.mark.parametrize(
     ("patch_size", "in_plane_only"), [((16, 24, 16), False), ((6, 24, 20), True), ((24, 24), False), ((24, 30), False)]
 )
-def test_patches_labels_and_range(patch_size, in_plane_only):
+def test_results_have_the_patchs_shape_the_range_0_1_and_nnunets_labels(patch_size, in_plane_only):
     axes = tuple(range(len(patch_size)))
     augment = transforms(patch_size, in_plane_only, axes, (False, True))
     larger = tuple(n if in_plane_only and i == 0 else int(1.5 * n) for i, n in enumerate(patch_size))
@@ -41,42 +43,42 @@ def test_patches_labels_and_range(patch_size, in_plane_only):
 
 
 def test_intensities_are_augmented_on_images_in_zero_to_one():
-    """So the scale that an image comes in does not matter."""
-    x, nothing = torch.rand(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int16)
+    """The result therefore does not depend on the scale of the image."""
+    x, background = torch.rand(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int16)
     outs = []
     for scale in (1, 1000):
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
         augment = transforms((16, 16, 16))
-        outs.append(torch.stack([augment(image=scale * x, segmentation=nothing)["image"] for _ in range(10)]))
+        outs.append(torch.stack([augment(image=scale * x, segmentation=background)["image"] for _ in range(10)]))
     torch.testing.assert_close(*outs, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["mask", "padding"])
-def test_outside_of_a_mask_and_padding_are_as_black_as_at_inference(masked):
-    """nnU-Net leaves zero where nothing is, in the middle of what it normalized; the network makes that black."""
+def test_padding_and_voxels_outside_a_mask_are_black_as_at_inference(masked):
+    """nnU-Net sets these voxels to zero, the mean of the image; at inference, the network makes them black."""
     augment = transforms((16, 16, 16), masked=[masked])
     corners = []
     for _ in range(40):
         image, segmentation = torch.randn(1, 16, 16, 16), torch.zeros(1, 16, 16, 16, dtype=torch.int16)
         image[:, :4], segmentation[:, :4] = 0, -1
         corners.append(augment(image=image, segmentation=segmentation)["image"][0, 0, 0, 0].item())
-    assert np.median(corners) < 0.2  # zero would be about 0.5; noise and bias field come after
+    assert np.median(corners) < 0.2  # not 0, since noise and bias field follow; without black it would be about 0.5
     (before, *_) = (t for t in augment.transforms if isinstance(t, paper.MinMaxTransform))
     image = torch.randn(1, 16, 16, 16)
     image[:, :4] = 0
     assert (before(image=image)["image"][:, :4] == 0).all()
 
 
-def test_every_transform_of_the_paper_is_there_in_its_range():
+def test_every_transform_of_the_paper_is_applied_with_its_parameters():
     built = {}
     for transform in paper.paper_augmentation((16, 16, 16), (0, 1, 2), False):
         inner = getattr(transform, "transform", transform)
-        inner = getattr(inner, "transform", inner)  # MONAI's, in our wrapper
+        inner = getattr(inner, "transform", inner)  # MONAI's transform inside MonaiTransform
         built[type(inner).__name__] = (getattr(transform, "apply_probability", 1), inner)
     assert {name for name, (p, _) in built.items() if p == 1} == {"AffineCrop", "MinMaxTransform"}
-    # a MirrorTransform inside OneOfTransform flips every second time
+    # the MirrorTransform inside OneOfTransform flips with probability 0.5
     assert {name: p for name, (p, _) in built.items() if p < 1} == {
         "OneOfTransform": 0.66, "Rot90Transform": 0.33, "SimulateLowResolutionTransform": 0.33,
         "GaussianNoiseTransform": 0.33, "RandBiasField": 0.33, "RandGibbsNoise": 0.33,
@@ -96,7 +98,7 @@ def test_every_transform_of_the_paper_is_there_in_its_range():
 
 
 def test_the_affine_rotates_scales_and_shears():
-    """Its sampling grid is an affine map of the identity's; the map, in voxels, is recovered and taken apart."""
+    """The affine map is estimated from the sampling grid, in voxels, and decomposed."""
     crop = paper.AffineCrop((8, 8))
     identity = torch.stack(torch.meshgrid(*[torch.arange(8) - 3.5] * 2, indexing="ij"), -1).reshape(-1, 2)
     skews, angles, determinants = [], [], []
@@ -111,25 +113,25 @@ def test_the_affine_rotates_scales_and_shears():
             angles.append(torch.atan2(matrix[0, 1] - matrix[1, 0], matrix[0, 0] + matrix[1, 1]).abs().item())
             determinants.append(torch.linalg.det(matrix).item())
             skews.append(torch.nn.functional.cosine_similarity(matrix[0], matrix[1], dim=0).abs().item())
-    assert max(skews) > 0.15  # rotation and scaling alone keep the axes nearly at right angles
+    assert max(skews) > 0.15  # with only rotation and scaling, axes stay almost orthogonal
     assert 0.5 < max(angles) < np.pi / 4 + 0.25
     assert min(determinants) < 0.75
     assert max(determinants) > 1.25
 
 
-def test_image_and_labels_move_together():
+def test_image_and_labels_are_transformed_alike():
     augment = transforms((20, 20, 20), mirror_axes=(0, 1, 2))
     overlaps = []
     for _ in range(40):
         segmentation = torch.zeros(1, 32, 32, 32, dtype=torch.int16)
-        segmentation[:, 8:14, 9:15, 17:24] = 1  # off centre: a flip of one alone would tear them apart
+        segmentation[:, 8:14, 9:15, 17:24] = 1  # off center, so that a flip of only one of them would be seen
         out = augment(image=segmentation.float() + 0.01 * torch.randn(1, 32, 32, 32), segmentation=segmentation)
         bright, labelled = out["image"] > 0.5, out["segmentation"][0] > 0
         overlaps.append((2 * (bright & labelled).sum() / (bright.sum() + labelled.sum())).item())
     assert np.median(overlaps) > 0.8
 
 
-def test_without_allowed_axes_nothing_is_flipped_or_turned():
+def test_without_mirror_axes_there_are_no_flips_and_rotations():
     flips = {"MirrorTransform", "Rot90Transform", "OneOfTransform"}
     names = {type(getattr(t, "transform", t)).__name__ for t in transforms((16, 16, 16)).transforms}
     assert not names & flips
@@ -139,20 +141,20 @@ def test_without_allowed_axes_nothing_is_flipped_or_turned():
     assert {"OneOfTransform", "Rot90Transform"} <= names
 
 
-def test_a_quarter_turn_needs_axes_of_equal_size():
+def test_rotations_by_90_degrees_need_axes_of_equal_size():
     assert paper._axes_of_equal_size((16, 24, 16), (0, 1, 2)) == {0, 2}
     assert paper._axes_of_equal_size((16, 24, 16), (0, 1)) is None
     assert paper._axes_of_equal_size((24, 24), (0, 1)) == {0, 1}
 
 
 def only(name, patch_size, in_plane_only=False):
-    """The transform of that name, as the augmentation has it."""
+    """The augmentation's transform of that name."""
     built = paper.paper_augmentation(patch_size, tuple(range(len(patch_size))), in_plane_only)
     (found,) = (t for t in (getattr(b, "transform", b) for b in built) if type(t).__name__ == name)
     return found
 
 
-def test_quarter_turns_go_every_way_in_every_plane_of_equal_size():
+def test_rotations_by_90_degrees_go_in_both_directions():
     image = torch.rand(1, 6, 5, 6)
     turn = only("Rot90Transform", (6, 5, 6))
     seen = [turn(image=image.clone())["image"] for _ in range(60)]
@@ -161,7 +163,7 @@ def test_quarter_turns_go_every_way_in_every_plane_of_equal_size():
     assert all(s.shape == image.shape for s in seen)
 
 
-def test_low_resolution_spares_the_axis_across_thick_slices():
+def test_low_resolution_leaves_the_axis_across_thick_slices_unchanged():
     image = torch.rand(1, 8, 1, 1).expand(1, 8, 16, 16).clone()  # every slice is constant
     lower = only("SimulateLowResolutionTransform", (8, 16, 16), in_plane_only=True)
     torch.testing.assert_close(lower(image=image.clone())["image"], image)
@@ -180,13 +182,13 @@ def of_monai(name):
 
 
 def test_sharpening_does_not_amplify_the_highest_frequencies():
-    """A checkerboard is the highest frequency of a volume; a bare Laplacian amplified it 26 times."""
+    """A checkerboard is the highest frequency of a volume. A Laplacian without a blur would amplify it 26 times."""
     sharpen = of_monai("RandGaussianSharpen")
     board = (-1.0) ** torch.stack(torch.meshgrid(*[torch.arange(24)] * 3, indexing="ij")).sum(0)[None]
     middle = (0, *[slice(8, 16)] * 3)
     gains = [(sharpen(image=board.clone())["image"] / board)[middle].abs().max().item() for _ in range(40)]
     assert max(gains) <= 1
-    assert max(gains) > 0.1  # the kernels of MONAI's default, not a blur to nothing
+    assert max(gains) > 0.1  # with the kernels of MONAI's default, the blur does not remove it
 
 
 def test_sharpening_makes_edges_steeper():
@@ -199,8 +201,8 @@ def test_sharpening_makes_edges_steeper():
 
 @pytest.mark.parametrize("name", MONAI)
 @pytest.mark.parametrize("shape", [(1, 15, 16), (3, 8, 9, 10)])
-def test_what_monai_computes_is_reproducible_and_different_between_workers(name, shape):
-    """nnU-Net's workers are seeded by NumPy's global generator."""
+def test_transforms_of_monai_are_reproducible_and_differ_between_workers(name, shape):
+    """nnU-Net seeds NumPy's global generator in each worker."""
     transform = of_monai(name)
     image = torch.rand(shape)
 
@@ -225,8 +227,8 @@ def test_gibbs_noise_removes_high_frequencies_only():
     image = torch.rand(1, 15, 17)
     transform = of_monai("RandGibbsNoise")
     transform.transform.alpha = (0.6, 0.6)
-    got = transform(image=image.clone())["image"]
-    before, after = (torch.fft.fftn(i[0]) for i in (image, got))
+    filtered = transform(image=image.clone())["image"]
+    before, after = (torch.fft.fftn(i[0]) for i in (image, filtered))
     axes = [torch.fft.fftfreq(n) * n for n in (15, 17)]
     distance = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
     inside = distance <= 0.4 * 17 * 2**0.5 / 2
@@ -234,13 +236,13 @@ def test_gibbs_noise_removes_high_frequencies_only():
     assert after[~inside].abs().max() < 1e-3
 
 
-def test_affine_leaves_a_third_of_the_patches_where_they_are_not():
+def test_a_third_of_the_patches_is_transformed_by_the_affine():
     crop = paper.AffineCrop((8, 8))
     moved = sum(crop.get_parameters(image=torch.zeros(1, 12, 12))["grid"] is not None for _ in range(600))
     assert moved / 600 == pytest.approx(0.33, abs=0.06)
 
 
-def test_shear_keeps_the_centre_and_moves_by_voxels():
+def test_shear_keeps_the_center_and_is_in_units_of_voxels():
     grid = torch.zeros(1, 1, 2)
     assert torch.equal(paper.AffineCrop._shear(grid, (10, 40)), grid)
     np.random.seed(3)

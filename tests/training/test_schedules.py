@@ -1,3 +1,5 @@
+"""The cosine schedule per step."""
+
 import pytest
 import torch
 
@@ -15,15 +17,15 @@ def make(num_epochs=4, steps_per_epoch=5):
     return CosinePerStep(optimizer, 2e-4, steps_per_epoch, num_epochs), optimizer
 
 
-def test_by_hand():
+def test_values_computed_by_hand():
     schedule, optimizer = make()
-    got = list(rates(schedule, optimizer, 21))
-    assert got[0] == pytest.approx(2e-4)
-    assert got[10] == pytest.approx(1e-4)  # half way: the cosine is 0
-    assert got[20] == pytest.approx(0, abs=1e-12)
+    values = list(rates(schedule, optimizer, 21))
+    assert values[0] == pytest.approx(2e-4)
+    assert values[10] == pytest.approx(1e-4)  # halfway, the cosine is 0
+    assert values[20] == pytest.approx(0, abs=1e-12)
 
 
-def test_agrees_with_torch():
+def test_agrees_with_torchs_cosine_annealing():
     schedule, optimizer = make()
     other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(other, T_max=20)
@@ -33,7 +35,7 @@ def test_agrees_with_torch():
         reference.step()
 
 
-def test_a_resumed_epoch_continues_where_it_was():
+def test_a_resumed_training_continues_with_the_rates_of_an_uninterrupted_one():
     schedule, optimizer = make()
     uninterrupted = list(rates(schedule, optimizer, 20))
     resumed, optimizer = make()

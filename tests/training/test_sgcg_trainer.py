@@ -1,4 +1,4 @@
-"""nnUNetTrainerSgCG in this process, on noise: each term is what it is called, and the step is nnU-Net's."""
+"""nnUNetTrainerSgCG in this process, on noise: the value of each term, statistics, checkpoints and masks."""
 
 import json
 
@@ -28,19 +28,19 @@ def make(tmp_path, monkeypatch):
 
     def make(domains=("a", "b"), epoch=999, mask=False, **settings):
         (folder / "domains.json").write_text(json.dumps(dict(zip(CASES, domains, strict=True))))
-        given = plans(16).plans
-        given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
-        given["configurations"]["3d_fullres"]["use_mask_for_norm"] = [mask]
-        given["nnunet_dg"] = {"sgcg": settings}
+        content = plans(16).plans
+        content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
+        content["configurations"]["3d_fullres"]["use_mask_for_norm"] = [mask]
+        content["nnunet_dg"] = {"sgcg": settings}
         torch.manual_seed(0)
-        trainer = initialized(nnUNetTrainerSgCG, given, torch.device("cpu"))
-        trainer.current_epoch = epoch  # the last: every term counts
+        trainer = initialized(nnUNetTrainerSgCG, content, torch.device("cpu"))
+        trainer.current_epoch = epoch  # in the last epoch, all terms are computed
         return trainer
 
     return make
 
 
-def test_every_term_is_what_it_is_called(make):
+def test_every_term_has_the_value_of_its_definition(make):
     trainer = make(voxels_per_class=100_000, start_epoch=998)
     step, seen = batch(trainer), []
     data, target, domains = step["data"], step["target"], torch.tensor([0, 1])
@@ -48,7 +48,7 @@ def test_every_term_is_what_it_is_called(make):
     terms = loss_terms(trainer, on_device(trainer, step))
     image, mixed = seen
     assert torch.equal(image, data)
-    for i in range(2):  # the only sample of the other domain is the partner, the ratio one of ten
+    for i in range(2):  # the partner is the only sample of the other domain; there are ten possible ratios
         candidates = [
             random_amplitude_mixup(data[i : i + 1], data[1 - i : 2 - i], torch.tensor([n / 10]), 0.1)[0]
             for n in range(1, 11)
@@ -74,7 +74,7 @@ def test_every_term_is_what_it_is_called(make):
         torch.testing.assert_close(terms[name], value, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_the_loss_is_the_weighted_sum_and_restoration_counts_for_each_domain(make):
+def test_the_loss_is_the_weighted_sum_with_restoration_weighted_per_domain(make):
     trainer = make(contrast=0.3, consistency=0.7, restoration=0.2)
     result = trainer.train_step(batch(trainer))
     weights = {
@@ -84,7 +84,7 @@ def test_the_loss_is_the_weighted_sum_and_restoration_counts_for_each_domain(mak
     assert result["contrast"] > 0
 
 
-def test_restoration_counts_the_domains_that_are_trained_on(make, tmp_path):
+def test_the_weight_of_restoration_counts_only_domains_with_training_cases(make, tmp_path):
     trainer = make(restoration=0.2)
     splits = [{"train": [CASES[0]], "val": [CASES[1]]}]
     (tmp_path / "nnUNet_preprocessed" / "Dataset999_Benchmark" / "splits_final.json").write_text(json.dumps(splits))
@@ -93,11 +93,11 @@ def test_restoration_counts_the_domains_that_are_trained_on(make, tmp_path):
     assert trainer.term_weights()["restoration"] == pytest.approx(0.2)
 
 
-def test_a_contrast_that_never_counts_is_said(make, capsys):
-    make(start_epoch=998).auxiliary["sgcg"].prepare()  # of 1000
+def test_a_warning_is_logged_if_the_contrastive_loss_is_never_used(make, capsys):
+    make(start_epoch=998).auxiliary["sgcg"].prepare()  # of 1000 epochs
     assert "WARNING" not in capsys.readouterr().out
     make(start_epoch=999).auxiliary["sgcg"].prepare()
-    assert "the training has 1000 epochs, so the contrast never counts" in capsys.readouterr().out
+    assert "the training has 1000 epochs, so the contrastive loss is never used" in capsys.readouterr().out
 
 
 def counts(trainer):
@@ -105,8 +105,8 @@ def counts(trainer):
 
 
 @pytest.mark.parametrize("mixup", [True, False])
-def test_one_epoch_collects_statistics_before_the_contrast_counts(make, mixup):
-    """Before it nothing is computed, and what may be there is forgotten as it begins."""
+def test_statistics_are_collected_for_one_epoch_before_the_contrastive_loss_is_used(make, mixup):
+    """Statistics are not updated before this epoch, and they are reset at its start."""
     trainer = make(start_epoch=3, amplitude_mixup=mixup, voxels_per_class=100)
     trainer.auxiliary["sgcg"].contrast.statistics.count += 7
     seen = []
@@ -134,7 +134,7 @@ def test_a_term_of_weight_zero_is_not_computed_and_is_logged_as_zero(make):
 
 def test_statistics_are_collected_after_a_fifth_of_the_training_or_at_once_with_pretrained_weights(make, tmp_path):
     trainer = make()
-    assert trainer.auxiliary["sgcg"].statistics_epoch == 200  # of nnU-Net's thousand
+    assert trainer.auxiliary["sgcg"].statistics_epoch == 200  # of nnU-Net's 1000 epochs
     trainer.num_epochs = 4
     assert trainer.auxiliary["sgcg"].statistics_epoch == 0
     checkpoint = tmp_path / "pretrained.pth"
@@ -149,7 +149,7 @@ def test_statistics_are_collected_after_a_fifth_of_the_training_or_at_once_with_
 
 
 @pytest.mark.parametrize("start", [0, 200])
-def test_a_training_that_goes_on_knows_whether_it_began_with_pretrained_weights(make, tmp_path, start):
+def test_a_checkpoint_records_whether_the_training_started_from_pretrained_weights(make, tmp_path, start):
     trainer = make(epoch=0)
     if start == 0:
         trainer.save_checkpoint(str(tmp_path / "pretrained.pth"))
@@ -166,8 +166,8 @@ def test_a_training_that_goes_on_knows_whether_it_began_with_pretrained_weights(
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_voxels_outside_a_mask_belong_to_no_class(make, masked):
-    """Without a mask, only voxels that are zero in all channels are outside: padding."""
+def test_voxels_outside_a_mask_and_padding_are_excluded_from_all_classes(make, masked):
+    """Without a mask, voxels that are zero in all channels are padding."""
     trainer = make(mask=masked, voxels_per_class=100_000, amplitude_mixup=False)
     step = batch(trainer)
     step["data"][:, :, :4] = 0
@@ -195,7 +195,7 @@ def test_the_background_of_unmasked_images_is_a_class(make):
         ({"contrast": 0, "amplitude_mixup": False}, {"segmentation"}, set()),
     ],
 )
-def test_what_is_switched_off_is_not_there(make, settings, terms, modules):
+def test_disabled_terms_and_their_modules_do_not_exist(make, settings, terms, modules):
     trainer = make(**settings)
     result = trainer.train_step(batch(trainer))
     assert set(result) == {"loss", *terms}
@@ -211,7 +211,7 @@ def test_channels_of_a_cascades_previous_stage_are_not_mixed(make):
     assert not torch.equal(mixed[:, :1], data[:, :1])
 
 
-def test_the_twin_of_a_masked_image_is_zero_outside_the_mask_too(make):
+def test_the_mixed_twin_of_a_masked_image_is_zero_outside_the_mask(make):
     trainer = make(mask=True)
     data = 3 + torch.randn(2, 1, 16, 16, 16)
     data[:, :, :5] = 0
@@ -220,7 +220,7 @@ def test_the_twin_of_a_masked_image_is_zero_outside_the_mask_too(make):
     assert (mixed[:, :, 5:] != data[:, :, 5:]).float().mean() > 0.4
 
 
-def test_network_and_auxiliary_modules_are_clipped_each_by_itself(make):
+def test_gradients_of_network_and_auxiliary_modules_are_clipped_separately(make):
     trainer = make()
     weights = trainer.term_weights()
     trainer.term_weights = lambda: dict.fromkeys(weights, 100000.0)
@@ -230,7 +230,7 @@ def test_network_and_auxiliary_modules_are_clipped_each_by_itself(make):
         assert torch.stack([g.norm() for g in gradients]).norm() == pytest.approx(12, rel=1e-3)
 
 
-def test_with_a_gradient_scaler_the_step_is_the_same_and_a_broken_one_is_skipped(make):
+def test_with_a_gradient_scaler_steps_are_equal_and_non_finite_ones_are_skipped(make):
     results = []
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
         trainer = make()
@@ -250,13 +250,13 @@ def test_with_a_gradient_scaler_the_step_is_the_same_and_a_broken_one_is_skipped
             assert torch.equal(value, results[1][key]), key
 
 
-def test_a_training_goes_on_with_the_same_domains_alone(make):
+def test_a_training_resumes_only_with_the_same_domains_and_version(make):
     state = make().optimizer.state_dict()
     make().optimizer.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"trained with domains \['a', 'b'\], and now they are \['a', 'c'\]"):
+    with pytest.raises(ValueError, match=r"trained with domains \['a', 'b'\]; this training has \['a', 'c'\]"):
         make(domains=("a", "c")).optimizer.load_state_dict(state)
-    old = state["nnunet_dg_auxiliary"]
-    del old["conditions"]["sgcg"]["form of SgCG"], old["pretrained"]
+    saved = state["nnunet_dg_auxiliary"]
+    del saved["conditions"]["sgcg"]["form of SgCG"], saved["pretrained"]
     with pytest.raises(DataError, match=r"earlier version of nnunet-dg .* restoration weighed per domain"):
         make().optimizer.load_state_dict(state)
     del state["nnunet_dg_auxiliary"]

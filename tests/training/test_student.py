@@ -1,3 +1,5 @@
+"""Reading and changing features inside nnU-Net's networks, plain, compiled, and inside DropGen's network."""
+
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -39,7 +41,7 @@ def tap_penultimate(network):
 @pytest.mark.parametrize(
     ("trainer", "residual"), [(nnUNetTrainer, False), (nnUNetTrainer, True), (nnUNetTrainerDropGen_MIND, False)]
 )
-def test_reads_what_makes_the_logits_and_the_bottleneck(trainer, residual, deep_supervision, compiled):
+def test_taps_read_the_penultimate_features_and_the_bottleneck(trainer, residual, deep_supervision, compiled):
     network = built(trainer, residual, deep_supervision)
     keys = list(network.state_dict())
     run = torch.compile(network, backend="aot_eager") if compiled else network
@@ -57,26 +59,26 @@ def test_reads_what_makes_the_logits_and_the_bottleneck(trainer, residual, deep_
     assert planned_network(run).encoder.stages[0].parameters().__next__().grad is not None
 
 
-def test_holds_nothing_at_inference_and_gives_features_once():
+def test_taps_read_nothing_at_inference_and_return_features_once():
     network = built()
     penultimate = tap_penultimate(network)
     network.eval()(torch.rand(1, 1, 16, 16, 16))
-    with pytest.raises(RuntimeError, match="not run in training mode"):
+    with pytest.raises(RuntimeError, match="has not run in training mode"):
         penultimate.take()
     network.train()(torch.rand(1, 1, 16, 16, 16))
     penultimate.take()
-    with pytest.raises(RuntimeError, match="not run in training mode"):
+    with pytest.raises(RuntimeError, match="has not run in training mode"):
         penultimate.take()
 
 
 def test_other_networks_are_refused_by_name():
-    with pytest.raises(NotImplementedError, match=r"PlainConvUNet and ResidualEncoderUNet.*is a Sequential"):
+    with pytest.raises(NotImplementedError, match=r"network is a Sequential.*PlainConvUNet and ResidualEncoderUNet"):
         planned_network(nn.Sequential())
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("own", [None, OwnStatistics(lambda x, earlier: (x.mean((2, 3, 4)) + 1, x.std((2, 3, 4)) * 2))])
-def test_a_change_is_what_later_layers_see_inside_its_block(compiled, own):
+def test_later_layers_see_the_change_only_inside_its_block(compiled, own):
     network = built()
     keys = list(network.state_dict())
     run = torch.compile(network, backend="aot_eager") if compiled else network
@@ -90,21 +92,21 @@ def test_a_change_is_what_later_layers_see_inside_its_block(compiled, own):
         plain = run(x)[0]
         feature = tap.take()
         torch.testing.assert_close(after.take(), feature)
-        given = own.draw(feature, None) if own else (torch.full((2, 32), float(step)), torch.full((2, 32), step + 2.0))
-        style.begin(None if own else given)
+        new = own.draw(feature, None) if own else (torch.full((2, 32), float(step)), torch.full((2, 32), step + 2.0))
+        style.begin(None if own else new)
         with change:
             styled = run(x)[0]
         style.end()
-        torch.testing.assert_close(after.take(), modulate(feature, *given), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(after.take(), modulate(feature, *new), atol=1e-4, rtol=1e-4)
         assert not torch.allclose(styled, plain)
         torch.testing.assert_close(run(x)[0], plain)
         compilations.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert compilations[1] == compilations[2]  # other statistics are no reason to compile again
+    assert compilations[1] == compilations[2]  # other statistics do not trigger a new compilation
     assert list(network.state_dict()) == keys
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_single_samples_partner_is_one_of_the_eight_before_it(compiled):
+def test_the_partner_of_a_single_sample_is_one_of_the_eight_before_it(compiled):
     network = built()
     run = torch.compile(network, backend="aot_eager") if compiled else network
     tap = tap_encoder(run, 0)
@@ -127,12 +129,12 @@ def test_a_single_samples_partner_is_one_of_the_eight_before_it(compiled):
             )
         earlier.append(statistics(own.detach()))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert graphs[1] == graphs[-1]  # other partners are no reason to compile again
+    assert graphs[1] == graphs[-1]  # other partners do not trigger a new compilation
 
 
-def test_a_style_without_statistics_says_so():
+def test_a_style_without_statistics_raises_an_error():
     network = built()
-    with Change(network.encoder.stages[0], Style()), pytest.raises(RuntimeError, match="No statistics"):
+    with Change(network.encoder.stages[0], Style()), pytest.raises(RuntimeError, match="There are no statistics"):
         network(torch.rand(1, 1, 16, 16, 16))
 
 

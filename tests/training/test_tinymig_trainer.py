@@ -1,4 +1,4 @@
-"""nnUNetTrainerTinyMIG in this process, on noise: each term is what it is called, and what is left out is not there."""
+"""nnUNetTrainerTinyMIG in this process, on noise: the value of each term, ablations, masks, logs and checkpoints."""
 
 import pytest
 import torch
@@ -22,42 +22,42 @@ def make(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / name))
 
     def make(load=True, trainer=nnUNetTrainerTinyMIG, samples=2, masked=False, **settings):
-        given = plans(16, samples).plans
-        given["configurations"]["3d_fullres"]["use_mask_for_norm"] = [masked]
-        given["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
-        given["nnunet_dg"] = {"tinymig": {"teacher": "random:anatomix"} | settings}
+        content = plans(16, samples).plans
+        content["configurations"]["3d_fullres"]["use_mask_for_norm"] = [masked]
+        content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
+        content["nnunet_dg"] = {"tinymig": {"teacher": "random:anatomix"} | settings}
         torch.manual_seed(0)
-        made = initialized(trainer, given, torch.device("cpu"))
+        instance = initialized(trainer, content, torch.device("cpu"))
         if load:
-            made.prepare_training()
-        return made
+            instance.prepare_training()
+        return instance
 
     return make
 
 
-def test_every_term_is_what_it_is_called(make, monkeypatch):
+def test_every_term_has_the_value_of_its_definition(make, monkeypatch):
     trainer = make()
     step = batch(trainer)
     data, target = step["data"], step["target"]
-    given = [(torch.randn(2, width), torch.rand(2, width) + 0.5) for width in (4, 8)]
-    asked, first_styled = [], []
+    new_statistics = [(torch.randn(2, width), torch.rand(2, width) + 0.5) for width in (4, 8)]
+    references, outputs = [], []
 
     def universal_statistics(reference):
-        asked.append(reference)
-        return given[len(asked) - 1]
+        references.append(reference)
+        return new_statistics[len(references) - 1]
 
     monkeypatch.setattr("nnunet_dg.tinymig.training.universal_statistics", universal_statistics)
     stages = trainer.network.encoder.stages
     for stage in stages:
-        stage.register_forward_hook(lambda _, __, output: first_styled.append(output))
+        stage.register_forward_hook(lambda _, __, output: outputs.append(output))
     terms = loss_terms(trainer, on_device(trainer, step))
-    plain_pass, styled_pass = first_styled[:3], first_styled[3:]
-    first_styled.clear()
+    plain_pass, styled_pass = outputs[:3], outputs[3:]
+    outputs.clear()
 
     reprogrammed, logits = trainer.auxiliary["tinymig"].teaching(data)
-    for reference, mine in zip(asked, reprogrammed, strict=False):
-        torch.testing.assert_close(reference, mine)
-    for feature, (mean, std) in zip(styled_pass[:2], given, strict=True):  # stages 0 and 1 have what they were given
+    for reference, feature in zip(references, reprogrammed, strict=False):
+        torch.testing.assert_close(reference, feature)
+    for feature, (mean, std) in zip(styled_pass[:2], new_statistics, strict=True):  # of stages 0 and 1
         own_mean, own_std = statistics(feature)
         torch.testing.assert_close(own_mean, mean, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(own_std, std, atol=1e-4, rtol=1e-3)
@@ -69,7 +69,7 @@ def test_every_term_is_what_it_is_called(make, monkeypatch):
         torch.testing.assert_close(feature, seen)
     method = trainer.auxiliary["tinymig"]
     with method.changes[0], method.changes[1]:
-        for style, pair in zip(method.styles, given, strict=True):
+        for style, pair in zip(method.styles, new_statistics, strict=True):
             style.begin(pair)
         styled = trainer.network(data)
     torch.testing.assert_close(trainer.network(data), output)
@@ -113,15 +113,15 @@ def test_the_loss_is_the_weighted_sum(make):
         ({"divergence": "js"}, TERMS, BOTH),
     ],
 )
-def test_what_is_left_out_is_not_there_and_all_that_is_there_learns(make, settings, terms, modules):
+def test_ablated_parts_do_not_exist_and_all_others_learn(make, settings, terms, modules):
     trainer = make(**settings)
     result = trainer.train_step(batch(trainer))
     assert set(result) == {"loss", *terms}
     assert {name for name, _ in trainer.auxiliary["tinymig"].named_children()} == modules
     assert all(torch.isfinite(torch.tensor(float(value))) for value in result.values())
-    asked = [p for p in trainer.auxiliary.parameters() if p.requires_grad]
+    trainable = [p for p in trainer.auxiliary.parameters() if p.requires_grad]
     assert not [n for n, p in trainer.auxiliary.named_parameters() if p.requires_grad and p.grad is None]
-    assert bool(asked) == bool(terms & {"alignment", "segmentation_teacher"})
+    assert bool(trainable) == bool(terms & {"alignment", "segmentation_teacher"})
     if "alignment" in modules:
         names = {name.split(".")[2] for name, _ in trainer.auxiliary["tinymig"].alignment.named_parameters()}
         assert names == (
@@ -130,7 +130,7 @@ def test_what_is_left_out_is_not_there_and_all_that_is_there_learns(make, settin
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_outside_a_mask_and_in_padding_the_teacher_sees_the_minimum(make, masked):
+def test_the_teacher_sees_the_minimum_outside_a_mask_and_in_padding(make, masked):
     trainer, shown = make(masked=masked), []
     teacher = trainer.auxiliary["tinymig"].teaching.teacher
     run = teacher.run
@@ -139,11 +139,11 @@ def test_outside_a_mask_and_in_padding_the_teacher_sees_the_minimum(make, masked
     step["data"][:, :, :4] = 0  # the mean of a normalized image
     trainer.train_step(step)
     border, inside = shown[0][:, :, :7], shown[0][:, :, 10:]
-    assert border.max() == 0  # without a mask: padding, which is zero in all channels
+    assert border.max() == 0  # without a mask, voxels that are zero in all channels are padding
     assert inside.amin() < 0.3 < 0.7 < inside.amax()
 
 
-def test_without_a_mask_zeros_of_an_image_that_is_not_centered_stay_what_they_are(make):
+def test_zeros_of_an_image_that_is_not_centered_are_ordinary_intensities(make):
     trainer = make()
     trainer.student.outside = Outside.nowhere(1)
     seen = []
@@ -156,7 +156,7 @@ def test_without_a_mask_zeros_of_an_image_that_is_not_centered_stay_what_they_ar
 
 @pytest.mark.parametrize(("statistics", "words"), [("dsu", "need two samples per device"), ("mixstyle", "earlier")])
 @pytest.mark.parametrize("samples", [1, 2])
-def test_the_log_says_once_where_styles_need_more_samples(make, capsys, statistics, words, samples):
+def test_a_note_is_logged_if_the_statistics_need_more_samples_per_device(make, capsys, statistics, words, samples):
     trainer = make(samples=samples, statistics=statistics, ablate=["lra", "co_training"])
     capsys.readouterr()
     trainer.auxiliary["tinymig"].note_idle_statistics()
@@ -164,18 +164,18 @@ def test_the_log_says_once_where_styles_need_more_samples(make, capsys, statisti
 
 
 @pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
-def test_with_one_sample_a_step_earlier_ones_give_the_style(make, statistics):
+def test_with_one_sample_per_step_the_statistics_come_from_earlier_samples(make, statistics):
     trainer = make(samples=1, statistics=statistics, ablate=["lra", "co_training"])
     values = [float(trainer.train_step(batch(trainer))["consistency"]) for _ in range(4)]
     assert values[0] == pytest.approx(0, abs=1e-5)
     assert (max(values[1:]) > 1e-5) == (statistics != "dsu")
 
 
-def test_the_log_has_the_gain_of_the_enhancement_in_every_epoch(make, capsys):
+def test_the_gain_of_the_enhancement_is_logged_in_every_epoch(make, capsys):
     trainer = make()
     trainer.train_step(batch(trainer))
     gain = trainer.auxiliary["tinymig"].alignment.take_gain()
-    assert 0.05 < gain < 1  # filters begin at sigmoid(1), weights of channels at about a half
+    assert 0.05 < gain < 1  # filters start at sigmoid(1), weights of channels at about 0.5
     outputs = [trainer.train_step(batch(trainer))]
     capsys.readouterr()
     trainer.on_train_epoch_end(outputs)
@@ -183,22 +183,22 @@ def test_the_log_has_the_gain_of_the_enhancement_in_every_epoch(make, capsys):
 
 
 @pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
-def test_other_statistics_are_the_students_own(make, monkeypatch, statistics):
+def test_other_statistics_than_ufdm_do_not_use_the_teachers(make, monkeypatch, statistics):
     trainer = make(statistics=statistics)
-    ask = "nnunet_dg.tinymig.training.universal_statistics"
-    monkeypatch.setattr(ask, lambda reference: pytest.fail("the teacher was asked"))
+    function = "nnunet_dg.tinymig.training.universal_statistics"
+    monkeypatch.setattr(function, lambda reference: pytest.fail("the teacher's statistics were used"))
     step = batch(trainer)
     terms = loss_terms(trainer, on_device(trainer, step))
     assert terms["consistency"] > 0
 
 
-def test_the_teacher_stays_what_it_was_and_everything_else_learns(make):
+def test_the_frozen_teacher_does_not_change_and_everything_else_learns(make):
     trainer = make()
     teacher = trainer.auxiliary["tinymig"].teaching.teacher
     before = fingerprint(teacher.frozen)
     start = {k: v.clone() for k, v in trainer.auxiliary.state_dict().items()}
-    optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert not optimised & {id(p) for p in teacher.frozen.parameters()}
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in teacher.frozen.parameters()}
     trainer.on_train_epoch_start = None
     for _ in range(3):
         trainer.network.train()
@@ -207,10 +207,10 @@ def test_the_teacher_stays_what_it_was_and_everything_else_learns(make):
     assert fingerprint(teacher.frozen) == before
     assert not any(module.training for module in teacher.frozen.modules())
     after = trainer.auxiliary.state_dict()
-    still = [k for k in after if torch.equal(after[k], start[k])]
-    assert not [k for k in still if not k.endswith(("fingerprint", "revision", "bias"))]
+    unchanged = [k for k in after if torch.equal(after[k], start[k])]
+    assert not [k for k in unchanged if not k.endswith(("fingerprint", "revision", "bias"))]
     for part in ("teacher.adapters", "reprogramming", "decoder"):
-        assert any(k.startswith(f"tinymig.teaching.{part}") and k not in still for k in after)
+        assert any(k.startswith(f"tinymig.teaching.{part}") and k not in unchanged for k in after)
 
 
 def test_channels_of_a_cascades_previous_stage_are_not_shown_to_the_teacher(make):
@@ -218,24 +218,26 @@ def test_channels_of_a_cascades_previous_stage_are_not_shown_to_the_teacher(make
     seen = []
     trainer.auxiliary["tinymig"].teaching.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     step = batch(trainer)
-    trainer.network.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],))  # takes any number of channels
+    trainer.network.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][:, :1],)
+    )  # the network has one input channel
     data = step["data"]
     step["data"] = torch.cat([data, torch.ones_like(data)], 1)
     loss_terms(trainer, on_device(trainer, step))
     assert torch.equal(seen[0], data)
 
 
-def test_a_training_cannot_begin_without_the_teachers_weights(make):
+def test_a_training_cannot_start_without_the_teachers_weights(make):
     trainer = make(load=False)
     with pytest.raises(RuntimeError, match="The teacher has no weights yet"):
         trainer.train_step(batch(trainer))
 
 
-def test_a_training_goes_on_with_the_same_settings_and_teacher(make):
+def test_a_training_resumes_only_with_the_same_settings_and_teacher(make):
     state = make().optimizer.state_dict()
-    again = make(load=False)
-    again.optimizer.load_state_dict(state)
-    again.prepare_training()
+    resumed = make(load=False)
+    resumed.optimizer.load_state_dict(state)
+    resumed.prepare_training()
     state["nnunet_dg_auxiliary"]["modules"]["tinymig"]["teaching.teacher.fingerprint"] += 1
     other = make(load=False)
     other.optimizer.load_state_dict(state)
@@ -243,7 +245,7 @@ def test_a_training_goes_on_with_the_same_settings_and_teacher(make):
         other.prepare_training()
 
 
-def test_the_papers_optimiser_is_adamw_with_a_polynomial_decay(make):
+def test_the_papers_optimizer_is_adamw_with_a_polynomial_decay(make):
     trainer = make(trainer=nnUNetTrainerTinyMIG_Paper)
     groups = trainer.optimizer.param_groups
     assert len(groups) == 2

@@ -1,4 +1,4 @@
-"""The trainers' classes in this process: their settings, and the networks nnU-Net gets from them."""
+"""The trainer classes in this process: their settings and networks."""
 
 import pytest
 import torch
@@ -87,19 +87,19 @@ def test_previous_stage_channels_of_a_cascade_are_not_image_channels(image_chann
 
 
 @pytest.mark.parametrize("trainer", [nnUNetTrainerDropGen, nnUNetTrainerDropGenSgCG, nnUNetTrainerDropGen_Paper])
-def test_refuses_two_dimensions_in_the_words_of_the_table(trainer):
+def test_two_dimensions_are_refused_with_the_message_in_the_table(trainer):
     manager = plans(16)
     configuration = manager.get_configuration("3d_fullres")
     configuration.configuration["patch_size"] = [16, 16]
-    with pytest.raises(NotImplementedError, match="Use -tr nnUNetTrainerDropGen_MIND") as refusal:
+    with pytest.raises(NotImplementedError, match="Train with nnUNetTrainerDropGen_MIND") as refusal:
         trainer.build_network_architecture(manager, configuration, 1, 3)
     table = (REPOSITORY / "docs" / "reference" / "capabilities.md").read_text(encoding="utf-8")
     assert f"refused: “NotImplementedError: {refusal.value}”" in table
 
 
-def test_the_papers_optimiser_is_adamw():
-    made = nnUNetTrainerDropGen_Paper.__new__(nnUNetTrainerDropGen_Paper)
-    made.network, made.initial_lr, made.weight_decay = nn.Linear(1, 1), 2e-4, 1e-4
-    made.num_iterations_per_epoch = made.num_epochs = 3
-    optimizer, _ = made.configure_optimizers()
+def test_the_papers_optimizer_is_adamw():
+    trainer = nnUNetTrainerDropGen_Paper.__new__(nnUNetTrainerDropGen_Paper)
+    trainer.network, trainer.initial_lr, trainer.weight_decay = nn.Linear(1, 1), 2e-4, 1e-4
+    trainer.num_iterations_per_epoch = trainer.num_epochs = 3
+    optimizer, _ = trainer.configure_optimizers()
     assert type(optimizer) is torch.optim.AdamW

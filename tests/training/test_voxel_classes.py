@@ -1,3 +1,5 @@
+"""The class of each voxel, for labels, regions and the ignore label."""
+
 import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -7,7 +9,7 @@ from nnunet_dg.training.voxel_classes import Classes
 IGNORED = [0, 2, 9, 1]
 
 
-def test_plain_labels_are_themselves():
+def test_the_classes_of_plain_labels_are_the_labels():
     classes = Classes(LabelManager({"background": 0, "a": 1, "b": 2}, None))
     target = torch.tensor([0.0, 1, 2, 0]).reshape(1, 1, 2, 2)
     assert classes.num == 3
@@ -15,7 +17,7 @@ def test_plain_labels_are_themselves():
     assert classes.of_target(target).dtype == torch.int64
 
 
-def test_the_ignore_label_is_no_class():
+def test_the_ignore_label_is_not_a_class():
     classes = Classes(LabelManager({"background": 0, "a": 1, "b": 2, "ignore": 3}, None))
     assert classes.num == 3
     assert classes.of_target(torch.tensor([0, 3, 2, 1]).reshape(1, 1, 4)).tolist() == [[0, -1, 2, 1]]
@@ -24,7 +26,7 @@ def test_the_ignore_label_is_no_class():
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
 @pytest.mark.parametrize("ignore", [False, True])
 def test_a_class_is_one_combination_of_regions(dtype, ignore):
-    """whole is 1, 2 or 3; core 2 or 3; rim 1 alone, so that 1 is {whole, rim} and 2 and 3 are one combination."""
+    """Label 1 is in whole and rim; labels 2 and 3 are in whole and core, so that they are one combination."""
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rim": 1}
     manager = LabelManager(labels | ({"ignore": 4} if ignore else {}), [1, 2, 1])
     classes = Classes(manager)
@@ -41,6 +43,6 @@ def test_a_class_is_one_combination_of_regions(dtype, ignore):
     assert last == (-1 if ignore else background)
 
 
-def test_a_combination_that_no_label_has_is_no_class():
+def test_a_combination_without_a_label_is_not_a_class():
     classes = Classes(LabelManager({"background": 0, "whole": [1, 2], "core": 2}, [1, 2]))
-    assert classes.of_target(torch.tensor([[[0.0], [1]]])).tolist() == [[-1]]  # core without whole
+    assert classes.of_target(torch.tensor([[[0.0], [1]]])).tolist() == [[-1]]  # core, but not whole
