@@ -1,6 +1,6 @@
-"""What nnU-Net can do, per trainer, by its own commands: the matrix of docs/reference/capabilities.md.
+"""The capabilities of nnU-Net with each trainer, tested by its own commands: docs/reference/capabilities.md.
 
-Minutes; -m matrix.
+These tests take minutes and run with -m matrix.
 """
 
 import json
@@ -24,7 +24,7 @@ SAME_RANDOM_STATE = {"TINY_SEEDED": "1"}
 
 @pytest.fixture(scope="session")
 def label_kinds(host):
-    """The host's dataset with other labels, derived as nnU-Net's own integration tests derive them."""
+    """The host's dataset with other kinds of labels, derived as in nnU-Net's own integration tests."""
     rng = np.random.default_rng(0)
     for number, labels, order in LABELS.values():
         name = f"Dataset{number}_Labels"
@@ -37,8 +37,8 @@ def label_kinds(host):
             sparse = np.full_like(truth, labels["ignore"])
             for axis, size in enumerate(truth.shape):  # annotated slices along every axis
                 for index in rng.choice(size, max(1, size // 5), replace=False):
-                    where = (slice(None),) * axis + (index,)
-                    sparse[where] = truth[where]
+                    slices = (slice(None),) * axis + (index,)
+                    sparse[slices] = truth[slices]
             sitk.WriteImage(sitk.GetImageFromArray(sparse), path)
         host.run(f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres -np 1 -npfp 1")
         shrink_plans(host.folder / "nnUNet_preprocessed" / name)
@@ -56,7 +56,7 @@ def one_image(host):
 
 @pytest.fixture(scope="session")
 def plain(host, one_image):
-    """nnU-Net's own trainer, trained and validated beside ours, and a folder with its prediction."""
+    """The name of nnU-Net's own trainer, which is trained and validated, and a folder with its prediction."""
     trainer = "Tiny_nnUNetTrainer"
     host.train(trainer, "--npz", nnUNet_n_proc_DA="0")
     out = host.folder / "predicted_by_plain"
@@ -69,15 +69,15 @@ def segmentation_in(folder):
 
 
 class Capabilities:
-    """One trainer. A subclass names it, and says of 2-D whether it refuses."""
+    """The capabilities of one trainer, which a subclass names."""
 
     trainer: str
     refuses_2d = False
     plans_2d = "tinyPlans"
-    trains_without_weights = True  # where a checkpoint was given
+    trains_without_weights = True  # with a pretrained checkpoint
 
     @pytest.fixture(autouse=True)
-    def _noted_for_the_table(self, request, record_property):
+    def _recorded_for_the_table(self, request, record_property):
         record_property("trainer", self.trainer.removeprefix("Tiny_"))
 
     def train(self, host, options="", **how):
@@ -89,14 +89,14 @@ class Capabilities:
 
     @pytest.fixture(scope="class")
     def model(self, host):
-        """Trained without interruption, from a known random state."""
-        shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # of another test's training
+        """The results folder of an uninterrupted training from a known random state."""
+        shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # another test may have trained it
         self.train(host, "--npz", **SAME_RANDOM_STATE)
         return host.results(self.trainer)
 
     @pytest.fixture(scope="class")
     def predicted(self, host, model, one_image, tmp_path_factory):
-        """A folder with the segmentation and the probabilities that nnU-Net's command gives, with its workers."""
+        """A folder with the segmentation and the probabilities of nnU-Net's command, predicted by its workers."""
         out = tmp_path_factory.mktemp("predicted")
         self.predict(host, one_image, out, "-npp 1 -nps 1 --save_probabilities")
         return out
@@ -115,7 +115,7 @@ class Capabilities:
         printed = self.train(host, configuration="2d", status=1)
         refusal = next(line for line in printed.splitlines() if "NotImplementedError:" in line)
         record_property("refusal", refusal.replace("Tiny_", ""))
-        assert "-tr nnUNetTrainerDropGen_MIND" in printed
+        assert "Train with nnUNetTrainerDropGen_MIND" in printed
         assert "Epoch 0" not in printed
 
     @pytest.mark.capability("3d_lowres to 3d_cascade_fullres")
@@ -124,7 +124,7 @@ class Capabilities:
         self.train(host, fold="all", configuration="3d_lowres")
         self.train(host, configuration="3d_cascade_fullres")
         stage = self.predict(host, one_image, tmp_path / "lowres", configuration="3d_lowres", fold="all")
-        # with workers: nnU-Net 2.7.0 leaves the previous stage out where it predicts without them
+        # with workers, since nnU-Net 2.7.0 ignores the previous stage without them
         previous = f"-prev_stage_predictions {tmp_path / 'lowres'} -npp 1 -nps 1"
         final = self.predict(host, one_image, tmp_path / "final", previous, configuration="3d_cascade_fullres")
         assert stage.shape == final.shape == (20, 24, 20)
@@ -137,7 +137,7 @@ class Capabilities:
             next(w for key, w in checkpoint["network_weights"].items() if key.endswith(first)).shape[1]
             for checkpoint in checkpoints
         )
-        assert cascade == lowres + 2  # two labels one-hot, and no features of them
+        assert cascade == lowres + 2  # two one-hot labels, which have no features
 
     @pytest.mark.parametrize(
         "kind", [pytest.param(kind, marks=pytest.mark.capability(kind)) for kind in LABELS], ids=lambda k: k.split()[-1]
@@ -153,13 +153,13 @@ class Capabilities:
 
     @pytest.mark.capability("--c")
     def test_a_resumed_training_equals_the_uninterrupted_one(self, host, model):
-        """All but `_best_ema`, which nnU-Net updates after it has written checkpoint_latest, with any trainer.
+        """All content except `_best_ema` is compared, which nnU-Net updates after it writes checkpoint_latest.
 
-        Up to rounding, which two processes with the same random state do not share, and which was seen to grow to a
-        hundredth of the way that weights and momentum have gone since the training was resumed. A tenth is allowed;
-        without its momentum a training goes another way altogether.
+        Rounding errors differ between processes. They were observed to grow to a hundredth of the distance that weights
+        and momentum have moved since the training was resumed. A tenth is allowed; a training that resumes without its
+        momentum differs by more.
         """
-        whole = torch.load(model / "checkpoint_final.pth", weights_only=False)
+        uninterrupted = torch.load(model / "checkpoint_final.pth", weights_only=False)
         resumed = model.with_name("fold_0_resumed")
         model.rename(model.with_name("fold_0_whole"))
         try:
@@ -171,20 +171,20 @@ class Capabilities:
         finally:
             model.with_name("fold_0_whole").rename(model)
         for part in ("weights", "momentum", "auxiliary"):
-            a, b, start = (self.learnt(checkpoint)[part] for checkpoint in (whole, other, killed))
+            a, b, start = (self.learned(checkpoint)[part] for checkpoint in (uninterrupted, other, killed))
             assert a.keys() == b.keys() == start.keys()
             assert self.distance(a, b) <= 0.1 * self.distance(a, start), part
-        assert whole["optimizer_state"]["param_groups"] == other["optimizer_state"]["param_groups"]
-        assert whole["grad_scaler_state"] == other["grad_scaler_state"]
-        assert whole["init_args"]["plans"] == other["init_args"]["plans"]
-        assert whole["logging"].keys() == other["logging"].keys()
-        for name, values in whole["logging"].items():
+        assert uninterrupted["optimizer_state"]["param_groups"] == other["optimizer_state"]["param_groups"]
+        assert uninterrupted["grad_scaler_state"] == other["grad_scaler_state"]
+        assert uninterrupted["init_args"]["plans"] == other["init_args"]["plans"]
+        assert uninterrupted["logging"].keys() == other["logging"].keys()
+        for name, values in uninterrupted["logging"].items():
             if "timestamps" not in name:
                 np.testing.assert_allclose(other["logging"][name], values, rtol=0.01, atol=0.01, err_msg=name)
 
     @staticmethod
-    def learnt(checkpoint):
-        """``{part: {name: tensor}}`` of all that a training changes."""
+    def learned(checkpoint):
+        """All tensors that a training changes, ``{part: {name: tensor}}``."""
         optimizer = checkpoint["optimizer_state"]
         auxiliary = optimizer.get("nnunet_dg_auxiliary", {}).get("modules", {})
         momentum = {(i, k): v for i, state in optimizer["state"].items() for k, v in state.items()}
@@ -222,7 +222,7 @@ class Capabilities:
     @pytest.mark.capability("-pretrained_weights")
     @pytest.mark.capability("--disable_checkpointing")
     def test_starts_from_another_checkpoint_and_writes_none(self, host, model, tmp_path):
-        """Without any extractor weights at hand: the checkpoint brings them. It brings no teacher."""
+        """The cache is empty, since the checkpoint contains the extractor's weights. It does not contain a teacher's."""
         source = model / "checkpoint_final.pth"
         options = f"-pretrained_weights {source} --disable_checkpointing"
         home = {"NNUNET_DG_HOME": str(tmp_path / "empty")} if self.trains_without_weights else {}
@@ -242,7 +242,7 @@ class Capabilities:
             weights.append(torch.load(final, weights_only=False)["network_weights"])
         on_other_cases = torch.load(model / "checkpoint_final.pth", weights_only=False)["network_weights"]
         assert weights[0].keys() == weights[1].keys()
-        assert self.distance(*weights) <= 0.1 * self.distance(weights[0], on_other_cases)  # rounding, see above
+        assert self.distance(*weights) <= 0.1 * self.distance(weights[0], on_other_cases)  # rounding errors, see above
         cases = json.loads((host.results(self.trainer, "all") / "validation" / "summary.json").read_text())
         assert len(cases["metric_per_case"]) == 5
 
@@ -305,7 +305,7 @@ class Capabilities:
         assert (results / "validation" / "summary.json").is_file()
 
     def planned(self, host, planner, plans):
-        """Plan, shrink, train: the plans that the training recorded, and its fold's folder."""
+        """Plan, shrink the plans and train. Returns the recorded plans and the folder of the fold."""
         host.run(f"nnUNetv2_plan_experiment -d 701 -pl {planner}")
         shrink_plans(host.folder / "nnUNet_preprocessed" / DATASET, plans=plans, name=plans)
         self.train(host, plans=plans)
@@ -343,7 +343,7 @@ class TestTinyMIG(Capabilities):
 
     @pytest.fixture(autouse=True)
     def _a_teacher_for_two_dimensions(self, host):
-        """SAM's weights are not to be had in a test: a small ViT with random ones."""
+        """Use a small ViT with random weights, since SAM's weights would have to be downloaded."""
         preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
         plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": self.plans_2d}
         plans["nnunet_dg"] = {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}}

@@ -109,15 +109,15 @@ def test_embeddings_are_computed_and_drawn(host, tmp_path):
         assert picture.width > 1.5 * picture.height
 
 
-def test_the_scatter_ratio_by_hand():
+def test_the_scatter_ratio_computed_by_hand():
     example = runpy.run_path(str(EXAMPLES / "sgcg" / "embeddings.py"))
     features = np.array([[0.0, 1], [0, -1], [4, 1], [4, -1]])  # means (0, 0) and (4, 0), each voxel at distance 1
     assert example["scatter_ratio"](features, np.array([0, 0, 1, 1])) == 4
     assert example["scatter_ratio"](features, np.array([0, 1, 0, 1])) == pytest.approx(1 / 4)
 
 
-def test_a_trainer_of_ones_own_is_installed_found_and_trained(host, tmp_path):
-    """With its own settings; its own name is what doctor lists and what nnU-Net is asked for."""
+def test_a_custom_trainer_is_installed_found_and_trained(host, tmp_path):
+    """The doctor lists it by its name, and nnU-Net trains it with its own settings."""
     source = shutil.copytree(EXAMPLES / "own_trainer", tmp_path / "own_trainer")  # building leaves files in it
     pip = f"{shlex.quote(sys.executable)} -m pip install --quiet --no-deps --no-build-isolation --no-index"
     host.run(f"{pip} --target {tmp_path / 'installed'} {source}")
@@ -144,7 +144,7 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     notebook = nbformat.read(EXAMPLES / "tutorial.ipynb", as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells)  # no numbers of somebody's machine
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # it is published without outputs
     shutil.copytree(EXAMPLES / "own_trainer", tmp_path / "own_trainer")
     scripts = sysconfig.get_path("scripts")
     monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")

@@ -1,4 +1,4 @@
-"""A container with DropGen only: training, predicting and our own commands where no extra is installed."""
+"""An installation without extras, such as a container for DropGen: training, prediction and our own commands."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ TRAINER = "Tiny_nnUNetTrainerDropGen"
 
 @pytest.fixture(scope="module")
 def bare(host, tmp_path_factory):
-    """Environment of commands that find no package of an extra, with results and data of their own."""
+    """Environment for commands without the packages of the extras, with separate results and data."""
     folder = tmp_path_factory.mktemp("bare")
     preprocessed = folder / "preprocessed" / DATASET
     preprocessed.mkdir(parents=True)
@@ -29,7 +29,7 @@ def test_the_packages_are_not_found(host, bare):
     assert "No module named 'monai'" in host.python("import monai", status=1, **bare)
 
 
-def test_dropgen_trains_predicts_and_says_which_extra_a_report_needs(host, bare, tmp_path):
+def test_dropgen_trains_and_predicts_and_a_report_names_the_extra_it_needs(host, bare, tmp_path):
     host.train(TRAINER, **bare)
     host.predict(TRAINER, one_case(host, tmp_path / "in"), tmp_path / "out", **bare)
     assert (tmp_path / "out" / "case_0.nii.gz").is_file()
@@ -50,6 +50,6 @@ def test_doctor_weights_and_splits_work(host, bare, tmp_path):
         host.folder / "nnUNet_preprocessed" / DATASET, preprocessed / DATASET,
         ignore=shutil.ignore_patterns("splits_final.json", "*.b2nd"),
     )  # fmt: skip
-    there = bare | {"nnUNet_preprocessed": str(preprocessed)}
-    host.run(f"nnunet-dg splits grouped -d 701 --groups {groups}", **there)
+    environment = bare | {"nnUNet_preprocessed": str(preprocessed)}
+    host.run(f"nnunet-dg splits grouped -d 701 --groups {groups}", **environment)
     assert len(json.loads((preprocessed / DATASET / "splits_final.json").read_text())) == 5

@@ -72,7 +72,7 @@ RENAMED = {  # in nnU-Net's repository, after 2.8.1
 
 
 @pytest.mark.parametrize("host", FROZEN, ids=lambda host: host.__qualname__)
-def test_signature(host):
+def test_signatures_are_unchanged(host):
     assert tuple(inspect.signature(host).parameters) in (FROZEN[host], RENAMED.get(host))
 
 

@@ -1,4 +1,4 @@
-"""The method of docs/how-to/own-method.md, installed as the page says, trains by nnU-Net's commands."""
+"""The method of docs/how-to/own-method.md is installed as the page says and trained by nnU-Net's commands."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tiny_trainers import tiny
 
 @pytest.fixture(scope="module")
 def packages(host, tmp_path_factory):
-    """The value of PYTHONPATH with which the page's package is installed, and its trainer with three short epochs."""
+    """A value of PYTHONPATH that contains the page's package and a variant of its trainer with three short epochs."""
     folder = tmp_path_factory.mktemp("own")
     declare(folder, "noise", MODULE, f"[nnunetv2.trainers]\n{ENTRY_POINTS}\n")
     declare(folder, "brief-noise", BRIEF, f"[nnunetv2.trainers]\n{TRAINER} = brief_noise:{TRAINER}\n")
@@ -35,18 +35,18 @@ def trained(host, packages):
     return host.results(TRAINER)
 
 
-def test_is_at_most_thirty_lines():
+def test_the_method_has_at_most_thirty_lines():
     code = [line for line in MODULE.splitlines() if line.strip() and not line.startswith(("import", "from"))]
     assert len(code) <= 30
 
 
-def test_trains_and_records_its_settings(trained):
+def test_the_method_trains_and_its_settings_are_recorded(trained):
     assert (trained / "checkpoint_final.pth").is_file()
     plans = json.loads((trained.parent / "plans.json").read_text())
     assert plans["nnunet_dg"] == {"feature_noise": {"strength": 0.1}}
 
 
-def test_is_exported_for_people_who_have_only_nnunet(host, packages, trained, tmp_path):
+def test_the_model_is_exported_for_plain_nnunet(host, packages, trained, tmp_path):
     host.run(
         f"nnunet-dg export -d 701 -c 3d_fullres -tr {TRAINER} -p tinyPlans -f 0 -o {tmp_path / 'model'}",
         PYTHONPATH=packages,
@@ -54,14 +54,14 @@ def test_is_exported_for_people_who_have_only_nnunet(host, packages, trained, tm
     assert (tmp_path / "model" / "fold_0" / "checkpoint_final.pth").is_file()
 
 
-def test_is_listed_and_cited(host, packages):
+def test_the_method_is_listed_and_cited(host, packages):
     listed = host.run("nnunet-dg methods", PYTHONPATH=packages)
     assert re.search(r"^feature_noise.*nnUNetTrainerFeatureNoise", listed, re.M | re.S)
     cited = host.run("nnunet-dg cite nnUNetTrainerFeatureNoise", PYTHONPATH=packages)
     assert "author = {Ada Lovelace}" in cited
 
 
-def test_refuses_a_setting_by_name(host, packages):
+def test_a_setting_that_is_not_accepted_is_named(host, packages):
     preprocessed = host.folder / "nnUNet_preprocessed" / "Dataset701_Tiny"
     plans = json.loads((preprocessed / "tinyPlans.json").read_text())
     wrong = plans | {"plans_name": "noisyPlans", "nnunet_dg": {"feature_noise": {"strength": 2}}}

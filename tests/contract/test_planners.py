@@ -28,7 +28,7 @@ def plan(host, planner, options="", dataset=DATASET, name=None):
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
-def test_plans_are_found_written_and_share_nnunets_data(host, planner):
+def test_planners_are_found_and_their_plans_share_nnunets_data(host, planner):
     plans = plan(host, planner)
     name, network = PLANNERS[planner]
     assert plans["plans_name"] == name
@@ -51,11 +51,11 @@ def test_other_spacing_memory_and_name_work_as_in_nnunet(host, planner, spacing)
     configuration = plans["configurations"]["3d_fullres"]
     assert plans["plans_name"] == name
     assert configuration["spacing"] == [spacing] * 3
-    assert configuration["data_identifier"] == f"{name}_3d_fullres"  # not shared: all data differ
+    assert configuration["data_identifier"] == f"{name}_3d_fullres"  # data with another spacing are not shared
 
 
-def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
-    path = host.folder / "nnUNet_preprocessed" / DATASET / "minePlans.json"
+def test_a_planner_with_its_own_settings_writes_them_for_the_trainers(host):
+    path = host.folder / "nnUNet_preprocessed" / DATASET / "ownPlans.json"
     host.script("plan_with_own_settings.py")
     plans = json.loads(path.read_text())
     assert plans["nnunet_dg"]["dropgen"] == {"extractor": "mind", "p": 0.25}
@@ -69,7 +69,7 @@ def test_a_planner_with_settings_of_its_own_writes_them_for_the_trainers(host):
 def test_memory_target_preprocessor_and_shortest_patch_axis(host):
     printed = host.script("planner_options.py")
     assert "TARGETS 24 3" in printed
-    assert "PREPROCESSOR Mine" in printed
+    assert "PREPROCESSOR OwnPreprocessor" in printed
     assert "PATCH [2, 64, 64]" in printed  # nnU-Net's own planner takes one voxel, which extractors cannot use
 
 
@@ -84,8 +84,8 @@ def test_a_new_dataset_is_planned_and_preprocessed_by_one_command_and_keeps_sett
     plans = json.loads(path.read_text())
     plans["nnunet_dg"]["dropgen"] = {"p": 0.25}
     path.write_text(json.dumps(plans))
-    again = plan(host, "nnUNetPlannerDropGen", dataset=dataset)
-    assert again["nnunet_dg"] == plans["nnunet_dg"]
+    replanned = plan(host, "nnUNetPlannerDropGen", dataset=dataset)
+    assert replanned["nnunet_dg"] == plans["nnunet_dg"]
 
 
 @pytest.fixture(scope="module")

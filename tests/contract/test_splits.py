@@ -25,7 +25,7 @@ def folder(host):
         splits.write_text(before)
 
 
-def test_nnunet_validates_on_the_domain_that_was_left_out_of_training(host, folder):
+def test_nnunet_validates_on_the_domain_that_is_left_out_of_training(host, folder):
     printed = host.run("nnunet-dg splits leave-one-domain-out -d 701")
     assert "validates on B" in printed
     trained = host.train("Tiny_nnUNetTrainer", fold="1")
@@ -33,9 +33,9 @@ def test_nnunet_validates_on_the_domain_that_was_left_out_of_training(host, fold
     summary = json.loads((host.results("Tiny_nnUNetTrainer", "1") / "validation" / "summary.json").read_text())
     validated = {case["reference_file"].rsplit("/", 1)[-1] for case in summary["metric_per_case"]}
     assert validated == {"case_2.nii.gz", "case_3.nii.gz"}
-    again = host.run("nnunet-dg splits single-source -d 701", status=1)
-    assert "exists already" in again
-    assert "Traceback" not in again
+    refused = host.run("nnunet-dg splits single-source -d 701", status=1)
+    assert "exists already" in refused
+    assert "Traceback" not in refused
     assert json.loads((folder / "splits_final.json").read_text())[1]["val"] == ["case_2", "case_3"]
 
 

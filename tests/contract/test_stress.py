@@ -53,8 +53,8 @@ def measurements(path):
 def test_an_interrupted_stress_resumes_after_its_last_measurement(here, model, tmp_path, capsys):
     command = ("stress", f"Ours={model}", "-o", tmp_path, "--draws", 1, "--kinds", "inversion", "weight noise")
     assert here(*command) == 0
-    whole = measurements(tmp_path / "Ours.jsonl")
-    assert len(whole) == 1 + 4 + 4  # the identity once, and four strengths per kind
+    uninterrupted = measurements(tmp_path / "Ours.jsonl")
+    assert len(uninterrupted) == 1 + 4 + 4  # the identity once, and four strengths per kind
     assert "inversion" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "stress.csv")
     unchanged = table[table["strength"] == 0]
@@ -67,10 +67,10 @@ def test_an_interrupted_stress_resumes_after_its_last_measurement(here, model, t
     marked["scores"]["box"]["dice"] = 0.123  # existing measurements are not repeated
     (tmp_path / "Ours.jsonl").write_text("".join([lines[0], json.dumps(marked) + "\n", *lines[2:6], lines[6][:20]]))
     assert here(*command) == 0
-    again = measurements(tmp_path / "Ours.jsonl")
-    assert again[0]["scores"]["box"]["dice"] == 0.123
-    assert [entry["measurement"] for entry in again] == [entry["measurement"] for entry in whole]
-    assert json.dumps([e["scores"] for e in again[1:]]) == json.dumps([e["scores"] for e in whole[1:]])
+    resumed = measurements(tmp_path / "Ours.jsonl")
+    assert resumed[0]["scores"]["box"]["dice"] == 0.123
+    assert [entry["measurement"] for entry in resumed] == [entry["measurement"] for entry in uninterrupted]
+    assert json.dumps([e["scores"] for e in resumed[1:]]) == json.dumps([e["scores"] for e in uninterrupted[1:]])
 
     assert here(*command, "--seed", 1) == 1
     assert "has measurements with other seed" in capsys.readouterr().err
@@ -89,8 +89,8 @@ def test_measurements_agree_with_nnunets_predictions(host, model, tmp_path):
         image = sitk.GetImageFromArray(changed)
         image.CopyInformation(original)
         sitk.WriteImage(image, tmp_path / "in" / f"{strength}_0000.nii.gz")
-    where = f"-m {model} -i {tmp_path / 'in'} -o {tmp_path / 'out'} -f 0"
-    host.run(f"nnUNetv2_predict_from_modelfolder {where} -device cpu -npp 1 -nps 1")
+    folders = f"-m {model} -i {tmp_path / 'in'} -o {tmp_path / 'out'} -f 0"
+    host.run(f"nnUNetv2_predict_from_modelfolder {folders} -device cpu -npp 1 -nps 1")
     for strength in (0, 1):
         predicted = sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "out" / f"{strength}.nii.gz"))
         voxels = [measured[strength][label]["predicted_voxels"] for label in ("box", "core")]

@@ -1,4 +1,4 @@
-"""One suite per trainer, by nnU-Net's own commands: train, be killed, resume, validate, predict, without network."""
+"""The contract of each trainer, tested by nnU-Net's own commands: train, kill, resume, validate and predict offline."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ class TestAnatomix(TrainerContract):
     uses_weights = True
     settings = ("dropgen", "extractor", "anatomix")
 
-    def test_says_which_weights_it_took(self, host, trained):
+    def test_the_source_of_the_weights_is_logged(self, host, trained):
         assert "Extractor anatomix: weights from" in trained[0]
         assert "installed as unpublished" in trained[0]
         assert "Extractor anatomix: weights from the checkpoint" in trained[2]
@@ -39,7 +39,7 @@ class TestPaper(TrainerContract):
     uses_weights = True
     settings = ("dropgen", "image_scaling", "minmax")
 
-    def test_learning_rate_falls_along_a_cosine_per_step(self, host, trained):
+    def test_the_learning_rate_decays_along_a_cosine_in_every_step(self, host, trained):
         rates = self.checkpoint(host)["logging"]["lrs"]
         # three epochs of two steps: 2e-4 * (1 + cos(pi * step / 6)) / 2 at steps 0, 2, 4
         assert rates == pytest.approx([2e-4, 1.5e-4, 0.5e-4])
@@ -55,23 +55,23 @@ class TestSgCG(TrainerContract, AuxiliaryContract, ExportContract, ExportRefusal
         ("segmentation", 1), ("segmentation_mixed", 1), ("consistency", 0.5), ("restoration", 0.1), ("contrast", 0.1),
     )  # fmt: skip
 
-    def test_the_first_epoch_makes_statistics_alone(self, host, trained):
+    def test_the_first_epoch_only_collects_statistics(self, host, trained):
         logging = self.checkpoint(host)["logging"]
         first = sum(weight * logging[f"loss_{term}"][0] for term, weight in self.terms if term != "contrast")
         assert logging["train_losses"][0] == pytest.approx(first, 1e-4)
 
-    def test_what_only_the_training_needs_goes_on_where_it_was(self, host, trained):
+    def test_training_only_state_is_restored_when_the_training_resumes(self, host, trained):
         _, saved, _ = trained
         before, after = (c["optimizer_state"]["nnunet_dg_auxiliary"]["modules"] for c in (saved, self.checkpoint(host)))
         before, after = before["sgcg"], after["sgcg"]
         seen = before["contrast.statistics.count"]
-        # of six steps instead of two, of which the older ones weigh a little less and each has other voxels
+        # six steps instead of two; older steps have a slightly lower weight, and the chosen voxels vary
         assert after["contrast.statistics.count"].sum().item() == pytest.approx(3 * seen.sum().item(), rel=0.1)
         learned = [key for key in before if key.startswith("restoration.") and not key.endswith("bias")]
         assert learned
         assert all(not torch.equal(before[key], after[key]) for key in learned)
 
-    def test_batches_are_balanced_over_domains_by_processes_of_nnunets_own(self, host, domains):
+    def test_batches_are_balanced_over_domains_in_nnunets_worker_processes(self, host, domains):
         printed = host.train(self.trainer, fold="1", **UNVALIDATED, nnUNet_n_proc_DA="2")
         assert "Batches are balanced over 2 domains" in printed
         assert "Contrast: statistics from epoch 0 on, loss from epoch 1 on" in printed
@@ -89,7 +89,7 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         ("consistency", 0.5),
     )  # fmt: skip
 
-    def test_the_teacher_is_loaded_from_its_file_and_in_no_checkpoint(self, host, trained):
+    def test_the_teacher_is_loaded_from_its_file_and_is_not_in_checkpoints(self, host, trained):
         first, saved, second = trained
         for printed in (first, second):
             assert (
@@ -109,9 +109,9 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         for part in ("teaching.teacher.adapters", "teaching.reprogramming", "teaching.decoder", "alignment.enhance"):
             names = [name for name in after if name.startswith(part)]
             assert names
-            still = [name for name in names if torch.equal(before[name], after[name])]
-            # a bias before an instance norm does nothing, nor does one before a norm's own
-            assert not [name for name in still if not name.endswith("bias")], part
+            unchanged = [name for name in names if torch.equal(before[name], after[name])]
+            # a bias before a norm layer has no effect
+            assert not [name for name in unchanged if not name.endswith("bias")], part
 
     def test_without_the_teachers_weights_training_stops_before_it_starts(self, host, tmp_path):
         printed = host.train(self.trainer, fold="1", status=1, NNUNET_DG_HOME=str(tmp_path / "empty"))
@@ -126,16 +126,20 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
                 "3d_fullres",
                 "teacher must be anatomix, nnunet, or the name of a ViT in timm; got 'dino'",
             ),
-            ({"teacher": "vit_tiny_patch16_224"}, "3d_fullres", "'vit_tiny_patch16_224' is 2-D, the configuration 3-D"),
+            (
+                {"teacher": "vit_tiny_patch16_224"},
+                "3d_fullres",
+                "'vit_tiny_patch16_224' is 2-D, but the configuration",
+            ),
             (
                 {"loss_weights": [1, 1]},
                 "3d_fullres",
-                "loss_weights must be 5 positive numbers, of segmentation_teacher",
+                "loss_weights must be 5 positive numbers, for segmentation_teacher",
             ),
             ({}, "2d", "The published weights of 'samvit_base_patch16.sa1b' could not be fetched"),
         ],
     )
-    def test_what_cannot_be_is_said_before_training(self, host, plans, settings, configuration, message):
+    def test_settings_that_do_not_fit_are_refused_before_training(self, host, plans, settings, configuration, message):
         name = plans({"tinymig": settings})
         printed = host.train(self.trainer, fold="1", configuration=configuration, plans=name, status=1)
         assert message in printed
@@ -166,7 +170,7 @@ class TestTwoDimensions:
         results = host.results("Tiny_nnUNetTrainerDropGen_MIND", configuration="2d")
         assert (results / "validation" / "summary.json").is_file()
 
-    def test_anatomix_is_refused_before_training_with_what_to_use_instead(self, host):
+    def test_anatomix_is_refused_before_training_and_the_error_names_an_alternative(self, host):
         printed = host.train("Tiny_nnUNetTrainerDropGen", configuration="2d", status=1)
         for part in (
             "NotImplementedError",
@@ -180,18 +184,18 @@ class TestTwoDimensions:
 
 @pytest.fixture
 def domains(host):
-    """Two domains, as long as a test lasts."""
+    """The cases of the dataset in two domains, for the duration of a test."""
     folders = [host.folder / name / DATASET for name in ("nnUNet_raw", "nnUNet_preprocessed")]
-    of_case = {f"case_{i}": "one" if i < 2 else "two" for i in range(5)}
-    (folders[0] / "domains.json").write_text(json.dumps(of_case))
-    yield of_case
+    domain_of_case = {f"case_{i}": "one" if i < 2 else "two" for i in range(5)}
+    (folders[0] / "domains.json").write_text(json.dumps(domain_of_case))
+    yield domain_of_case
     for folder in folders:
         (folder / "domains.json").unlink(missing_ok=True)
 
 
 @pytest.fixture
 def plans(host):
-    """Write ``plans["nnunet_dg"]`` into a copy of the plans; the name of the copy."""
+    """Function that writes ``plans["nnunet_dg"]`` into a copy of the plans and returns the name of the copy."""
     folder = host.folder / "nnUNet_preprocessed" / DATASET
     written: list[Path] = []
 
@@ -223,20 +227,20 @@ def plans(host):
             "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'dino'",
         ),
         ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 0.99]"),
-        ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen, sgcg, tinymig; got 'dropgem'"),
+        ({"dropgem": {}}, "Unknown method in plans[\"nnunet_dg\"]: 'dropgem'. Did you mean 'dropgen'?"),
     ],
 )
-def test_bad_settings_in_the_plans_are_refused_by_name(host, plans, settings, message):
+def test_settings_that_are_not_accepted_are_refused_by_name(host, plans, settings, message):
     printed = host.train("Tiny_nnUNetTrainerDropGen", plans=plans(settings), status=1)
     assert f"ValueError: {message}" in printed or message in printed.splitlines()[-1]
 
 
-def test_settings_in_the_plans_come_before_the_trainers_own(host, plans):
-    """On plans of one of our planners, which counted anatomix."""
-    counted = {"3d": {"extractor": "anatomix"}}
-    name = plans({"dropgen": {"extractor": "mind", "p": 0.25}, "planned_for": counted})
+def test_settings_in_the_plans_take_precedence_over_the_trainers_own(host, plans):
+    """The plans are of a planner that assumed anatomix."""
+    planned_for = {"3d": {"extractor": "anatomix"}}
+    name = plans({"dropgen": {"extractor": "mind", "p": 0.25}, "planned_for": planned_for})
     printed = host.train("Tiny_nnUNetTrainerDropGen", fold="all", plans=name, **UNVALIDATED)
-    assert "batch size were chosen for extractor 'anatomix', and this training has 'mind'" in printed
+    assert "were chosen for extractor 'anatomix', but this training has 'mind'" in printed
     results = host.results("Tiny_nnUNetTrainerDropGen", "all", plans=name)
     written = json.loads((results.parent / "plans.json").read_text())["nnunet_dg"]["dropgen"]
     assert (written["extractor"], written["p"], written["layer"]) == ("mind", 0.25, "penultimate")
@@ -252,7 +256,7 @@ def test_missing_weights_stop_the_training_before_it_starts(host, tmp_path):
 
 
 def test_resuming_or_training_another_fold_with_another_extractor_is_refused(host, plans):
-    """Train with MIND, then ask for anatomix in the same folder by changing the plans."""
+    """Train with MIND, then change the plans to anatomix and train in the same folder."""
     trainer = "Tiny_nnUNetTrainerDropGen"
     host.train(trainer, fold="2", plans=plans({"dropgen": {"extractor": "mind"}}), status=-9, TINY_STOP_AFTER="1")
     printed = host.train(trainer, "--c", fold="2", plans=plans({"dropgen": {"extractor": "anatomix"}}), status=1)
@@ -264,7 +268,7 @@ def test_resuming_or_training_another_fold_with_another_extractor_is_refused(hos
     assert "Epoch 0" not in another_fold
 
 
-def test_pretrained_weights_of_another_dropgen_model_bring_their_extractor(host, tmp_path):
+def test_pretrained_weights_of_a_dropgen_model_contain_the_extractor(host, tmp_path):
     source = host.results(TestAnatomix.trainer) / "checkpoint_final.pth"
     if not source.exists():
         host.train(TestAnatomix.trainer, **UNVALIDATED)

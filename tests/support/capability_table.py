@@ -1,4 +1,4 @@
-"""Writes docs/reference/capabilities.md from the tests that ran: pytest -m matrix --capabilities=FILE."""
+"""Writes docs/reference/capabilities.md from the passed tests: pytest -m matrix --capabilities=FILE."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -18,23 +18,23 @@ Written by `pytest -m matrix --capabilities=docs/reference/capabilities.md`, not
 
 
 class Cell(NamedTuple):
-    """A passed test, and the message with which the trainer refuses, or an empty string."""
+    """A passed test, and the message of a refusal or an empty string."""
 
     test: str
     refusal: str
 
 
 class CapabilityTable:
-    """Collects ``(trainer, capability)`` of passed tests; with a failure or a gap, nothing is written.
+    """Collects ``(trainer, capability)`` of passed tests. The table is not written if a test failed or is missing.
 
-    With pytest-xdist, tests run in other processes than this table is written in; their reports come here.
+    With pytest-xdist, tests run in worker processes, which send their reports to the process that writes the table.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells: dict[str, dict[str, Cell]] = defaultdict(dict)  # by trainer and capability
-        self.place: dict[str, tuple[str, int]] = {}  # of a capability's test, in the sources
-        self.same_as: dict[str, tuple[str, str]] = {}  # a variant's family, and the test of it
+        self.place: dict[str, tuple[str, int]] = {}  # file and line of a capability's test
+        self.same_as: dict[str, tuple[str, str]] = {}  # the family of a variant, and the test that compares them
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -44,14 +44,14 @@ class CapabilityTable:
         return report
 
     def pytest_runtest_logreport(self, report):
-        noted = dict(report.user_properties)
+        properties = dict(report.user_properties)
         if report.when != "call" or not report.passed:
             return
         for capability in (value for name, value in report.user_properties if name == "capability"):
-            self.cells[noted["trainer"]][capability] = Cell(noted["test"], noted.get("refusal", ""))
+            self.cells[properties["trainer"]][capability] = Cell(properties["test"], properties.get("refusal", ""))
             self.place.setdefault(capability, report.location[:2])
-        if "same_as" in noted:
-            self.same_as[noted["trainer"]] = (noted["same_as"], noted["test"])
+        if "same_as" in properties:
+            self.same_as[properties["trainer"]] = (properties["same_as"], properties["test"])
 
     def pytest_sessionfinish(self, session, exitstatus):
         if hasattr(session.config, "workerinput"):

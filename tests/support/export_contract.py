@@ -53,15 +53,15 @@ class ExportContract:
     def test_a_zip_is_installed_and_predicts_and_validates_without_this_package(self, host, ours, tmp_path):
         images, expected = ours
         self.export(host, tmp_path / "model.zip")
-        there = {"nnUNet_results": str(tmp_path / "results")}
+        environment = {"nnUNet_results": str(tmp_path / "results")}
         (tmp_path / "results").mkdir()
-        plain(host, "model_sharing.entry_points", "install_from_zip_entry_point", tmp_path / "model.zip", **there)
+        plain(host, "model_sharing.entry_points", "install_from_zip_entry_point", tmp_path / "model.zip", **environment)
         model = "-d 701 -c 3d_fullres -p tinyPlans -tr nnUNetTrainer -f 0"
         options = f"-i {images} -o {tmp_path / 'out'} {model} {PREDICTION}"
-        plain(host, "inference.predict_from_raw_data", "predict_entry_point", options, **there)
+        plain(host, "inference.predict_from_raw_data", "predict_entry_point", options, **environment)
         self.assert_same(tmp_path / "out", expected)
         options = "701 3d_fullres 0 -p tinyPlans -device cpu --val"
-        plain(host, "run.run_training", "run_training_entry", options, **there)
+        plain(host, "run.run_training", "run_training_entry", options, **environment)
         validated = tmp_path / "results" / DATASET / "nnUNetTrainer__tinyPlans__3d_fullres" / "fold_0" / "validation"
         before = json.loads((host.results(self.trainer) / "validation" / "summary.json").read_text())
         assert json.loads((validated / "summary.json").read_text())["mean"] == before["mean"]

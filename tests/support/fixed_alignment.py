@@ -13,7 +13,7 @@ WIDTHS, GRIDS = (8, 16), ((16, 16, 16), (8, 8, 8))
 
 @dataclass
 class Record:
-    """What is seen at one step."""
+    """The alignment term, its gain and the norm of the student's gradient at one step."""
 
     term: float
     gain: float
@@ -21,14 +21,14 @@ class Record:
 
 
 def unrelated_features(seed: int) -> list[Tensor]:
-    """As nnU-Net's stages give them: smooth noise, instance norm, leaky ReLU."""
+    """Features like those of nnU-Net's stages: smooth noise after an instance norm and a leaky ReLU."""
     generator = torch.Generator().manual_seed(seed)
     noise = [torch.randn(2, w, *g, generator=generator) for w, g in zip(WIDTHS, GRIDS, strict=True)]
     return [F.leaky_relu(F.instance_norm(F.avg_pool3d(n, 3, 1, 1)), 0.01) for n in noise]
 
 
 def trained(scale: str, steps: int) -> tuple[ContentAlignment, list[Record]]:
-    """The enhancement after some steps on fixed features, and what was seen before each step and at the end."""
+    """The enhancement after some steps on fixed features, and records of before each step and of the end."""
     torch.manual_seed(0)
     alignment = ContentAlignment(WIDTHS, GRIDS, scale=scale)
     optimizer = torch.optim.SGD(alignment.parameters(), 1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)

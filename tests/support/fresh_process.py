@@ -1,4 +1,4 @@
-"""Code in a process that has nothing imported yet, in which tests/support is on the path."""
+"""Runs code in a fresh Python process with tests/support on its path."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ def python(code, path=None, **environment):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "TORCH_DEVICE", "PYTHONPATH"))}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (*([path] if path else []), Path(__file__).parent)))}
     command = [sys.executable, "-W", "ignore::FutureWarning", "-c", code]
-    elsewhere = tempfile.gettempdir()  # the current folder comes first on sys.path
-    done = subprocess.run(command, env=kept | environment, cwd=elsewhere, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    folder = tempfile.gettempdir()  # not the repository, since the current folder is first on sys.path
+    result = subprocess.run(command, env=kept | environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""Run sleeping_worker.py by the demo's guard, and wait for it: python guarded_parent.py GUARD."""
+"""Run sleeping_worker.py under the demo's guard, and wait for it: python guarded_parent.py GUARD."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Helpers of several tests: paths of the optional test data, and random weights for anatomix."""
+"""Helpers for several tests: paths of the optional test data, and random weights for anatomix."""
 
 import os
 import sys
@@ -22,7 +22,10 @@ def shared(*parts: str) -> Path:
 
 
 def set_nnunets_folders(monkeypatch, folder: Path) -> None:
-    """nnU-Net's three folders below ``folder``: nnU-Net 2.8 asks the environment each time, 2.7 once, at import."""
+    """Set nnU-Net's three folders below ``folder``.
+
+    nnU-Net 2.8 reads the environment each time, nnU-Net 2.7 once at import.
+    """
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(folder / name))
         for module in [m for key, m in sys.modules.items() if key.startswith(("nnunetv2.", "nnunet_dg."))]:

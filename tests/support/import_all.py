@@ -1,11 +1,11 @@
-"""Import every module of nnunet_dg, with a trainer and a planner, and print the names of those two."""
+"""Import all modules of nnunet_dg, a trainer and a planner, and print the names of the latter two."""
 
 import importlib
 import pkgutil
 
 import nnunet_dg
 
-MAPPED = (  # folders that an editable installation maps are not walked
+MAPPED = (  # walk_packages does not find folders that an editable installation maps
     "nnunet_dg.trainers.nnUNetTrainerDropGen_Paper",
     "nnunet_dg.planners.nnUNetPlannerDropGen",
 )

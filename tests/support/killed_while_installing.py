@@ -1,11 +1,11 @@
-"""Install a file as anatomix, killed after the Nth file took its name: python killed_while_installing.py FILE N."""
+"""Install a file as anatomix, and die after the Nth file was renamed: python killed_while_installing.py FILE N."""
 
 import os
 import signal
 import sys
 from pathlib import Path
 
-from nnunet_dg.extractors import weights as room
+from nnunet_dg.extractors import weights as weight_files
 
 file, after = Path(sys.argv[1]), int(sys.argv[2])
 replace, replaced = Path.replace, []
@@ -19,4 +19,4 @@ def replace_and_die(self, target):
 
 
 Path.replace = replace_and_die
-room.install(room.PUBLISHED["anatomix"], file, unpublished=True)
+weight_files.install(weight_files.PUBLISHED["anatomix"], file, unpublished=True)

@@ -1,4 +1,4 @@
-"""Find a trainer of ours in a spawned process, and print its name."""
+"""Find a trainer of this package in a spawned process, and print its name."""
 
 import multiprocessing
 

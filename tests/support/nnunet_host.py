@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from helpers import SUPPORT
 
-SITE = SUPPORT / "site"  # what each of its processes imports as it starts
+SITE = SUPPORT / "site"  # each process imports sitecustomize from here when it starts
 OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
 TINY_NAMES = [f"Tiny_{name}" for name in ("nnUNetTrainer", *OURS)]
 UNVALIDATED = {"TINY_UNVALIDATED": "1"}  # skips a validation that a test does not need; it would start two processes
@@ -53,18 +53,18 @@ class Host:
         self.environment = kept | folders | own | offline | {"PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
 
     def install(self, folder: Path) -> None:
-        """Have the packages in a folder found by all commands from here on."""
+        """Make the packages in a folder available to all later commands."""
         self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self.environment['PYTHONPATH']}"
 
     def run(self, command: str, status: int | None = 0, **environment: str) -> str:
         """Run a command in a fresh process and return its output. Its exit status must be ``status``."""
-        done = subprocess.run(
+        result = subprocess.run(
             shlex.split(command), env=self.environment | environment, cwd=self.folder,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
             start_new_session=True,
         )  # fmt: skip
-        assert status is None or done.returncode == status, f"{command}\n{done.stdout[-6000:]}"
-        return done.stdout
+        assert status is None or result.returncode == status, f"{command}\n{result.stdout[-6000:]}"
+        return result.stdout
 
     def python(self, code: str, status: int = 0, **environment: str) -> str:
         """Run Python code in a fresh process."""

@@ -1,4 +1,4 @@
-"""A small model folder of nnU-Net, with random weights."""
+"""A small model folder of nnU-Net with random weights."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Print the fraction of voxels at the maximum once preprocessed: python saturated_voxels.py DATASET IMAGE PLANS ..."""
+"""Print the fraction of voxels at the maximum of a preprocessed image: saturated_voxels.py DATASET IMAGE PLANS ..."""
 
 import sys
 

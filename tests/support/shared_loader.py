@@ -1,4 +1,4 @@
-"""One finder and loader for every module of nnU-Net, in front of all others, as pytest's is."""
+"""A finder and loader for nnU-Net's modules that precedes all others, like that of pytest."""
 
 import importlib.machinery
 from pathlib import Path

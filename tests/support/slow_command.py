@@ -1,4 +1,4 @@
-"""nnunet-dg with a command that takes its time: python slow_command.py writes FILE | python slow_command.py prints."""
+"""nnunet-dg with a slow command: python slow_command.py writes FILE | python slow_command.py prints."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Another package, which prints as it is imported, declares a class and something that is not one."""
+"""A package of other authors, which prints when it is imported, with a trainer class and an object of another type."""
 
 import sys
 

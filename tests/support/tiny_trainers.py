@@ -1,4 +1,4 @@
-"""Any trainer for three epochs of two iterations, declared by entry points as another package would declare its own."""
+"""Variants of all trainers with three epochs of two iterations, declared by entry points like another package's."""
 
 import os
 import random
@@ -20,13 +20,13 @@ def tiny(base):
             self.seed(99)
 
         def _do_i_compile(self):
-            """nnU-Net compiles on CUDA alone; with this the same code runs here."""
+            """nnU-Net compiles only on CUDA; with TINY_COMPILED, it compiles on the CPU as well."""
             if "TINY_COMPILED" in os.environ:
                 torch.compile = partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
             return "TINY_COMPILED" in os.environ
 
         def seed(self, number):
-            """The same random state in every run, for one epoch; with nnUNet_n_proc_DA=0 that is all there is."""
+            """Set the random state of an epoch. With nnUNet_n_proc_DA=0, a run has no other random state."""
             if "TINY_SEEDED" in os.environ:
                 for seed in (random.seed, np.random.seed, torch.manual_seed):
                     seed(number)
@@ -42,14 +42,14 @@ def tiny(base):
         def on_epoch_end(self):
             super().on_epoch_end()
             if os.environ.get("TINY_STOP_AFTER") == str(self.current_epoch):
-                os.killpg(os.getpgrp(), signal.SIGKILL)  # as a cluster's time limit does: no goodbye
+                os.killpg(os.getpgrp(), signal.SIGKILL)  # like the time limit of a cluster
 
     Tiny.__name__ = Tiny.__qualname__ = f"Tiny_{base.__name__}"
     return Tiny
 
 
 class Doubled(torch.nn.Module):
-    """The planned network's state dict, another forward pass."""
+    """A network with the planned network's state dict and another forward pass."""
 
     def __init__(self, network):
         super().__init__()

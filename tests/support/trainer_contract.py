@@ -1,4 +1,4 @@
-"""What every trainer has to do, by nnU-Net's own commands; and what those do that train more than a network."""
+"""Contracts of trainers, tested by nnU-Net's own commands: of all, and of those with training modules."""
 
 import json
 import shutil
@@ -16,16 +16,16 @@ from nnunet_dg.extractors import build_extractor
 
 
 class TrainerContract:
-    """What every trainer has to do. A subclass names it."""
+    """The contract of all trainers. A subclass names the trainer."""
 
     trainer: str
     uses_weights = False
-    settings = ("dropgen", "extractor", "mind")  # one of those it must write down
+    settings = ("dropgen", "extractor", "mind")  # method, name and value of a setting that it records
 
     @pytest.fixture(scope="class")
     def trained(self, host):
-        """Killed after the first of three epochs, then continued to the end; what was printed."""
-        shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # of another test's training
+        """The trainer is killed after the first of three epochs and resumed: output, checkpoint and second output."""
+        shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # another test may have trained it
         first = host.train(self.trainer, status=-9, TINY_STOP_AFTER="1")
         saved = torch.load(host.results(self.trainer) / "checkpoint_latest.pth", weights_only=False)
         second = host.train(self.trainer, "--c")
@@ -44,12 +44,12 @@ class TrainerContract:
         assert len(self.checkpoint(host)["logging"]["train_losses"]) == 3
         assert np.isfinite(self.checkpoint(host)["logging"]["train_losses"]).all()
 
-    def test_all_learned_parameters_moved(self, host, trained):
+    def test_all_trainable_parameters_change(self, host, trained):
         _, saved, _ = trained
         final = self.checkpoint(host)["network_weights"]
         network = [key for key in final if not key.startswith("extractor.")]
         unmoved = [key for key in network if torch.equal(final[key], saved["network_weights"][key])]
-        # nnU-Net weighs the lowest output of deep supervision with zero; a bias before an instance norm does nothing
+        # the lowest output of deep supervision has weight zero; a bias before an instance norm has no effect
         assert not [key for key in unmoved if "seg_layers" not in key and not key.endswith("conv.bias")]
 
     def test_settings_are_written_where_inference_reads_them(self, host, trained):
@@ -60,13 +60,13 @@ class TrainerContract:
 
     def test_extractor_is_bit_identical_after_training(self, host, trained):
         final = self.checkpoint(host)["network_weights"]
-        held = {k.removeprefix("extractor."): v for k, v in final.items() if k.startswith("extractor.")}
+        saved = {k.removeprefix("extractor."): v for k, v in final.items() if k.startswith("extractor.")}
         if not self.uses_weights:
-            assert held == {}
+            assert saved == {}
             return
         loaded = build_extractor("anatomix", weights=host.folder / "random.pth").state_dict()
-        assert held.keys() == loaded.keys()
-        assert all(torch.equal(held[key], loaded[key]) for key in loaded)
+        assert saved.keys() == loaded.keys()
+        assert all(torch.equal(saved[key], loaded[key]) for key in loaded)
 
     def test_predicts_the_same_by_command_and_by_api_without_weights_or_network(self, host, trained, tmp_path):
         """In two fresh processes; the second also compares two passes of the network."""
@@ -83,14 +83,14 @@ class TrainerContract:
 
 
 class AuxiliaryContract:
-    """What a trainer has to do besides that has more than a network while it trains, and the network alone afterwards.
+    """The contract of trainers with training modules, whose network is the planned one.
 
-    A subclass names the loss terms with the weights that they have from the second epoch on.
+    A subclass names the loss terms and their weights from the second epoch on.
     """
 
     terms: tuple[tuple[str, float], ...]
 
-    def test_the_network_is_nnunets_own(self, host, trained):
+    def test_the_network_is_the_planned_one(self, host, trained):
         plans = json.loads((host.results(self.trainer).parent / "plans.json").read_text())
         manager = PlansManager(plans)
         planned = nnUNetTrainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3, True)

@@ -1,11 +1,11 @@
-"""A command of nnU-Net's without nnunet-dg: python without_this_package.py MODULE FUNCTION [OPTION ...]."""
+"""Run a command of nnU-Net without nnunet-dg: python without_this_package.py MODULE FUNCTION [OPTION ...]."""
 
 import importlib
 import os
 import sys
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-sys.modules["nnunet_dg"] = None  # any import of it fails, in spawned processes as well
+sys.modules["nnunet_dg"] = None  # importing it fails, in spawned processes as well
 
 if __name__ == "__main__":
     module, function, *options = sys.argv[1:]

@@ -154,7 +154,7 @@ def only(name, patch_size, in_plane_only=False):
     return found
 
 
-def test_rotations_by_90_degrees_go_in_both_directions():
+def test_rotations_are_by_90_180_and_270_degrees():
     image = torch.rand(1, 6, 5, 6)
     turn = only("Rot90Transform", (6, 5, 6))
     seen = [turn(image=image.clone())["image"] for _ in range(60)]

@@ -1,4 +1,4 @@
-"""What every trainer of ours adds to nnU-Net's, whatever its method: settings of folds, plans, padding, warnings."""
+"""What all trainers of this package add to nnU-Net's: settings of folds, plans, padding and warnings."""
 
 import inspect
 import json
@@ -41,7 +41,7 @@ DATASET = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": 4, "f
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """nnU-Net's three folders, empty, in this process."""
+    """A folder with nnU-Net's three empty folders, which are set in the environment."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -50,7 +50,7 @@ def world(tmp_path, monkeypatch):
 
 
 def plans(section=None, scheme="ZScoreNormalization", masked=False):
-    """Of a small network, with a patch of 16 along each axis."""
+    """Plans of a small network, with a patch of 16 voxels along each axis."""
     content = deepcopy(plans_manager(16).plans) | ({"nnunet_dg": section} if section else {})
     configuration = content["configurations"]["3d_fullres"]
     configuration |= {"normalization_schemes": [scheme], "use_mask_for_norm": [masked]}
@@ -64,16 +64,16 @@ def build(section=None, fold=0, trainer=nnUNetTrainerDropGen_MIND, **normalizati
 
 
 def start(section=None, fold=0, trainer=nnUNetTrainerDropGen_MIND):
-    """As far as nnU-Net goes before the first step, without data."""
+    """An initialized trainer, before nnU-Net reads data and makes the first step."""
     return initialize(build(section, fold, trainer))
 
 
-def initialize(made):
-    folder = Path(made.preprocessed_dataset_folder)
+def initialize(trainer):
+    folder = Path(trainer.preprocessed_dataset_folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "case_0.b2nd").touch()
-    made.initialize()
-    return made
+    trainer.initialize()
+    return trainer
 
 
 def save(trainer):
@@ -84,29 +84,29 @@ def recorded(trainer):
     return json.loads(Path(trainer.output_folder, FILE).read_text())
 
 
-def test_plans_that_are_given_stay_as_they_are_and_serve_several_trainers(world):
-    given = plans() | {"continue_training": False}
-    before = deepcopy(given)
-    first = nnUNetTrainerDropGen_p025(given, "3d_fullres", 0, DATASET, CPU)
-    second = nnUNetTrainerDropGen_p075(given, "3d_fullres", 0, DATASET, CPU)
-    assert given == before
+def test_trainers_do_not_change_the_plans_and_several_can_share_them(world):
+    content = plans() | {"continue_training": False}
+    before = deepcopy(content)
+    first = nnUNetTrainerDropGen_p025(content, "3d_fullres", 0, DATASET, CPU)
+    second = nnUNetTrainerDropGen_p075(content, "3d_fullres", 0, DATASET, CPU)
+    assert content == before
     assert (first.settings("dropgen").p, second.settings("dropgen").p) == (0.25, 0.75)
-    written = first.my_init_kwargs["plans"]  # what a checkpoint holds
+    written = first.my_init_kwargs["plans"]  # nnU-Net writes these into checkpoints
     assert written["nnunet_dg"]["dropgen"]["p"] == 0.25
     assert written is first.plans_manager.plans
     assert "continue_training" not in written
 
 
-def test_settings_are_on_disk_before_the_first_step(world):
-    made = start({"dropgen": {"p": 0.25}})
-    assert recorded(made)["dropgen"]["p"] == 0.25
+def test_settings_are_written_before_the_first_step(world):
+    trainer = start({"dropgen": {"p": 0.25}})
+    assert recorded(trainer)["dropgen"]["p"] == 0.25
 
 
-def test_another_fold_with_other_settings_is_refused_before_there_is_any_checkpoint(world):
+def test_another_fold_with_other_settings_is_refused_before_the_first_checkpoint(world):
     start({"dropgen": {"p": 0.25}})
     start({"dropgen": {"p": 0.25}}, fold=1)
-    said = r"fold_0 in .* was started with other settings: p was 0\.25 and is 0\.75.* start fold_0 again with the new"
-    with pytest.raises(SettingsError, match=said):
+    message = r"fold_0 in .* was started with other settings: p was 0\.25 and is 0\.75.* start fold_0 again with the"
+    with pytest.raises(SettingsError, match=message):
         build({"dropgen": {"p": 0.75}}, fold=2)
 
 
@@ -117,25 +117,25 @@ def test_a_training_that_is_refused_leaves_no_settings(world):
 
 
 def test_a_training_whose_weights_are_refused_leaves_no_settings(world):
-    made = start(
+    trainer = start(
         {"dropgen": {"extractor": "anatomix", "weights": str(world / "nowhere.pth")}}, trainer=nnUNetTrainerDropGen
     )
-    assert Path(made.output_folder, FILE).exists()
+    assert Path(trainer.output_folder, FILE).exists()
     with pytest.raises(UserError):
-        train_start(made)
-    assert not Path(made.output_folder, FILE).exists()
+        train_start(trainer)
+    assert not Path(trainer.output_folder, FILE).exists()
     build({"dropgen": {"extractor": "mind"}}, fold=1, trainer=nnUNetTrainerDropGen)
 
 
-def test_a_refused_start_leaves_the_settings_of_a_trained_fold(world):
+def test_a_refused_start_keeps_the_settings_of_a_trained_fold(world):
     save(start({"dropgen": {"p": 0.25}}))
-    again = start({"dropgen": {"p": 0.75}})
+    restarted = start({"dropgen": {"p": 0.75}})
     with pytest.raises(ValueError, match="splits"):
-        again.on_train_start()  # there is one case only
-    assert recorded(again)["dropgen"]["p"] == 0.25
+        restarted.on_train_start()  # one case is not enough
+    assert recorded(restarted)["dropgen"]["p"] == 0.25
 
 
-def test_of_two_folds_started_at_once_with_other_settings_the_later_is_refused(world):
+def test_the_second_of_two_folds_that_start_together_with_different_settings_is_refused(world):
     first, second = (build({"dropgen": {"p": p}}, fold) for fold, p in enumerate((0.25, 0.75)))
     initialize(first)
     with pytest.raises(SettingsError, match=r"fold_0 in .* was started with other settings: p was 0\.25 and is 0\.75"):
@@ -145,20 +145,20 @@ def test_of_two_folds_started_at_once_with_other_settings_the_later_is_refused(w
     build({"dropgen": {"p": 0.25}}, fold=2)
 
 
-def test_a_trained_fold_that_starts_again_beside_a_new_one_is_refused_and_keeps_its_settings(world):
+def test_a_restarted_fold_with_other_settings_than_a_new_fold_is_refused_and_keeps_its_settings(world):
     save(start({"dropgen": {"p": 0.25}}))
-    again = start({"dropgen": {"p": 0.75}})
+    restarted = start({"dropgen": {"p": 0.75}})
     other = start({"dropgen": {"p": 0.25}}, fold=1)
     with pytest.raises(SettingsError, match=r"fold_1 in .* was started with other settings"):
-        train_start(again)
-    assert recorded(again)["dropgen"]["p"] == 0.25
-    assert not Path(other.output_folder_base, "plans.json").exists()  # nor is there one with the refused settings
+        train_start(restarted)
+    assert recorded(restarted)["dropgen"]["p"] == 0.25
+    assert not Path(other.output_folder_base, "plans.json").exists()  # none was written with the refused settings
 
 
-def test_a_fold_renamed_in_place_no_longer_counts(world):
-    made = start({"dropgen": {"p": 0.25}})
-    save(made)
-    Path(made.output_folder).rename(Path(made.output_folder_base, "fold_0_old"))
+def test_a_renamed_fold_is_ignored(world):
+    trainer = start({"dropgen": {"p": 0.25}})
+    save(trainer)
+    Path(trainer.output_folder).rename(Path(trainer.output_folder_base, "fold_0_old"))
     build({"dropgen": {"p": 0.75}}, fold=1)
     start({"dropgen": {"p": 0.75}}, fold="all")
     with pytest.raises(SettingsError, match="fold_all in"):
@@ -166,23 +166,23 @@ def test_a_fold_renamed_in_place_no_longer_counts(world):
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_fold_with_any_checkpoint_is_trained(world, name):
-    made = start({"dropgen": {"p": 0.25}})
-    made.save_checkpoint(f"{made.output_folder}/{name}")
-    (Path(made.output_folder) / FILE).unlink()
+def test_a_fold_with_any_checkpoint_counts_as_trained(world, name):
+    trainer = start({"dropgen": {"p": 0.25}})
+    trainer.save_checkpoint(f"{trainer.output_folder}/{name}")
+    (Path(trainer.output_folder) / FILE).unlink()
     with pytest.raises(SettingsError, match=r"fold_0 in .* was trained with other settings: p was 0\.25 and is 0\.75"):
         build({"dropgen": {"p": 0.75}}, fold=1)
 
 
 @pytest.mark.parametrize("state", ["whole", "missing", "cut off", "a list", "without the section"])
-def test_a_trained_fold_without_a_file_of_its_own_is_compared_by_its_checkpoint(world, state):
-    """As development versions of before left it."""
-    made = start({"dropgen": {"p": 0.25}})
-    made.logger.local_logger.my_fantastic_logging["train_losses"] = [np.float32(0.5), np.float64(0.5)]
-    save(made)
-    folder = Path(made.output_folder)
+def test_settings_of_a_trained_fold_without_its_own_file_come_from_plans_or_checkpoint(world, state):
+    """Development versions did not write this file."""
+    trainer = start({"dropgen": {"p": 0.25}})
+    trainer.logger.local_logger.my_fantastic_logging["train_losses"] = [np.float32(0.5), np.float64(0.5)]
+    save(trainer)
+    folder = Path(trainer.output_folder)
     (folder / FILE).unlink()
-    written = json.dumps(made.plans_manager.plans)
+    written = json.dumps(trainer.plans_manager.plans)
     contents = {"whole": written, "cut off": written[:300], "a list": "[]", "without the section": json.dumps(plans())}
     if state in contents:
         (folder.parent / "plans.json").write_text(contents[state])
@@ -191,17 +191,17 @@ def test_a_trained_fold_without_a_file_of_its_own_is_compared_by_its_checkpoint(
         build({"dropgen": {"p": 0.75}}, fold=1)
 
 
-def test_a_trained_fold_of_which_nothing_can_be_read_is_named(world):
-    made = start()
-    (Path(made.output_folder) / FILE).unlink()
-    (Path(made.output_folder) / "checkpoint_final.pth").write_bytes(b"cut off")
+def test_a_trained_fold_whose_settings_cannot_be_read_is_named(world):
+    trainer = start()
+    (Path(trainer.output_folder) / FILE).unlink()
+    (Path(trainer.output_folder) / "checkpoint_final.pth").write_bytes(b"cut off")
     with pytest.raises(DataError, match=r"with which settings .*fold_0 was trained: .*checkpoint_final.*move the fold"):
         build(fold=1)
 
 
-def test_a_checkpoint_that_would_run_code_is_not_run(world):
-    made = start()
-    folder, marker = Path(made.output_folder), world / "ran"
+def test_code_in_a_checkpoint_is_not_executed(world):
+    trainer = start()
+    folder, marker = Path(trainer.output_folder), world / "ran"
     (folder / FILE).unlink()
 
     class Call:
@@ -209,65 +209,65 @@ def test_a_checkpoint_that_would_run_code_is_not_run(world):
             return open, (str(marker), "w")
 
     torch.save({"init_args": {"plans": Call()}}, folder / "checkpoint_final.pth")
-    with pytest.raises(DataError, match="Nothing says with which settings"):
+    with pytest.raises(DataError, match=r"The settings with which .* was trained cannot be read"):
         build(fold=1)
     assert not marker.exists()
 
 
-def test_the_only_fold_may_be_trained_from_scratch_with_other_settings_and_then_counts(world):
+def test_the_only_fold_may_be_retrained_with_other_settings_which_then_apply_to_other_folds(world):
     save(start({"dropgen": {"p": 0.25}}))
-    again = start({"dropgen": {"p": 0.75}})
-    assert recorded(again)["dropgen"]["p"] == 0.25  # until it trains: `--c` may yet be refused
-    train_start(again)
-    assert recorded(again)["dropgen"]["p"] == 0.75
+    retrained = start({"dropgen": {"p": 0.75}})
+    assert recorded(retrained)["dropgen"]["p"] == 0.25  # until it trains, since resuming may be refused
+    train_start(retrained)
+    assert recorded(retrained)["dropgen"]["p"] == 0.75
     with pytest.raises(SettingsError, match=r"p was 0\.75 and is 0\.25"):
         build({"dropgen": {"p": 0.25}}, fold=1)
 
 
-def test_a_fold_is_not_trained_from_scratch_with_other_settings_than_its_siblings(world):
+def test_a_fold_is_not_retrained_with_other_settings_than_other_folds(world):
     for fold in (0, 1):
         save(start({"dropgen": {"p": 0.25}}, fold))
     with pytest.raises(SettingsError, match=r"fold_1 in .* p was 0\.25 and is 0\.75.* move that fold away"):
         build({"dropgen": {"p": 0.75}}, fold=0)
 
 
-def test_a_checkpoint_is_loaded_under_the_argument_name_of_any_release(world):
-    made = start({"dropgen": {"p": 0.25}})
-    save(made)
+def test_a_checkpoint_is_loaded_with_the_argument_name_of_any_release(world):
+    trainer = start({"dropgen": {"p": 0.25}})
+    save(trainer)
     resumed = build({"dropgen": {"p": 0.25}})
     name = list(inspect.signature(nnUNetTrainer.load_checkpoint).parameters)[1]
-    resumed.load_checkpoint(**{name: f"{made.output_folder}/checkpoint_final.pth"})
-    for key, value in made.network.state_dict().items():
+    resumed.load_checkpoint(**{name: f"{trainer.output_folder}/checkpoint_final.pth"})
+    for key, value in trainer.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[key], value)
 
 
-def test_refused_resuming_leaves_the_record_of_the_fold(world):
-    made = start({"dropgen": {"p": 0.25}})
-    save(made)
+def test_the_recorded_settings_are_kept_if_resuming_is_refused(world):
+    trainer = start({"dropgen": {"p": 0.25}})
+    save(trainer)
     resumed = build({"dropgen": {"p": 0.75}})
     with pytest.raises(SettingsError, match=r"This checkpoint was trained with other settings: p was 0\.25"):
-        resumed.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
-    assert recorded(made)["dropgen"]["p"] == 0.25
+        resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    assert recorded(trainer)["dropgen"]["p"] == 0.25
 
 
-def test_other_settings_are_named_where_the_weights_do_not_fit_either(world):
-    made = start({"dropgen": {"p": 0.25}})
-    save(made)
+def test_changed_settings_are_named_even_if_the_weights_do_not_fit(world):
+    trainer = start({"dropgen": {"p": 0.25}})
+    save(trainer)
     resumed = build({"dropgen": {"p": 0.25, "inputs": "image"}})  # a network with fewer input channels
     with pytest.raises(SettingsError, match=r"This checkpoint was trained with other settings: inputs was "):
-        resumed.load_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
+        resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
 
 
-def test_a_training_that_keeps_no_checkpoints_leaves_no_settings(world):
-    made = build()
-    made.disable_checkpointing = True
-    train_start(made)
-    assert not (Path(made.output_folder) / FILE).exists()
+def test_a_training_without_checkpoints_leaves_no_settings(world):
+    trainer = build()
+    trainer.disable_checkpointing = True
+    train_start(trainer)
+    assert not (Path(trainer.output_folder) / FILE).exists()
 
 
-def write_preprocessed(made, shape, value=5.0, masked=False):
-    """Small preprocessed cases, none of whose voxels is zero, except outside a mask."""
-    folder = Path(made.preprocessed_dataset_folder)
+def write_preprocessed(trainer, shape, value=5.0, masked=False):
+    """Write small preprocessed cases without zero voxels, except outside a mask."""
+    folder = Path(trainer.preprocessed_dataset_folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -284,50 +284,50 @@ def write_preprocessed(made, shape, value=5.0, masked=False):
     (folder.parent / "dataset_fingerprint.json").write_text("{}")
 
 
-def train_start(made):
-    """nnU-Net's, which loads the first batches."""
-    write_preprocessed(made, (20, 20, 20))
-    made.on_train_start()
+def train_start(trainer):
+    """Run ``on_train_start``, which loads the first batches."""
+    write_preprocessed(trainer, (20, 20, 20))
+    trainer.on_train_start()
 
 
-def batches(made, number=12):
-    """From nnU-Net's own data loader, in this process."""
-    if not made.was_initialized:
-        made.initialize()
+def batches(trainer, number=12):
+    """Batches of nnU-Net's own data loader, in this process."""
+    if not trainer.was_initialized:
+        trainer.initialize()
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
-    loader, _ = made.get_dataloaders()
+    loader, _ = trainer.get_dataloaders()
     return torch.cat([next(loader)["data"] for _ in range(number)])
 
 
-SHAPE = (12, 20, 24)  # the patch is 16 along each axis
+SHAPE = (12, 20, 24)  # the patch has 16 voxels along each axis
 
 
 def test_padding_is_exactly_zero_in_training_batches(world):
-    """The image is 5 or so everywhere: what is far below is padding, and has to be zero, not about zero."""
-    made = build()
-    write_preprocessed(made, SHAPE)
-    data = batches(made)
+    """The image is about 5 everywhere, so that much lower values are padding, which must be exactly zero."""
+    trainer = build()
+    write_preprocessed(trainer, SHAPE)
+    data = batches(trainer)
     zero = data == 0
-    assert zero.flatten(1).any(1).all()  # every patch is longer than the image
+    assert zero.flatten(1).any(1).all()  # every patch is larger than the image along the first axis
     assert zero.float().mean() > 0.2
-    assert ((data.abs() < 1) & ~zero).float().mean() < 0.01  # interpolation between image and padding is all there is
-    outside = Outside.of(made.configuration_manager).voxels(data)
+    assert ((data.abs() < 1) & ~zero).float().mean() < 0.01  # only where image and padding were interpolated
+    outside = Outside.of(trainer.configuration_manager).voxels(data)
     assert torch.equal(outside, zero[:, 0])
 
 
-def test_targets_are_nnunets_where_padding_is_kept(world):
-    """Labels and nothing else, though padding is marked in them for a while."""
-    made = build()
-    write_preprocessed(made, SHAPE)
-    initialize(made)
-    loader, _ = made.get_dataloaders()
+def test_targets_contain_only_labels(world):
+    """During the augmentation, padding is marked in them by another value."""
+    trainer = build()
+    write_preprocessed(trainer, SHAPE)
+    initialize(trainer)
+    loader, _ = trainer.get_dataloaders()
     for _ in range(4):
         assert set(torch.cat([t.flatten() for t in next(loader)["target"]]).tolist()) <= {0, 1}
 
 
-def test_what_is_sampled_from_beyond_the_patch_is_exactly_zero():
-    """Patches without any padding of their own, 1.5 times as much of which is seen, and noise after that."""
+def test_voxels_sampled_from_beyond_the_patch_are_exactly_zero():
+    """A patch without padding is zoomed out by a factor of 1.5, and noise is added afterwards."""
     spatial = SpatialTransform(
         (16, 16), 8, False, p_scaling=1, scaling=(1.5, 1.5), border_mode_seg="constant", padding_value_seg=UNLABELED
     )
@@ -340,62 +340,62 @@ def test_what_is_sampled_from_beyond_the_patch_is_exactly_zero():
     assert set(result["segmentation"].unique().tolist()) == {0, 1}
 
 
-def test_nnunets_own_trainer_is_untouched_and_does_not_keep_padding(world):
-    made = build(trainer=nnUNetTrainer)
-    write_preprocessed(made, SHAPE)
-    data = batches(made)
+def test_nnunets_own_trainer_is_not_changed_and_does_not_keep_padding(world):
+    trainer = build(trainer=nnUNetTrainer)
+    write_preprocessed(trainer, SHAPE)
+    data = batches(trainer)
     near = data.abs() < 1
-    assert (near & (data != 0)).float().mean() > 0.02  # the fault this is about
-    before = made.get_training_transforms
+    assert (near & (data != 0)).float().mean() > 0.02  # padding that the augmentation has changed
+    before = trainer.get_training_transforms
     assert before is nnUNetTrainer.get_training_transforms
 
 
-def test_away_from_the_padding_batches_are_nnunets(world):
-    """The same random numbers, the same voxels."""
-    ours, theirs = (build(trainer=t) for t in (nnUNetTrainerDropGen_MIND, nnUNetTrainer))
-    write_preprocessed(ours, SHAPE)
-    made, plain = batches(ours), batches(theirs)
-    image = made != 0
-    assert torch.allclose(made[image], plain[image], atol=1e-4)  # nnU-Net blurs by what is faster at the moment
-    assert (plain[~image] != 0).any()
+def test_outside_the_padding_batches_equal_those_of_nnunet(world):
+    """Both trainers use the same random numbers."""
+    trainer, plain = (build(trainer=t) for t in (nnUNetTrainerDropGen_MIND, nnUNetTrainer))
+    write_preprocessed(trainer, SHAPE)
+    data, expected = batches(trainer), batches(plain)
+    image = data != 0
+    assert torch.allclose(data[image], expected[image], atol=1e-4)  # nnU-Net times several ways to blur
+    assert (expected[~image] != 0).any()
 
 
-def test_the_papers_augmentation_keeps_padding_too(world):
-    made = build(trainer=nnUNetTrainerDropGen_Paper)
-    made.initialize = lambda: None  # its extractor needs weights, its data do not
-    made.dataset_class, made.was_initialized = None, True
-    made._set_batch_size_and_oversample()
-    write_preprocessed(made, SHAPE)
-    data = batches(made)
+def test_the_papers_augmentation_keeps_padding(world):
+    trainer = build(trainer=nnUNetTrainerDropGen_Paper)
+    trainer.initialize = lambda: None  # its extractor would need weights, which batches do not
+    trainer.dataset_class, trainer.was_initialized = None, True
+    trainer._set_batch_size_and_oversample()
+    write_preprocessed(trainer, SHAPE)
+    data = batches(trainer)
     assert (data == 0).flatten(1).any(1).all()
     assert (data == 0).float().mean() > 0.2
 
 
-def test_outside_a_mask_is_zero_as_nnunet_leaves_it(world):
-    made = build(masked=True)
-    write_preprocessed(made, (16, 20, 24), masked=True)
-    data = batches(made)
-    assert torch.equal(Outside.of(made.configuration_manager).voxels(data), (data == 0)[:, 0])
+def test_voxels_outside_a_mask_are_zero_as_in_nnunet(world):
+    trainer = build(masked=True)
+    write_preprocessed(trainer, (16, 20, 24), masked=True)
+    data = batches(trainer)
+    assert torch.equal(Outside.of(trainer.configuration_manager).voxels(data), (data == 0)[:, 0])
     assert ((data.abs() < 1) & (data != 0)).float().mean() < 0.02
 
 
-def test_where_zero_is_an_ordinary_intensity_nothing_is_changed(world):
+def test_batches_equal_nnunets_if_zero_is_an_ordinary_intensity(world):
     both = (nnUNetTrainerDropGen_MIND, nnUNetTrainer)
-    ours, theirs = (build(scheme="NoNormalization", trainer=trainer) for trainer in both)
-    write_preprocessed(ours, SHAPE)
-    assert torch.allclose(batches(ours), batches(theirs), atol=1e-4)
+    trainer, plain = (build(scheme="NoNormalization", trainer=t) for t in both)
+    write_preprocessed(trainer, SHAPE)
+    assert torch.allclose(batches(trainer), batches(plain), atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", ["CTNormalization", "ZScoreNormalization", "AnyModalityNormalization"])
-def test_what_a_training_logs_before_it_starts(world, scheme):
-    made = build({"sgcg": {"temperature": 0.2}}, scheme=scheme)
-    train_start(made)
-    text = Path(made.log_file).read_text()
+def test_unused_settings_and_ct_normalization_are_logged_before_the_training(world, scheme):
+    trainer = build({"sgcg": {"temperature": 0.2}}, scheme=scheme)
+    train_start(trainer)
+    text = Path(trainer.log_file).read_text()
     assert text.count('does not use plans["nnunet_dg"]["sgcg"]') == 1
     assert text.count("WARNING: CTNormalization clips channel MRI") == (scheme == "CTNormalization")
     assert ("plan with nnUNetPlannerAnyModality" in text) == (scheme == "CTNormalization")
 
 
-def test_trainers_with_auxiliary_modules_write_their_settings_too(world):
-    made = start({"sgcg": {"temperature": 0.2}}, trainer=nnUNetTrainerSgCG)
-    assert recorded(made)["sgcg"]["temperature"] == 0.2
+def test_trainers_with_training_modules_write_their_settings(world):
+    trainer = start({"sgcg": {"temperature": 0.2}}, trainer=nnUNetTrainerSgCG)
+    assert recorded(trainer)["sgcg"]["temperature"] == 0.2

@@ -6,8 +6,6 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dg.training.voxel_classes import Classes
 
-IGNORED = [0, 2, 9, 1]
-
 
 def test_the_classes_of_plain_labels_are_the_labels():
     classes = Classes(LabelManager({"background": 0, "a": 1, "b": 2}, None))

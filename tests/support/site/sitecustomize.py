@@ -1,7 +1,7 @@
-"""Imported by every Python process that has this folder on PYTHONPATH, as it starts.
+"""Every Python process with this folder on PYTHONPATH imports this module when it starts.
 
-DeprecationWarnings of nnU-Net and of this package are errors: nnU-Net announces changes of its signatures that way.
-With WITHOUT_EXTRAS in the environment, the packages that our extras install are not found.
+DeprecationWarnings of nnU-Net and of this package are errors, since nnU-Net announces changes of its signatures by
+them. With WITHOUT_EXTRAS in the environment, the packages of our extras are not found.
 """
 
 import os
@@ -12,12 +12,12 @@ from importlib.machinery import PathFinder
 EXTRAS = {"monai", "statsmodels", "tabulate", "jinja2", "timm", "safetensors", "huggingface_hub"}
 
 warnings.filterwarnings("error", category=DeprecationWarning, module=r"(nnunetv2|nnunet_dg|__main__)\b")
-# Python's own, of 3.10 and 3.11, where nnU-Net copies a file
+# a warning of Python 3.10 and 3.11 when nnU-Net copies a file
 warnings.filterwarnings("ignore", category=DeprecationWarning, message="The distutils package is deprecated")
 
 
 class WithoutExtras(PathFinder):
-    """The usual search of sys.path, for all other packages."""
+    """The usual search of sys.path, except for the packages of our extras."""
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
