@@ -222,7 +222,7 @@ class Capabilities:
     @pytest.mark.capability("-pretrained_weights")
     @pytest.mark.capability("--disable_checkpointing")
     def test_starts_from_another_checkpoint_and_writes_none(self, host, model, tmp_path):
-        """The cache is empty, since the checkpoint contains the extractor's weights. It does not contain a teacher's."""
+        """The checkpoint contains the extractor's weights, so the cache may be empty. It does not contain a teacher's."""
         source = model / "checkpoint_final.pth"
         options = f"-pretrained_weights {source} --disable_checkpointing"
         home = {"NNUNET_DG_HOME": str(tmp_path / "empty")} if self.trains_without_weights else {}
@@ -233,7 +233,7 @@ class Capabilities:
 
     @pytest.mark.capability("nnUNet_compile")
     @pytest.mark.capability("fold all")
-    def test_a_compiled_training_of_fold_all_saves_what_an_uncompiled_one_does(self, host, model):
+    def test_compiled_and_uncompiled_trainings_of_fold_all_agree(self, host, model):
         final = host.results(self.trainer, "all") / "checkpoint_final.pth"
         weights = []
         for compiled in (UNVALIDATED, {"TINY_COMPILED": "1"}):
@@ -263,9 +263,7 @@ class Capabilities:
         np.testing.assert_allclose(both, (a.astype(np.float32) + b) / 2, atol=1e-3)
 
     @pytest.mark.capability("export to zip and install")
-    def test_shares_by_zip_with_a_machine_that_has_neither_weights_nor_network(
-        self, host, predicted, one_image, tmp_path
-    ):
+    def test_a_zip_is_installed_and_predicts_without_weights_and_internet(self, host, predicted, one_image, tmp_path):
         zipped = tmp_path / "model.zip"
         host.run(f"nnUNetv2_export_model_to_zip -d 701 -o {zipped} -c 3d_fullres -f 0 -tr {self.trainer} -p tinyPlans")
         elsewhere = Host(tmp_path / "elsewhere")
@@ -387,22 +385,22 @@ FAMILIES = {
     "nnUNetTrainerTinyMIG_Paper": "nnUNetTrainerTinyMIG",
 }
 COMBINATIONS = {"nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerTinyMIG", "nnUNetTrainerDropGen")}
-OPTIMISER = {"configure_optimizers"}
+OPTIMIZER = {"configure_optimizers"}
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_differs_from_its_family_in_values_and_optimiser_alone(variant, record_property):
+def test_differs_from_its_family_only_in_settings_and_optimizer(variant, record_property):
     declared = {e.name: e.load() for e in entry_points(group="nnunetv2.trainers")}
     record_property("trainer", variant)
     record_property("same_as", FAMILIES[variant])
     assert issubclass(declared[variant], declared[FAMILIES[variant]])
     own = set(vars(declared[variant])) - {"dropgen", "tinymig"}
-    assert all(name.startswith("__") and name != "__init__" for name in own - OPTIMISER), own
+    assert all(name.startswith("__") and name != "__init__" for name in own - OPTIMIZER), own
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
-def test_adds_nothing_to_what_it_combines_and_trains(host, one_image, tmp_path, combination, record_property):
-    """Each part has a row of its own, and nnUNetTrainerDropGenSgCG too, which combines likewise."""
+def test_combines_two_trainers_without_additions_and_trains(host, one_image, tmp_path, combination, record_property):
+    """Both trainers have their own columns, as does nnUNetTrainerDropGenSgCG, which combines in the same way."""
     declared = {e.name: e.load() for e in entry_points(group="nnunetv2.trainers")}
     first, second = COMBINATIONS[combination]
     record_property("trainer", combination)
