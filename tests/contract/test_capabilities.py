@@ -222,7 +222,7 @@ class Capabilities:
     @pytest.mark.capability("-pretrained_weights")
     @pytest.mark.capability("--disable_checkpointing")
     def test_starts_from_another_checkpoint_and_writes_none(self, host, model, tmp_path):
-        """The checkpoint contains the extractor's weights, so the cache may be empty. It does not contain a teacher's."""
+        """The checkpoint contains the weights of the extractor, but not those of a teacher."""
         source = model / "checkpoint_final.pth"
         options = f"-pretrained_weights {source} --disable_checkpointing"
         home = {"NNUNET_DG_HOME": str(tmp_path / "empty")} if self.trains_without_weights else {}
