@@ -14,6 +14,7 @@ from trainer_contract import AuxiliaryContract, TrainerContract
 
 class TestMIND(TrainerContract):
     trainer = "Tiny_nnUNetTrainerDropGen_MIND"
+    environment = {"nnUNet_n_proc_DA": "2"}  # batches from processes of their own, as in a real training
 
     def test_validates_again(self, host, trained):
         summary = host.results(self.trainer) / "validation" / "summary.json"
@@ -142,18 +143,20 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         assert "Epoch 0" not in printed
 
 
+@pytest.mark.matrix
 class TestMixStyle(TrainerContract, AuxiliaryContract, ExportContract):
     trainer = "Tiny_nnUNetTrainerMixStyle"
     settings = ("mixstyle", "p", 0.5)
     terms = (("segmentation", 1),)
 
 
-class TestGIN(TrainerContract, AuxiliaryContract, ExportContract):
+class TestGIN(TrainerContract, AuxiliaryContract):
     trainer = "Tiny_nnUNetTrainerGIN"
     settings = ("gin", "layers", 4)
     terms = (("segmentation", 1),)
 
 
+@pytest.mark.matrix
 class TestRSC(TrainerContract, AuxiliaryContract, ExportContract):
     trainer = "Tiny_nnUNetTrainerRSC"
     settings = ("rsc", "unit", "element")
@@ -223,7 +226,7 @@ def plans(host):
             "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'dino'",
         ),
         ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 0.99]"),
-        ({"dropgem": {}}, "plans[\"nnunet_dg\"] knows dropgen, sgcg, tinymig; got 'dropgem'"),
+        ({"dropgem": {}}, "got 'dropgem'. Did you mean 'dropgen'?"),
     ],
 )
 def test_bad_settings_in_the_plans_are_refused_by_name(host, plans, settings, message):

@@ -21,14 +21,15 @@ class TrainerContract:
     trainer: str
     uses_weights = False
     settings = ("dropgen", "extractor", "mind")  # one of those it must write down
+    environment: dict[str, str] = {}  # noqa: RUF012, of its trainings
 
     @pytest.fixture(scope="class")
     def trained(self, host):
         """Killed after the first of three epochs, then continued to the end; what was printed."""
         shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # of another test's training
-        first = host.train(self.trainer, status=-9, TINY_STOP_AFTER="1")
+        first = host.train(self.trainer, status=-9, TINY_STOP_AFTER="1", **self.environment)
         saved = torch.load(host.results(self.trainer) / "checkpoint_latest.pth", weights_only=False)
-        second = host.train(self.trainer, "--c")
+        second = host.train(self.trainer, "--c", **self.environment)
         return first, saved, second
 
     def checkpoint(self, host):

@@ -44,7 +44,7 @@ def test_recording_keeps_what_else_is_in_the_plans():
     [
         ({"dropgen": {"prob": 1}}, "Unknown setting .*'prob'.* Accepted are extractor, layer"),
         ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 0\.99\]; got 2'),
-        ({"p": 0.5}, r'plans\["nnunet_dg"\] knows dropgen, sgcg, tinymig; got \'p\'.* below their method'),
+        ({"p": 0.5}, r'plans\["nnunet_dg"\] knows dropgen, .*sgcg, .*; got \'p\'.* below their method'),
         ({"dropgen": 0.5}, r'must look like \{"dropgen": \{setting: value\}\}'),
         ([], r'must look like \{"dropgen": \{setting: value\}\}; got \[\]'),
     ],
