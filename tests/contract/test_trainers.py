@@ -14,7 +14,7 @@ from trainer_contract import AuxiliaryContract, TrainerContract
 
 class TestMIND(TrainerContract):
     trainer = "Tiny_nnUNetTrainerDropGen_MIND"
-    environment = {"nnUNet_n_proc_DA": "2"}  # batches from processes of their own, as in a real training
+    environment = {"nnUNet_n_proc_DA": "2"}  # noqa: RUF012, batches from processes, as in a real training
 
     def test_validates_again(self, host, trained):
         summary = host.results(self.trainer) / "validation" / "summary.json"
