@@ -14,6 +14,7 @@ from trainer_contract import AuxiliaryContract, TrainerContract
 
 class TestMIND(TrainerContract):
     trainer = "Tiny_nnUNetTrainerDropGen_MIND"
+    environment = {"nnUNet_n_proc_DA": "2"}  # noqa: RUF012, with data loader processes, as in a real training
 
     def test_validates_again(self, host, trained):
         summary = host.results(self.trainer) / "validation" / "summary.json"
@@ -146,18 +147,20 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         assert "Epoch 0" not in printed
 
 
+@pytest.mark.matrix
 class TestMixStyle(TrainerContract, AuxiliaryContract, ExportContract):
     trainer = "Tiny_nnUNetTrainerMixStyle"
     settings = ("mixstyle", "p", 0.5)
     terms = (("segmentation", 1),)
 
 
-class TestGIN(TrainerContract, AuxiliaryContract, ExportContract):
+class TestGIN(TrainerContract, AuxiliaryContract):
     trainer = "Tiny_nnUNetTrainerGIN"
     settings = ("gin", "layers", 4)
     terms = (("segmentation", 1),)
 
 
+@pytest.mark.matrix
 class TestRSC(TrainerContract, AuxiliaryContract, ExportContract):
     trainer = "Tiny_nnUNetTrainerRSC"
     settings = ("rsc", "unit", "element")

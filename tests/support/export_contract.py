@@ -103,7 +103,7 @@ class ExportRefusals:
             ("-tr Tiny_nnUNetTrainerDropGen_MIND", "runs a frozen feature extractor at inference.*nnUNetv2_export_mod"),
             ("-f 3", r"lacks fold_3/checkpoint_final.pth. It has .*fold_0/checkpoint_final.pth"),
             ("-tr nnUNetTrainerDoesNotExist", "trainer nnUNetTrainerDoesNotExist"),
-            ("-f x", "a fold is a number or all; got 'x'"),
+            ("-f x", "a fold must be a number or all; got 'x'"),
             ("-o .", "exists already"),
         ],
     )

@@ -44,7 +44,7 @@ class Host:
     def __post_init__(self) -> None:
         folders = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "NNUNET_DG", "TORCH_DEVICE"))}
-        own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
+        own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
         own["PYTHONPATH"] = str(SITE)
         own["PYTHONUNBUFFERED"] = "1"  # so that the output of a killed process is complete
         own["OMP_NUM_THREADS"] = "1"  # tiny networks are not faster with more, and the order of sums is fixed

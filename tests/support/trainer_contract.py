@@ -21,14 +21,15 @@ class TrainerContract:
     trainer: str
     uses_weights = False
     settings = ("dropgen", "extractor", "mind")  # method, name and value of a setting that it records
+    environment: dict[str, str] = {}  # noqa: RUF012, environment variables of its trainings
 
     @pytest.fixture(scope="class")
     def trained(self, host):
         """The trainer is killed after the first of three epochs and resumed: output, checkpoint and second output."""
         shutil.rmtree(host.results(self.trainer), ignore_errors=True)  # another test may have trained it
-        first = host.train(self.trainer, status=-9, TINY_STOP_AFTER="1")
+        first = host.train(self.trainer, status=-9, TINY_STOP_AFTER="1", **self.environment)
         saved = torch.load(host.results(self.trainer) / "checkpoint_latest.pth", weights_only=False)
-        second = host.train(self.trainer, "--c")
+        second = host.train(self.trainer, "--c", **self.environment)
         return first, saved, second
 
     def checkpoint(self, host):
