@@ -81,10 +81,10 @@ class ClassContrast(nn.Module):
         per_map = max(self.voxels_per_class // len(maps), 1)
         drawn = draw_voxels(y, len(self.statistics.count), per_map, len(maps))
         q = torch.cat([_Take.apply(features, index) for features, index in zip(maps, drawn, strict=True)])
-        return normalised(wide(q)), y[torch.cat(drawn)]
+        return normalized(wide(q)), y[torch.cat(drawn)]
 
 
-def normalised(voxels: Tensor) -> Tensor:
+def normalized(voxels: Tensor) -> Tensor:
     """L2-normalized rows of ``(N, A)``. Rows shorter than 1e-3 keep a norm below 1, so that gradients stay bounded."""
     return F.normalize(voxels, dim=1, eps=1e-3)
 

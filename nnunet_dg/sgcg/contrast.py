@@ -51,17 +51,17 @@ def contrastive_upper_bound(
     with torch.autocast(features.device.type, enabled=False):
         q = features.to(torch.promote_types(features.dtype, torch.float32))
         mean, covariance = mean.detach().to(q.dtype), covariance.detach().to(q.dtype)
-        labelled = (labels >= 0) & (labels < len(mean))
-        y = torch.where(labelled, labels, 0)
+        labeled = (labels >= 0) & (labels < len(mean))
+        y = torch.where(labeled, labels, 0)
         spread: Tensor = _QuadraticForms.apply(q, covariance) / (2 * temperature**2)
         logits = q @ mean.T / temperature + spread
-        takes_part = labelled
+        takes_part = labeled
         if candidates is not None:
-            takes_part = labelled & candidates[y]
+            takes_part = labeled & candidates[y]
             # the logits of a voxel whose class is excluded have no effect, but they have to be finite
             logits = logits.masked_fill(~candidates & takes_part[:, None], float("-inf"))
         bound = F.cross_entropy(logits, y, reduction="none") + spread.gather(1, y[:, None]).squeeze(1)
-        return torch.where(takes_part, bound, 0).sum() / labelled.sum().clamp(min=1)
+        return torch.where(takes_part, bound, 0).sum() / labeled.sum().clamp(min=1)
 
 
 class _QuadraticForms(torch.autograd.Function):

@@ -49,11 +49,11 @@ def _mean_squared(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:
 def _jensen_shannon(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:
     """``(KL(a || m) + KL(b || m)) / 2``, where m is the mean of both probabilities."""
     a, b = (_probabilities(logits, regions) for logits in (logits_a, logits_b))
-    total = _to_the_mean(a, b)
-    return (total + _to_the_mean(1 - a, 1 - b) if regions else total).sum(1).mean()
+    total = _divergence_to_mean(a, b)
+    return (total + _divergence_to_mean(1 - a, 1 - b) if regions else total).sum(1).mean()
 
 
-def _to_the_mean(a: Tensor, b: Tensor) -> Tensor:
+def _divergence_to_mean(a: Tensor, b: Tensor) -> Tensor:
     mean = (a + b) / 2
     return sum((torch.xlogy(p, p.clamp(min=1e-12)) - torch.xlogy(p, mean.clamp(min=1e-12)) for p in (a, b)), a * 0) / 2
 

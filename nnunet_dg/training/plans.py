@@ -59,25 +59,25 @@ def resolve(plans: dict[str, Any], defaults: T, methods: Iterable[str] = ()) -> 
         SettingsError: The plans have an unknown method or setting, or a value that is not accepted.
     """
     sections = sections_of(plans, (defaults.key, *methods))
-    place, given = f'plans["{KEY}"]["{defaults.key}"]', sections.get(defaults.key, {})
-    if not isinstance(given, dict):
+    place, settings = f'plans["{KEY}"]["{defaults.key}"]', sections.get(defaults.key, {})
+    if not isinstance(settings, dict):
         example = f'{{"{defaults.key}": {{setting: value}}}}'
         raise SettingsError(f'plans["{KEY}"] must look like {example}; got {sections!r}.')
-    given = defaults.upgraded(given)
+    settings = defaults.upgraded(settings)
     accepted = [field.name for field in fields(defaults)]
-    if unknown := set(given) - set(accepted):
+    if unknown := set(settings) - set(accepted):
         raise SettingsError(
             f"Unknown setting in {place}: {', '.join(sorted(map(repr, unknown)))}.{_suggestions(unknown, accepted)} "
             f"Accepted are {', '.join(accepted)}."
         )
-    for name, value in given.items():
+    for name, value in settings.items():
         _check_numbers(value, f"{place}: {name}")
     try:
-        return replace(defaults, **given)
+        return replace(defaults, **settings)
     except ValueError as error:
         raise SettingsError(f"{place}: {error}") from error
     except (TypeError, OverflowError) as error:  # for example a list that is compared with a number
-        raise SettingsError(f"{place}: a value is of a type that is not accepted: {error}. Got {given!r}.") from error
+        raise SettingsError(f"{place}: a value has a type that is not accepted: {error}. Got {settings!r}.") from error
 
 
 def refuse_misplaced(plans: dict[str, Any]) -> None:

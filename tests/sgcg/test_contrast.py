@@ -117,9 +117,9 @@ def test_voxels_without_a_class_are_excluded_and_the_loss_without_voxels_is_zero
     more = torch.cat([features, torch.ones(2, 4, dtype=torch.float64)])
     expected = contrastive_upper_bound(features, labels, mean, covariance, 0.1)
     torch.testing.assert_close(contrastive_upper_bound(more, outside, mean, covariance, 0.1), expected)
-    nothing = contrastive_upper_bound(features.requires_grad_(), torch.full_like(labels, -1), mean, covariance, 0.1)
-    nothing.backward()
-    assert nothing.item() == 0
+    loss = contrastive_upper_bound(features.requires_grad_(), torch.full_like(labels, -1), mean, covariance, 0.1)
+    loss.backward()
+    assert loss.item() == 0
     assert (features.grad == 0).all()
 
 

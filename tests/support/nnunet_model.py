@@ -33,12 +33,12 @@ def write_model(
     }  # fmt: skip
     model = network(**arguments | own).eval()
     name = "2d" if dims == 2 else "3d_fullres"
-    configurations = {name: {"architecture": architecture}, "mine": {"inherits_from": name}}
+    configurations = {name: {"architecture": architecture}, "inherited": {"inherits_from": name}}
     (folder / fold).mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps({"configurations": configurations}))
     content = {
         "network_weights": model.state_dict(),
-        "init_args": {"configuration": "mine", "device": torch.device("cuda")},
+        "init_args": {"configuration": "inherited", "device": torch.device("cuda")},
         "logging": {"train_losses": [np.float64(0.5)], "dice": [[np.float32(0.25)]], "lrs": [0.01]},
         "_best_ema": np.float32(0.5),
     }

@@ -126,8 +126,8 @@ def test_image_and_labels_are_transformed_alike():
         segmentation = torch.zeros(1, 32, 32, 32, dtype=torch.int16)
         segmentation[:, 8:14, 9:15, 17:24] = 1  # off center, so that a flip of only one of them would be seen
         out = augment(image=segmentation.float() + 0.01 * torch.randn(1, 32, 32, 32), segmentation=segmentation)
-        bright, labelled = out["image"] > 0.5, out["segmentation"][0] > 0
-        overlaps.append((2 * (bright & labelled).sum() / (bright.sum() + labelled.sum())).item())
+        bright, labeled = out["image"] > 0.5, out["segmentation"][0] > 0
+        overlaps.append((2 * (bright & labeled).sum() / (bright.sum() + labeled.sum())).item())
     assert np.median(overlaps) > 0.8
 
 
