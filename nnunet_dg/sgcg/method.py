@@ -39,8 +39,8 @@ class SgCG(Method):
         start_epoch: Epoch in which the class statistics are collected; the contrastive loss is used from the next epoch
             on. None: after a fifth of the training, or 0 with ``-pretrained_weights``, since the method starts from a
             trained network.
-        memory: Number of training steps after which the class statistics have forgotten 1 - 1/e of a feature's weight;
-            None: nothing is forgotten (as published).
+        memory: Number of training steps after which a feature has lost 1 - 1/e of its weight in the class statistics;
+            None: all features keep their weight (as published).
         max_count: Upper limit of the number of features that a class's statistics count, so that older features lose
             weight; None: no limit.
         amplitude_mixup: Whether the network is also trained on amplitude-mixed images (RAM-DSIR). Without them, the
