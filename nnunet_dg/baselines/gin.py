@@ -108,8 +108,8 @@ class GIN(Method):
     Attributes:
         layers: Number of random convolutions.
         hidden: Number of channels between the convolutions.
-        keep_outside: Whether voxels outside a mask and zero padding stay zero, as they are at inference; False: they
-            are changed as well (as published).
+        keep_outside: Whether voxels outside a mask and zero padding stay zero, as they are at inference;
+            otherwise they are changed as well (as published).
     """
 
     key: ClassVar[str] = "gin"

@@ -57,8 +57,8 @@ class TinyMIG(Method):
         alignment_scale: How enhanced features are compared. ``"free"``: after normalizing each to zero mean and unit
             RMS per sample and channel. ``"paper"``: without normalization (eq. 13), so that the filters can reduce the
             loss by shrinking the features.
-        ablate: Parts of the method that are disabled (tables 4 and 6). Without both lra and co_training, the
-            reprogramming is not trained, and the styles come from random combinations of the teacher's features.
+        ablate: Parts of the method that are disabled (tables 4 and 6). If both lra and co_training are
+            disabled, the reprogramming is not trained, and styles are random combinations of the teacher's features.
 
     Raises:
         SettingsError: A setting has a value that is not accepted. The message names the setting.
