@@ -257,7 +257,7 @@ def test_a_training_resumes_only_with_the_same_domains_and_version(make):
         make(domains=("a", "c")).optimizer.load_state_dict(state)
     saved = state["nnunet_dg_auxiliary"]
     del saved["conditions"]["sgcg"]["form of SgCG"], saved["pretrained"]
-    with pytest.raises(DataError, match=r"earlier version of nnunet-dg .* restoration weighed per domain"):
+    with pytest.raises(DataError, match=r"earlier version of nnunet-dg, .* restoration weighed per domain"):
         make().optimizer.load_state_dict(state)
     del state["nnunet_dg_auxiliary"]
     with pytest.raises(DataError, match="not written by nnUNetTrainerSgCG"):
