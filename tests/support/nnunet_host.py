@@ -44,7 +44,7 @@ class Host:
     def __post_init__(self) -> None:
         folders = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "NNUNET_DG", "TORCH_DEVICE"))}
-        own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+        own = {"NNUNET_DG_HOME": str(self.folder / "weights"), "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1"}
         own["PYTHONPATH"] = str(SITE)
         own["PYTHONUNBUFFERED"] = "1"  # so that the output of a killed process is complete
         own["OMP_NUM_THREADS"] = "1"  # tiny networks are not faster with more, and the order of sums is fixed
@@ -79,9 +79,9 @@ class Host:
         self, trainer: str, options: str = "", fold: str = "0", configuration: str = "3d_fullres", dataset: int = 701,
         plans: str = "tinyPlans", status: int | None = 0, **environment: str,
     ) -> str:  # fmt: skip
-        """Run nnUNetv2_train on the CPU."""
+        """Run nnUNetv2_train on the CPU; batches are made in its process unless nnUNet_n_proc_DA says otherwise."""
         command = f"nnUNetv2_train {dataset} {configuration} {fold} -p {plans} -tr {trainer} -device cpu {options}"
-        return self.run(command, status, **environment)
+        return self.run(command, status, **({"nnUNet_n_proc_DA": "0"} | environment))
 
     def predict(
         self, trainer: str, images: Path, out: Path, options: str = "", fold: str = "0",
