@@ -188,9 +188,10 @@ def _check_complete(results: Path, folds: Sequence[str], checkpoint: str) -> Non
 
 
 def _refuse_other_networks(trainer: str) -> None:
-    if any(method.changes_network for method in getattr(trainer_class(trainer), "methods", ())):
+    methods = getattr(trainer_class(trainer), "methods", ())
+    if changing := [type(method).__name__ for method in methods if method.changes_network]:
         raise ExportError(
-            f"{trainer}'s network is not nnU-Net's own: it runs a frozen feature extractor at inference, which needs "
+            f"{trainer}'s network is not nnU-Net's own: {' and '.join(changing)} changes it, so inference needs "
             f"nnunet-dg. Share it with nnUNetv2_export_model_to_zip, and install nnunet-dg where it is used."
         )
 

@@ -75,7 +75,8 @@ def number(
             return null
         if not is_number(value, whole):
             return False
-        return value <= largest and (low is None or value >= low) and (above is None or value > above)
+        smallest = -largest if low is None else low
+        return smallest <= value <= largest and (above is None or value > above)
 
     return setting(default, f"{kind} in {lower_end}, {largest:g}]{', or null' if null else ''}", accepts)
 

@@ -117,6 +117,8 @@ class Student(ABC):
         Call this in the constructor of a training module. Taps that were created before the change read the original
         output of the stage, later ones the changed output.
         """
+        if isinstance(stage, str):
+            raise TypeError(f"Only the outputs of encoder stages can be replaced; got {stage!r}.")
         return Change(self.module(stage), function, always)
 
     def before_each_pass(self, draw: Callable[[Tensor], None]) -> None:

@@ -1,4 +1,4 @@
-"""Trainers of published baselines, each with its paper's settings."""
+"""Trainers of published baselines, each with the defaults of its method."""
 
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle

@@ -18,6 +18,8 @@ from nnunet_dg.tensors import Statistics, modulate, statistics
 
 EPS = 1e-6  # as in the reference implementation
 
+Draw = tuple[Tensor, Tensor, Tensor, Tensor]  # partners (B,), shares (B, 1), mean and deviation of an earlier sample
+
 
 def mix(own: Statistics, partner: Statistics, share: Tensor) -> Statistics:
     """Eq. 5 and 6 of MixStyle: ``share * own + (1 - share) * partner``, for mean and deviation.
@@ -124,7 +126,8 @@ class MixStyleTraining(TrainingModule):
         self.settings, self.student = settings, student
         self.domains = torch.zeros(0, dtype=torch.long)
         self.earlier = {stage: EarlierSamples() for stage in settings.stages}
-        self.draws: dict[int, tuple[Tensor, Tensor, Statistics | None] | None] = {}
+        self.draws: dict[int, Draw] = {}
+        self.single: dict[int, Statistics] = {}
         student.before_each_pass(self.draw)
         for stage in settings.stages:
             student.change(stage, partial(self.styled, stage), always=True)
@@ -135,23 +138,30 @@ class MixStyleTraining(TrainingModule):
         return batch
 
     def draw(self, data: Tensor) -> None:
-        """Draw for each stage whether it mixes in this pass, the partners and the shares."""
+        """Draw for each stage whether it mixes in this pass, the partners and the shares.
+
+        A stage that does not mix has shares of 1, so that a compiled network has one graph for both cases.
+        """
         samples = len(data)
         domains = self.domains if self.settings.other_domains and len(self.domains) == samples else None
         for stage in self.settings.stages:
+            if stage in self.single:  # of the last pass
+                self.earlier[stage].remember(self.single.pop(stage))
             mixes = float(torch.rand(())) < self.settings.p
             order = partner_order(samples, domains).to(data.device)
             share = draw_share(samples, self.settings.alpha, data.device)
-            self.draws[stage] = (order, share, self.earlier[stage].draw()) if mixes else None
+            earlier = self.earlier[stage].draw() if samples == 1 else None
+            if not mixes or (samples == 1 and earlier is None):
+                share = torch.ones_like(share)
+            shape = (1, self.student.widths[stage])
+            nothing = torch.zeros(shape, device=data.device), torch.ones(shape, device=data.device)
+            self.draws[stage] = (order, share, *(earlier or nothing))
 
     def styled(self, stage: int, feature: Tensor) -> Tensor:
         """The output of a stage, ``(B, A, *spatial)``, with mixed statistics (eq. 7)."""
         own = statistics(feature.detach(), EPS, correction=1)
-        drawn = self.draws.get(stage)
+        order, share, mean, std = self.draws[stage]
         if len(feature) == 1:
-            self.earlier[stage].remember(own)
-        if drawn is None or len(drawn[0]) != len(feature):
-            return feature
-        order, share, earlier = drawn
-        partner = (own[0][order], own[1][order]) if len(feature) > 1 or earlier is None else earlier
-        return modulate(feature, *mix(own, partner, share), own=own)
+            self.single[stage] = own
+            return modulate(feature, *mix(own, (mean, std), share), own=own)
+        return modulate(feature, *mix(own, (own[0][order], own[1][order]), share), own=own)

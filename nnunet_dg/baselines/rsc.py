@@ -52,7 +52,8 @@ class RSC(Method):
     Z. Huang, H. Wang, E. P. Xing, D. Huang, Self-Challenging Improves Cross-Domain Generalization, ECCV 2020,
     https://arxiv.org/abs/2007.02454. The score of the truth is minus nnU-Net's own loss. A first forward pass computes
     its gradient with respect to the bottleneck. The loss of a second pass, with the mask, is trained. Gradient and mask
-    are constants. Networks with batch norm update their running statistics in both passes.
+    are constants. Networks with batch norm update their running statistics in both passes. The paper mutes channels or
+    positions of a third of a batch's samples; the defaults here mute a fifth of the elements of every second batch.
 
     Attributes:
         p: Probability that a batch is challenged; other batches are trained as by nnU-Net.
@@ -99,6 +100,10 @@ class RSCTraining(TrainingModule):
         if self.mask is not None:
             feature = feature * self.mask
         return feature if self.probe is None else feature + self.probe.to(feature.dtype)
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The segmentation loss, which the masked pass replaces."""
+        return {"segmentation": 1.0}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """nnU-Net's loss of the masked pass if the batch is challenged; otherwise no terms."""

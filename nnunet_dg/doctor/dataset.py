@@ -72,7 +72,7 @@ def _checked_sections(plans: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         refuse_misplaced(plans)
         sections = sections_of(plans)
-        for method in set(sections) - {PLANNED_FOR}:
+        for method in set(sections) & set(METHODS):
             resolve(plans, METHODS[method]())
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error

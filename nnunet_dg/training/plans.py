@@ -14,6 +14,7 @@ from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import Method
 from nnunet_dg.names import did_you_mean
 from nnunet_dg.training.catalog import METHODS
+from nnunet_dg.training.overview import trainers_by_method
 
 KEY = "nnunet_dg"
 PLANNED_FOR = "planned_for"  # the settings that a planner assumed, which are not settings of a method
@@ -36,7 +37,9 @@ def sections_of(plans: dict[str, Any], methods: Iterable[str] = ()) -> dict[str,
     sections = plans.get(KEY, {})
     if not isinstance(sections, dict):
         raise SettingsError(f'plans["{KEY}"] must look like {{"dropgen": {{setting: value}}}}; got {sections!r}.')
-    known = [*METHODS, *(method for method in methods if method not in METHODS)]
+    known = list(dict.fromkeys((*METHODS, *methods)))
+    if set(sections) - {*known, PLANNED_FOR}:  # the sections may be those of other packages' methods
+        known = list(dict.fromkeys((*known, *(method.key for method in trainers_by_method()))))
     if unknown := set(sections) - {*known, PLANNED_FOR}:
         names = ", ".join(sorted(map(repr, unknown)))
         raise SettingsError(
@@ -117,10 +120,11 @@ def refuse_other_settings(now: T, earlier: T, subject: str = "This checkpoint wa
     Raises:
         SettingsError: Settings have changed. The message names them.
     """
+    before, after = as_json(earlier), as_json(now)
     changed = {
         field.name: (getattr(earlier, field.name), getattr(now, field.name))
         for field in fields(now)
-        if field.name != "weights" and getattr(earlier, field.name) != getattr(now, field.name)
+        if field.name != "weights" and before[field.name] != after[field.name]
     }
     if changed:
         changes = ", ".join(f"{name} was {then!r} and is {today!r}" for name, (then, today) in changed.items())

@@ -11,7 +11,7 @@ from nnunetv2.paths import nnUNet_raw
 from torch import Tensor, distributed, nn
 
 from nnunet_dg.datasets.domains import Domains, read_domains
-from nnunet_dg.errors import HostError
+from nnunet_dg.errors import HostError, SettingsError
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import AroundPlanned, Student, full_resolution
 from nnunet_dg.outside import Outside
@@ -99,6 +99,11 @@ class HostStudent(Student):
     def domain_names(self) -> tuple[str, ...]:
         return self.known_domains.names
 
+    @property
+    def reads_domains(self) -> bool:
+        """Whether a method has asked for the domains."""
+        return "known_domains" in vars(self)
+
     @cached_property
     def known_domains(self) -> Domains:
         """The domains of the dataset's cases, read on first access."""
@@ -112,7 +117,15 @@ class HostStudent(Student):
 
     def module(self, stage: int | str) -> Any:
         planned = planned_network(self.network)
-        return planned.decoder.seg_layers[-1] if stage == "penultimate" else planned.encoder.stages[stage]
+        if isinstance(stage, str):
+            return planned.decoder.seg_layers[-1]
+        stages = planned.encoder.stages
+        if not -len(stages) <= stage < len(stages):
+            raise SettingsError(
+                f"The planned network has the encoder stages 0 to {len(stages) - 1}; a method uses stage {stage}. "
+                f"Choose another one in its settings."
+            )
+        return stages[stage]
 
     def loss(self, output: Any, target: Scales) -> Tensor:
         return self.trainer.loss(output, target)

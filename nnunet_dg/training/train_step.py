@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from nnunetv2.utilities.helpers import dummy_context
 from torch import Tensor, nn
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import SEGMENTATION, Batch, Step, TrainingModule
 
 if TYPE_CHECKING:
     from nnunet_dg.training.trainer import MethodsTrainer
 
+T = TypeVar("T")
 MAX_GRADIENT_NORM = 12  # as in nnU-Net
 
 
@@ -32,10 +35,37 @@ def train_step(trainer: MethodsTrainer, batch: dict[str, Any]) -> dict[str, Any]
     with torch.autocast("cuda") if trainer.device.type == "cuda" else dummy_context():
         weights = trainer.term_weights()
         terms = loss_terms(trainer, on_device(trainer, batch))
+        check_terms(weights, terms)
         loss = torch.stack([weight * terms[name] for name, weight in weights.items() if weight]).sum()
     update(trainer, loss)
     values = torch.stack([loss, *terms.values()]).detach().float().cpu().numpy()
     return dict.fromkeys(weights, np.float32(0)) | dict(zip(["loss", *terms], values, strict=True))
+
+
+def joined(terms: dict[str, T], more: dict[str, T], key: str) -> dict[str, T]:
+    """Loss terms, or their weights, with those of another method.
+
+    Raises:
+        SettingsError: Another method has a term of the same name.
+    """
+    if twice := sorted(terms.keys() & more.keys()):
+        raise SettingsError(
+            f"Method {key!r} and another method of this trainer both have the loss term {twice[0]!r}. List only one of "
+            f"them in `methods`."
+        )
+    return terms | more
+
+
+def check_terms(weights: Mapping[str, float], terms: Mapping[str, Tensor]) -> None:
+    """Check that the terms of a step are those that have weights.
+
+    Raises:
+        SettingsError: A term has no weight, so that it would never be trained, or a term with a weight is missing.
+    """
+    if unweighted := sorted(terms.keys() - weights.keys()):
+        raise SettingsError(f"The loss term {unweighted[0]!r} has no weight. Add it to `TrainingModule.weights`.")
+    if missing := [name for name, weight in weights.items() if weight and name not in terms]:
+        raise SettingsError(f"`TrainingModule.losses` did not return the term {missing[0]!r}, which has a weight.")
 
 
 def on_device(trainer: MethodsTrainer, batch: dict[str, Any]) -> Batch:
@@ -49,15 +79,15 @@ def on_device(trainer: MethodsTrainer, batch: dict[str, Any]) -> Batch:
 
 def loss_terms(trainer: MethodsTrainer, batch: Batch) -> dict[str, Tensor]:
     """All terms by name; nnU-Net's own loss is the term `SEGMENTATION` unless a method replaces it."""
-    modules: list[nn.Module] = list(trainer.auxiliary.values())
-    for module in modules:
+    modules: dict[str, nn.Module] = dict(trainer.auxiliary.items())
+    for module in modules.values():
         plain = unwrap(module)
         if isinstance(plain, TrainingModule):
             batch = plain.augment(batch)
     step = Step(trainer.student, batch, trainer.current_epoch)
     terms: dict[str, Tensor] = {}
-    for module in modules:
-        terms |= module(step)
+    for key, module in modules.items():
+        terms = joined(terms, module(step), key)
     if SEGMENTATION not in terms:
         terms[SEGMENTATION] = step.segmentation(step.output)
     return terms

@@ -19,7 +19,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.normalization import fitted_to_ct
-from nnunet_dg.errors import DimensionError
+from nnunet_dg.errors import DimensionError, SettingsError
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import SEGMENTATION, Inputs, Method
 from nnunet_dg.outside import Outside
@@ -39,7 +39,9 @@ from nnunet_dg.training.plans import (
     unused,
 )
 from nnunet_dg.training.student import HostStudent
-from nnunet_dg.training.train_step import train_step
+from nnunet_dg.training.train_step import joined, train_step
+
+TOTAL = "loss"  # nnU-Net's name of the whole loss in the results of a training step
 
 
 class MethodsTrainer(nnUNetTrainer):
@@ -79,6 +81,18 @@ class MethodsTrainer(nnUNetTrainer):
         self.methods = tuple(self.folds.completed(method, self.print_to_log_file) for method in resolved)
         for method in self.methods:
             record(self.plans_manager.plans, method)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check what a subclass lists, when it is defined.
+
+        Raises:
+            TypeError: The list of methods cannot work. The message says why.
+        """
+        super().__init_subclass__(**kwargs)
+        check_methods(cls.__name__, cls.methods)
+        for name, value in vars(cls).items():
+            if isinstance(value, Method):
+                raise TypeError(f"{cls.__name__}: the attribute {name!r} is not read. Write `methods = ({value!r},)`.")
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -214,10 +228,11 @@ class MethodsTrainer(nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> Any:
         training, validation = super().get_tr_and_val_datasets()
-        if any(method.balances_domains() for method in self.methods):
+        balances = any(method.balances_domains() for method in self.methods)
+        if balances or self.student.reads_domains:
             cases = cases_by_domain(list(training.identifiers), self.student.known_domains.of_case)
             self.num_training_domains = len(cases)
-            if len(cases) > 1:
+            if balances and len(cases) > 1:
                 setattr(training, CASES, cases)
         return training, validation
 
@@ -249,8 +264,10 @@ class MethodsTrainer(nnUNetTrainer):
     def term_weights(self) -> dict[str, float]:
         """The weight of each loss term in this epoch. nnU-Net's own loss has weight 1 unless a method sets it."""
         weights: dict[str, float] = {}
-        for module in self.auxiliary.values():
-            weights |= unwrap(module).weights(self.current_epoch)  # type: ignore[operator]
+        for key, module in self.auxiliary.items():
+            weights = joined(weights, unwrap(module).weights(self.current_epoch), key)  # type: ignore[operator]
+        if TOTAL in weights:
+            raise SettingsError(f"A loss term must not be called {TOTAL!r}, which is nnU-Net's name of the whole loss.")
         return weights if SEGMENTATION in weights else {SEGMENTATION: 1.0} | weights
 
     def on_train_epoch_start(self) -> None:
@@ -295,6 +312,29 @@ class MethodsTrainer(nnUNetTrainer):
             plans = self.my_init_kwargs["plans"]  # those of the checkpoint, once nnU-Net has read it
             for method, defaults in zip(self.methods, type(self).methods, strict=True):
                 refuse_other_settings(method, resolve(plans, defaults, self.keys()))
+
+
+def check_methods(trainer: str, methods: tuple[Method, ...]) -> None:
+    """Check the methods that a trainer lists.
+
+    Args:
+        trainer: Name of the trainer, for messages.
+        methods: Its methods.
+
+    Raises:
+        TypeError: One is not a `Method` object, is not a dataclass, lacks ``key`` or ``paper``, or two have one key.
+    """
+    for method in methods:
+        if not isinstance(method, Method):
+            raise TypeError(f"{trainer}: `methods` must list objects such as DropGen(); got {method!r}.")
+        kind = type(method)
+        if "__dataclass_fields__" not in vars(kind):
+            raise TypeError(f"{trainer}: decorate {kind.__name__} with @dataclass(frozen=True).")
+        if missing := [name for name in ("key", "paper") if not hasattr(kind, name)]:
+            raise TypeError(f"{trainer}: {kind.__name__} needs the class attribute {missing[0]!r}.")
+    keys = [method.key for method in methods]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise TypeError(f"{trainer}: two methods have the key {twice[0]!r}, and one section in the plans. List one.")
 
 
 def _build_method(method: Method, build: Callable[[int], nn.Module], inputs: Inputs, channels: int) -> nn.Module:

@@ -110,6 +110,20 @@ def test_kernel_sizes_are_drawn_for_each_layer_and_values_are_standard_normal():
     assert values.std() == pytest.approx(1, abs=0.03)
 
 
+def test_the_number_of_layers_and_their_width_are_settings(monkeypatch):
+    drawn = []
+
+    def draw(*given):
+        drawn.append(draw_layers(*given))
+        return drawn[-1]
+
+    monkeypatch.setattr("nnunet_dg.baselines.gin.draw_layers", draw)
+    data = torch.randn(2, 1, 8, 8)
+    training = GIN(layers=2, hidden=3).training_module(SimpleNamespace(outside=Outside.nowhere(1)))
+    training.augment(Batch(data, data, ("a", "b"), 1))
+    assert [tuple(kernel.shape[:3]) for kernel, _ in drawn[0]] == [(2, 3, 1), (2, 1, 3)]
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_only_image_channels_change_and_masked_voxels_stay_zero_if_keep_outside_is_set(keep):
     outside = Outside((True, True), (True, True))

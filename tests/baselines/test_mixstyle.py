@@ -5,6 +5,7 @@ import torch
 
 from nnunet_dg.baselines.mixstyle import MixStyle, MixStyleTraining, draw_share
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.method import Batch
 
 
 class Net(torch.nn.Module):
@@ -38,7 +39,7 @@ class Net(torch.nn.Module):
 def styled(feature, order, share):
     """One call with the given partners and shares in place of random ones."""
     training = MixStyleTraining(MixStyle(stages=(0,)), Net())
-    training.draws[0] = (torch.tensor(order), torch.tensor(share)[:, None], None)
+    training.draws[0] = (torch.tensor(order), torch.tensor(share)[:, None], torch.zeros(1, 1), torch.ones(1, 1))
     return training.styled(0, feature)
 
 
@@ -92,7 +93,7 @@ def test_stages_mix_independently_with_probability_p():
     mixed = []
     for _ in range(1000):
         training.draw(torch.zeros(2, 1, 4, 4))
-        mixed.append([training.draws[stage] is not None for stage in (0, 1)])
+        mixed.append([bool((training.draws[stage][1] != 1).any()) for stage in (0, 1)])
     shares = torch.tensor(mixed).float()
     assert (shares.mean(0) - 0.3).abs().max() < 0.05
     assert (shares.prod(1).mean() - 0.09).abs() < 0.03
@@ -110,7 +111,8 @@ def test_shares_have_the_variance_of_the_beta_distribution():
 def test_partners_are_of_other_domains(domains, expected):
     net = Net(domains)
     training = MixStyleTraining(MixStyle(p=1.0), net)
-    training.domains = net.case_domains
+    data = torch.zeros(3, 1, 4, 4)
+    training.augment(Batch(data, data, ("a", "b", "c"), 1))
     found = set()
     for _ in range(60):
         training.draw(torch.zeros(3, 1, 4, 4))

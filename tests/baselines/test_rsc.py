@@ -125,6 +125,13 @@ def test_hand_value_of_a_challenged_step():
     torch.testing.assert_close(network(x), network.head(x))  # later passes are not muted
 
 
+@pytest.mark.parametrize("unit", ["channel", "spatial"])
+def test_the_unit_is_a_setting(unit):
+    """A channel or a position is muted, which gives another loss than single elements."""
+    other = losses(1.0, unit=unit, share=0.25)[1]["segmentation"]
+    assert float(other) != pytest.approx(0.551592, abs=1e-3)
+
+
 def test_other_batches_have_nnunets_own_loss():
     assert losses(0.0)[1] == {}
 

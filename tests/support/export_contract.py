@@ -100,7 +100,7 @@ class ExportRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ("-tr Tiny_nnUNetTrainerDropGen_MIND", "runs a frozen feature extractor at inference.*nnUNetv2_export_mod"),
+            ("-tr Tiny_nnUNetTrainerDropGen_MIND", "DropGen changes it, so inference needs.*nnUNetv2_export_mod"),
             ("-f 3", r"lacks fold_3/checkpoint_final.pth. It has .*fold_0/checkpoint_final.pth"),
             ("-tr nnUNetTrainerDoesNotExist", "trainer nnUNetTrainerDoesNotExist"),
             ("-f x", "a fold must be a number or all; got 'x'"),

@@ -84,8 +84,9 @@ def test_the_loss_is_the_weighted_sum_with_restoration_weighted_per_domain(make)
     assert result["contrast"] > 0
 
 
-def test_the_weight_of_restoration_counts_only_domains_with_training_cases(make, tmp_path):
-    trainer = make(restoration=0.2)
+@pytest.mark.parametrize("balanced", [True, False])
+def test_the_weight_of_restoration_counts_only_domains_with_training_cases(make, tmp_path, balanced):
+    trainer = make(restoration=0.2, balanced_batches=balanced)
     splits = [{"train": [CASES[0]], "val": [CASES[1]]}]
     (tmp_path / "nnUNet_preprocessed" / "Dataset999_Benchmark" / "splits_final.json").write_text(json.dumps(splits))
     assert trainer.term_weights()["restoration"] == pytest.approx(2 * 0.2)
