@@ -130,8 +130,7 @@ def evaluate(
         DataError: Files are missing, superfluous or unreadable, or do not match each other or ``dataset.json``. All
             cases are tried, all failed ones are named, and nothing is written.
     """
-    if not 0 <= tolerance_mm < math.inf:
-        raise EvaluationError(f"`tolerance_mm` must be a number of mm, 0 or more; got {tolerance_mm:g}.")
+    _check_tolerance(tolerance_mm)
     path = _dataset_json(dataset_json, predictions)
     dataset = read_json(path, Dataset, "nnU-Net leaves a copy in every results folder. Give it as `dataset_json`.")
     labels = Labels.of_dataset(dataset, path)
@@ -139,13 +138,17 @@ def evaluate(
     reader = SegmentationReader(reader_of(dataset, [truth for truth, _ in pairs.values()], path), labels, path)
     surfaces = _can_measure_surfaces()
     tasks = [Task(case, *files, reader, tolerance_mm, ignore_affine, surfaces) for case, files in pairs.items()]
-    output = output or predictions
-    _check_writable(output)
+    _check_writable(output := output or predictions)
     rows = [row for case_rows in run_all(tasks, processes, "evaluating", f" with {path}") for row in case_rows]
     table = pd.DataFrame(rows).sort_values(["case", "label"], ignore_index=True)
     settings = {"missing": missing, "tolerance_mm": tolerance_mm, "ignore_affine": ignore_affine}
     _write(table, output, _as_json(table, settings) | _hashes(predictions, pairs))
     return table
+
+
+def _check_tolerance(tolerance_mm: float) -> None:
+    if not 0 <= tolerance_mm < math.inf:
+        raise EvaluationError(f"`tolerance_mm` must be a number of mm, 0 or more; got {tolerance_mm:g}.")
 
 
 def _can_measure_surfaces() -> bool:

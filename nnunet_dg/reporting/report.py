@@ -89,14 +89,18 @@ def write_report(
         _by_label(scores, metric),
         _worst(scores, cases, metric, view),
     ]
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output} is not a folder. Choose another one for the report.")
-    output.mkdir(parents=True, exist_ok=True)
+    _make_folder(output)
     tables = {"scores": scores, "comparisons": tests, "domains": _all_metrics(scores), "labels": _all_labels(scores)}
     for name, table in tables.items():
         write_csv(output / f"{name}.csv", table)
     write(f"{', '.join(trainers)}: in-domain and unseen", parts, output)
     return parts[0].table
+
+
+def _make_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output} is not a folder. Choose another one for the report.")
+    output.mkdir(parents=True, exist_ok=True)
 
 
 def _overview(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, remarks: Sequence[str]) -> Part:

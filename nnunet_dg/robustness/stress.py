@@ -78,10 +78,8 @@ def stress(
     _check_same(cases)
     output.mkdir(parents=True, exist_ok=True)
     with locked(output, "nnunet-dg stress"):
-        tables = []
-        for name, model in models.items():
-            record = Record(output / f"{name}.jsonl", _settings(model, seed, mirroring))
-            tables.append(_measured(name, model, cases[name], kinds, draws, record, seed))
+        records = {n: Record(output / f"{n}.jsonl", _settings(m, seed, mirroring)) for n, m in models.items()}
+        tables = [_measured(n, m, cases[n], kinds, draws, records[n], seed) for n, m in models.items()]
         return _write(tables, output)
 
 

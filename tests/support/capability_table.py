@@ -11,7 +11,8 @@ INTRODUCTION = """# Capabilities
 What of nnU-Net works with each trainer. ✓ is a test that ran and passed, named in the last column; a number is a
 refusal, whose message is listed below. The tests run nnU-Net's own commands (`tests/contract/test_capabilities.py`),
 except for `nnUNetPredictor`, which is the API, and DDP, where two gloo processes on CPU stand for two GPUs
-(`tests/training/test_ddp.py`). Compiling is tested with a backend that needs no C++ compiler.
+(`tests/training/test_ddp.py`). Compiling is tested with a backend that needs no C++
+compiler; `tests/training/test_compile.py` tests one method of each kind with the real one.
 
 Written by `pytest -m matrix --capabilities=docs/reference/capabilities.md`, not by hand.
 """
