@@ -229,7 +229,7 @@ class MethodsTrainer(nnUNetTrainer):
     def get_tr_and_val_datasets(self) -> Any:
         training, validation = super().get_tr_and_val_datasets()
         balances = any(method.balances_domains() for method in self.methods)
-        if balances or self.student.reads_domains:
+        if balances or ("student" in vars(self) and self.student.reads_domains):
             cases = cases_by_domain(list(training.identifiers), self.student.known_domains.of_case)
             self.num_training_domains = len(cases)
             if balances and len(cases) > 1:
