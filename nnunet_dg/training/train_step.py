@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.host import unwrap
-from nnunet_dg.method import SEGMENTATION, Batch, Step, TrainingModule
+from nnunet_dg.method import SEGMENTATION, Batch, Step
 
 if TYPE_CHECKING:
     from nnunet_dg.training.trainer import MethodsTrainer
@@ -81,9 +81,7 @@ def loss_terms(trainer: MethodsTrainer, batch: Batch) -> dict[str, Tensor]:
     """All terms by name; nnU-Net's own loss is the term `SEGMENTATION` unless a method replaces it."""
     modules: dict[str, nn.Module] = dict(trainer.auxiliary.items())
     for module in modules.values():
-        plain = unwrap(module)
-        if isinstance(plain, TrainingModule):
-            batch = plain.augment(batch)
+        batch = unwrap(module).augment(batch)  # type: ignore[operator]
     step = Step(trainer.student, batch, trainer.current_epoch)
     terms: dict[str, Tensor] = {}
     for key, module in modules.items():
