@@ -80,7 +80,7 @@ def test_a_training_with_other_features_than_planned_is_warned():
     assert planned_for_other(COUNTED, DropGenSettings(extractor="mind"), 2) == ""  # not counted for 2-D
     assert planned_for_other({}, DropGenSettings(), 3) == ""
     told = planned_for_other(COUNTED, DropGenSettings(extractor="anatomix-dev"), 3)
-    assert "chosen for extractor 'anatomix', and this training has 'anatomix-dev'" in told
+    assert "chosen for extractor 'anatomix', but this training has 'anatomix-dev'" in told
     everything = {"layer": "penultimate", "combine": "concat", "inputs": "image+features"}
     for name, other in (("layer", "final"), ("combine", "mean"), ("inputs", "features")):
         counted = {"nnunet_dg": {"planned_for": {"3d": everything}}}
