@@ -19,6 +19,10 @@ class DataError(UserError, ValueError):
     """A user's file or folder is missing, cannot be read, or does not contain what it should."""
 
 
+class VersionError(DataError):
+    """A file was written by another version of this package, which this version cannot continue."""
+
+
 class ExtraError(UserError, ImportError):
     """An optional dependency is not installed."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_dg.errors import SettingsError
+from nnunet_dg.errors import VersionError
 from nnunet_dg.tensors import wide
 from nnunet_dg.tinymig.alignment import gain, localized_representation_alignment, pool, pooled_shape, scale_free
 from nnunet_dg.tinymig.content import FrequencyContentEnhancement
@@ -66,7 +66,7 @@ class Teaching(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         revision = int(state_dict.get(f"{prefix}revision", 1))
         if revision != REVISION:
-            raise SettingsError(
+            raise VersionError(
                 f"This checkpoint was written by another version of TinyMIG (revision {revision}, now {REVISION}), "
                 f"whose adapters and reprogramming differ. Predict with it, finish its training with the version that "
                 f"started it, or start a new training from its network with -pretrained_weights."

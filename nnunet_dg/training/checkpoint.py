@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnunet_dg.errors import DataError
+from nnunet_dg.errors import DataError, VersionError
 
 IN_OPTIMIZER_STATE = "nnunet_dg_auxiliary"
 VERSION = 2
@@ -50,7 +50,8 @@ class TrainingState:
             methods: Keys of the methods that have a training module.
 
         Raises:
-            DataError: The checkpoint has no training-only state, or it has another version or other methods.
+            DataError: The checkpoint has no training-only state, or that of other methods.
+            VersionError: Another version of this package wrote the checkpoint.
         """
         if IN_OPTIMIZER_STATE not in optimizer_state:
             raise DataError(
@@ -62,7 +63,7 @@ class TrainingState:
         if version == 1:
             saved = _upgraded(saved, methods[0])
         elif version != VERSION:
-            raise DataError(
+            raise VersionError(
                 f"This checkpoint's training-only state has version {version}; this version of nnunet-dg reads "
                 f"versions 1 and {VERSION}. Continue with the version of nnunet-dg that wrote it, {INSTEAD}."
             )
@@ -81,6 +82,7 @@ class TrainingState:
 
         Raises:
             DataError: A condition has changed. The message names it.
+            VersionError: The version that wrote the checkpoint did not record a condition.
         """
         for method, conditions in now.items():
             for name, value in conditions.items():
@@ -98,7 +100,7 @@ def _upgraded(saved: dict[str, Any], method: str) -> dict[str, Any]:
 
 def _refuse_other(name: str, then: Any, now: Any) -> None:
     if then is None:
-        raise DataError(
+        raise VersionError(
             f"This checkpoint was written by an earlier version of nnunet-dg, which did not record its {name}; this "
             f"training has {now!r}. Continue with the version that wrote it, {INSTEAD}. nnUNetv2_predict and "
             f"nnunet-dg export accept it."

@@ -19,7 +19,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.normalization import fitted_to_ct
-from nnunet_dg.errors import DimensionError, SettingsError
+from nnunet_dg.errors import DimensionError, SettingsError, VersionError
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import SEGMENTATION, Inputs, Method
 from nnunet_dg.outside import Outside
@@ -308,10 +308,17 @@ class MethodsTrainer(nnUNetTrainer):
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # releases of nnU-Net name the argument differently
         try:
             super().load_checkpoint(*args, **kwargs)
-        finally:  # also after an error, since other settings are the likely reason why the weights do not fit
-            plans = self.my_init_kwargs["plans"]  # those of the checkpoint, once nnU-Net has read it
-            for method, defaults in zip(self.methods, type(self).methods, strict=True):
-                refuse_other_settings(method, resolve(plans, defaults, self.keys()))
+        except VersionError:
+            raise
+        except Exception:
+            self._refuse_other_settings()  # the likely reason why the weights do not fit
+            raise
+        self._refuse_other_settings()
+
+    def _refuse_other_settings(self) -> None:
+        plans = self.my_init_kwargs["plans"]  # those of the checkpoint, once nnU-Net has read it
+        for method, defaults in zip(self.methods, type(self).methods, strict=True):
+            refuse_other_settings(method, resolve(plans, defaults, self.keys()))
 
 
 def check_methods(trainer: str, methods: tuple[Method, ...]) -> None:

@@ -1,4 +1,4 @@
-"""nnU-Net's real commands in fresh processes, with small data in separate folders and very short trainings."""
+"""nnU-Net's real commands in processes of their own, with small data in separate folders and very short trainings."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import SUPPORT
+from warm_process import READ_BY_COMMANDS, WarmProcesses, runs_python
 
 SITE = SUPPORT / "site"  # each process imports sitecustomize from here when it starts
 OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
@@ -40,6 +43,7 @@ class Host:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    warm: WarmProcesses | None = None
 
     def __post_init__(self) -> None:
         folders = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
@@ -57,14 +61,37 @@ class Host:
         self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self.environment['PYTHONPATH']}"
 
     def run(self, command: str, status: int | None = 0, **environment: str) -> str:
-        """Run a command in a fresh process and return its output. Its exit status must be ``status``."""
-        result = subprocess.run(
-            shlex.split(command), env=self.environment | environment, cwd=self.folder,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
-            start_new_session=True,
-        )  # fmt: skip
-        assert status is None or result.returncode == status, f"{command}\n{result.stdout[-6000:]}"
-        return result.stdout
+        """Run a command in a process of its own and return its output. Its exit status must be ``status``.
+
+        Python programs start with nnU-Net imported, see `warm_process`, unless a variable that is read by imports
+        differs from those of this host.
+        """
+        words = shlex.split(command)
+        if runs_python(words) and all(name.startswith(READ_BY_COMMANDS) for name in environment):
+            returncode, output = self._run_warm(words, environment)
+        else:
+            result = subprocess.run(
+                words, env=self.environment | environment, cwd=self.folder, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, timeout=300, check=False, start_new_session=True,
+            )  # fmt: skip
+            returncode, output = result.returncode, result.stdout
+        assert status is None or returncode == status, f"{command}\n{output[-6000:]}"
+        return output
+
+    def _run_warm(self, words: list[str], environment: dict[str, str]) -> tuple[int, str]:
+        if self.warm is None or self.warm.environment != self.environment:
+            self.close()
+            self.warm = WarmProcesses(dict(self.environment))
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "output")
+            returncode = self.warm.run(words, environment, self.folder, output, timeout=300)
+            return returncode, output.read_text()
+
+    def close(self) -> None:
+        """Stop the server of warm processes."""
+        if self.warm is not None:
+            self.warm.close()
+            self.warm = None
 
     def python(self, code: str, status: int = 0, **environment: str) -> str:
         """Run Python code in a fresh process."""
@@ -145,7 +172,7 @@ def one_case(host: Host, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory, anatomix_weights) -> Host:
+def host(tmp_path_factory, anatomix_weights) -> Iterator[Host]:
     """A planned and preprocessed dataset of five cases, in 2-D and 3-D, and random anatomix weights in the cache."""
     host = Host(tmp_path_factory.mktemp("nnunet"))
     names = "\n".join(f"{name} = tiny_trainers:{name}" for name in (*TINY_NAMES, "nnUNetTrainerOtherForward"))
@@ -163,4 +190,5 @@ def host(tmp_path_factory, anatomix_weights) -> Host:
     shrink_plans(host.folder / "nnUNet_preprocessed" / DATASET)
     torch.save(anatomix_weights, host.folder / "random.pth")
     host.run(f"nnunet-dg weights install anatomix {host.folder / 'random.pth'} --unpublished")
-    return host
+    yield host
+    host.close()

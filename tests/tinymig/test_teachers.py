@@ -9,7 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from nnunet_model import write_model
 from torch.nn import functional as F
 
-from nnunet_dg.errors import SettingsError
+from nnunet_dg.errors import SettingsError, VersionError
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.extractors.weights import WeightsError
 from nnunet_dg.tensors import minmax
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_an_earlier_revision_is_refused():
     state = teaching.state_dict()
     teaching.load_state_dict(state)
     del state["revision"]
-    with pytest.raises(SettingsError, match=r"another version of TinyMIG \(revision 1, now 2\).*-pretrained_weights"):
+    with pytest.raises(VersionError, match=r"another version of TinyMIG \(revision 1, now 2\).*-pretrained_weights"):
         teaching.load_state_dict(state)
 
 

@@ -7,7 +7,7 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from on_noise import CASES, batch, initialized, plans
 
-from nnunet_dg.errors import DataError
+from nnunet_dg.errors import DataError, SettingsError, VersionError
 from nnunet_dg.hooks import Tap
 from nnunet_dg.method import Batch
 from nnunet_dg.sgcg import ClassContrast, random_amplitude_mixup, restoration_loss
@@ -263,3 +263,15 @@ def test_a_training_resumes_only_with_the_same_domains_and_version(make):
     del state["nnunet_dg_auxiliary"]
     with pytest.raises(DataError, match="not written by nnUNetTrainerSgCG"):
         make().optimizer.load_state_dict(state)
+
+
+def test_the_version_of_a_checkpoint_is_named_before_other_settings(make, tmp_path):
+    trainer, path = make(temperature=0.1), tmp_path / "checkpoint.pth"
+    trainer.save_checkpoint(str(path))
+    with pytest.raises(SettingsError, match=r"temperature was 0\.1 and is 0\.2"):
+        make(temperature=0.2).load_checkpoint(str(path))
+    saved = torch.load(path, weights_only=False)
+    del saved["optimizer_state"]["nnunet_dg_auxiliary"]["conditions"]["sgcg"]["form of SgCG"]
+    torch.save(saved, path)
+    with pytest.raises(VersionError, match=r"earlier version of nnunet-dg, .* restoration weighed per domain"):
+        make(temperature=0.2).load_checkpoint(str(path))
