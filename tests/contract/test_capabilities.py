@@ -266,7 +266,7 @@ class Capabilities:
     def test_a_zip_is_installed_and_predicts_without_weights_and_internet(self, host, predicted, one_image, tmp_path):
         zipped = tmp_path / "model.zip"
         host.run(f"nnUNetv2_export_model_to_zip -d 701 -o {zipped} -c 3d_fullres -f 0 -tr {self.trainer} -p tinyPlans")
-        elsewhere = Host(tmp_path / "elsewhere")
+        elsewhere = Host(tmp_path / "elsewhere", warm=host.warm)
         elsewhere.environment["PYTHONPATH"] = host.environment["PYTHONPATH"]
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (elsewhere.folder / name).mkdir(parents=True)

@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from helpers import SUPPORT
-from warm_process import READ_BY_COMMANDS, WarmProcesses, runs_python
+from warm_process import WarmProcesses, runs_python
 
 SITE = SUPPORT / "site"  # each process imports sitecustomize from here when it starts
 OURS = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
@@ -43,7 +43,7 @@ class Host:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
-    warm: WarmProcesses | None = None
+    warm: WarmProcesses = field(default_factory=WarmProcesses)
 
     def __post_init__(self) -> None:
         folders = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
@@ -63,35 +63,22 @@ class Host:
     def run(self, command: str, status: int | None = 0, **environment: str) -> str:
         """Run a command in a process of its own and return its output. Its exit status must be ``status``.
 
-        Python programs start with nnU-Net imported, see `warm_process`, unless a variable that is read by imports
-        differs from those of this host.
+        Python programs start with nnU-Net imported, see `warm_process`.
         """
-        words = shlex.split(command)
-        if runs_python(words) and all(name.startswith(READ_BY_COMMANDS) for name in environment):
-            returncode, output = self._run_warm(words, environment)
+        words, environment = shlex.split(command), self.environment | environment
+        if runs_python(words):
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, "output")
+                returncode = self.warm.run(words, environment, self.folder, file, timeout=300)
+                output = file.read_text()
         else:
             result = subprocess.run(
-                words, env=self.environment | environment, cwd=self.folder, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, timeout=300, check=False, start_new_session=True,
+                words, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                timeout=300, check=False, start_new_session=True,
             )  # fmt: skip
             returncode, output = result.returncode, result.stdout
         assert status is None or returncode == status, f"{command}\n{output[-6000:]}"
         return output
-
-    def _run_warm(self, words: list[str], environment: dict[str, str]) -> tuple[int, str]:
-        if self.warm is None or self.warm.environment != self.environment:
-            self.close()
-            self.warm = WarmProcesses(dict(self.environment))
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder, "output")
-            returncode = self.warm.run(words, environment, self.folder, output, timeout=300)
-            return returncode, output.read_text()
-
-    def close(self) -> None:
-        """Stop the server of warm processes."""
-        if self.warm is not None:
-            self.warm.close()
-            self.warm = None
 
     def python(self, code: str, status: int = 0, **environment: str) -> str:
         """Run Python code in a fresh process."""
@@ -191,4 +178,4 @@ def host(tmp_path_factory, anatomix_weights) -> Iterator[Host]:
     torch.save(anatomix_weights, host.folder / "random.pth")
     host.run(f"nnunet-dg weights install anatomix {host.folder / 'random.pth'} --unpublished")
     yield host
-    host.close()
+    host.warm.close()

@@ -28,27 +28,48 @@ IMPORTED = (
     "nnunet_dg.training.catalog",
 )
 READ_BY_COMMANDS = ("TINY_", "NNUNET_DG_HOME", "nnUNet_n_proc_DA", "COLUMNS")  # read when they run, not when imported
+MOST_SERVERS = 2
 
 
 def runs_python(command: list[str]) -> bool:
     """Whether the command is Python code, a Python program, or a script that an installed package declares."""
     if command[0] == sys.executable:
-        return command[1:3] == ["-W", "ignore"]
+        return command[1:3] == ["-W", "ignore"] or not command[1].startswith("-")
     script = Path(sysconfig.get_path("scripts"), command[0])
     return script.is_file() and script.read_bytes()[:2] == b"#!" and b"import" in script.read_bytes()
 
 
 class WarmProcesses:
-    """A server for one environment, which starts with the first command."""
+    """Servers for the last environments that were used. They start with their first command."""
+
+    def __init__(self) -> None:
+        self.servers: dict[frozenset[tuple[str, str]], Server] = {}
+
+    def run(self, command: list[str], environment: dict[str, str], folder: Path, output: Path, timeout: float) -> int:
+        """Run a command, write its output to a file and return its exit status."""
+        key = frozenset((k, v) for k, v in environment.items() if not k.startswith(READ_BY_COMMANDS))
+        server = self.servers.pop(key, None) or Server(dict(key))
+        self.servers[key] = server  # the last one in the order of use
+        while len(self.servers) > MOST_SERVERS:
+            self.servers.pop(next(iter(self.servers))).close()
+        return server.run(command, environment, folder, output, timeout)
+
+    def close(self) -> None:
+        """Stop the servers."""
+        while self.servers:
+            self.servers.popitem()[1].close()
+
+
+class Server:
+    """A process that has imported nnU-Net in an environment and forks for each command."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
         self.server = subprocess.Popen(
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def run(self, command: list[str], environment: dict[str, str], folder: Path, output: Path, timeout: float) -> int:
-        """Run a command with more environment variables, write its output to a file and return its exit status."""
+        """Run a command in the environment, which may have more variables than that of the server."""
         request = {"command": command, "environment": environment, "folder": str(folder), "output": str(output)}
         self.server.stdin.write(json.dumps(request | {"timeout": timeout}) + "\n")
         self.server.stdin.flush()
@@ -103,8 +124,10 @@ def become(request: dict) -> None:
     np.random.seed()
     program, *arguments = request["command"]
     if program == sys.executable:
-        _, _, program, *arguments = arguments
-        warnings.simplefilter("ignore")
+        if arguments[:2] == ["-W", "ignore"]:
+            warnings.simplefilter("ignore")
+            arguments = arguments[2:]
+        program, *arguments = arguments
     if program == "-c":
         code, *arguments = arguments
         sys.argv, sys.path[0] = ["-c", *arguments], ""
