@@ -130,7 +130,8 @@ torch.manual_seed(rank)  # DDP makes the initial networks equal nevertheless
 trainer.run_training()
 state = trainer.network.module.state_dict()
 auxiliary = trainer.optimizer.state_dict().get("nnunet_dg_auxiliary", {}).get("modules", {})
-torch.save((state, auxiliary), f"{sys.argv[2]}/{rank}.pt")
+agreed = trainer.student.agreed(torch.tensor(float(rank)))
+torch.save((state, auxiliary, agreed), f"{sys.argv[2]}/{rank}.pt")
 distributed.barrier()
 distributed.destroy_process_group()
 """
@@ -142,7 +143,10 @@ def assert_trains_in_two_processes(host, folder, trainer):
     script.write_text(TRAINING)
     torchrun = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"
     host.run(f"{torchrun} {script} {trainer} {folder}", nnUNet_n_proc_DA="0")
-    (network, auxiliary), (other_network, other_auxiliary) = (torch.load(folder / f"{r}.pt") for r in range(2))
+    (network, auxiliary, agreed), (other_network, other_auxiliary, other_agreed) = (
+        torch.load(folder / f"{rank}.pt") for rank in range(2)
+    )
+    assert agreed == other_agreed == 0  # what a process decides by chance is decided by the first one for all
     assert all(torch.equal(network[key], other_network[key]) for key in network)
     for name, state in auxiliary.items():
         for key, value in state.items():
