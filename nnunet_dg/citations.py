@@ -12,6 +12,7 @@ NNUNET = Paper(
     venue="Nature Methods 18, 203-211",
     year=2021,
     url="https://doi.org/10.1038/s41592-020-01008-z",
+    entry="article",
 )
 ANATOMIX = Paper(
     title="Learning general-purpose biomedical volume representations using randomized synthesis",

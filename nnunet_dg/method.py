@@ -26,27 +26,39 @@ __all__ = [
 
 SEGMENTATION = "segmentation"  # the loss term that replaces nnU-Net's own loss
 SLOTS = ("images", "feature statistics", "gradients and masks", "labels", "auxiliary task", "distillation", "network")
+VENUE_FIELDS = {"inproceedings": "booktitle", "article": "journal", "misc": "note"}  # of BibTeX entries
 M = TypeVar("M", bound="Method")
 
 
 @dataclass(frozen=True)
 class Paper:
-    """The publication of a method."""
+    """The publication of a method.
+
+    Attributes:
+        title: Title.
+        authors: First and last names, separated by commas.
+        venue: Conference or journal, or what it is instead, such as "preprint".
+        year: Year of publication.
+        url: Address of the publication.
+        entry: Type of the BibTeX entry: inproceedings (default), article, or misc.
+    """
 
     title: str
     authors: str
     venue: str
     year: int
     url: str
+    entry: str = "inproceedings"
 
     def bibtex(self, key: str) -> str:
         """The BibTeX entry with the citation key ``key``."""
-        values = {"title": f"{{{self.title}}}", "author": self.authors.replace(", ", " and "), "note": self.venue}
+        values = {"title": f"{{{self.title}}}", "author": self.authors.replace(", ", " and ")}
+        values[VENUE_FIELDS[self.entry]] = self.venue
         rows = {name: f"{{{value}}}" for name, value in values.items()} | {
             "year": f"{{{self.year}}}",
             "url": f"{{{self.url}}}",
         }
-        return f"@misc{{{key},\n" + "".join(f"  {name} = {value},\n" for name, value in rows.items()) + "}"
+        return f"@{self.entry}{{{key},\n" + "".join(f"  {name} = {value},\n" for name, value in rows.items()) + "}"
 
 
 @dataclass(frozen=True)

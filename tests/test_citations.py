@@ -14,7 +14,7 @@ from nnunet_dg.training.overview import trainers_by_method
 
 def cited(capsys, trainer):
     assert main(["cite", trainer]) == 0
-    return re.findall(r"^@misc\{(\w+),$", capsys.readouterr().out, re.M)
+    return re.findall(r"^@\w+\{(\w+),$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,23 @@ def test_an_unknown_trainer_is_one_line(capsys):
 
 def test_an_entry_is_what_bibtex_reads():
     entry = Paper("A Title", "Ada Lovelace, Alan Turing", "A Venue", 2026, "https://example.org").bibtex("key")
-    assert entry.splitlines()[0] == "@misc{key,"
+    assert entry.splitlines()[0] == "@inproceedings{key,"
+    assert "  booktitle = {A Venue}," in entry
     assert "  author = {Ada Lovelace and Alan Turing}," in entry
     assert entry.count("{") == entry.count("}")
+
+
+@pytest.mark.parametrize(("entry", "field"), [("article", "journal"), ("misc", "note")])
+def test_a_journal_and_other_publications_have_their_own_types_of_entries(entry, field):
+    lines = Paper("A Title", "Ada Lovelace", "A Venue", 2026, "https://example.org", entry).bibtex("key").splitlines()
+    assert lines[0] == f"@{entry}{{key,"
+    assert f"  {field} = {{A Venue}}," in lines
+
+
+@pytest.mark.parametrize("paper", [*papers_of([]).values(), *(method.paper for method in METHODS.values())])
+def test_journals_are_articles(paper):
+    journal = any(word in paper.venue for word in ("Transactions", "Journal", "Nature", "Analysis"))
+    assert (paper.entry == "article") == journal
 
 
 def test_every_method_is_listed_with_its_trainers(capsys):

@@ -120,6 +120,7 @@ class GIN(Method):
         "IEEE Transactions on Medical Imaging 42(4)",
         2022,
         "https://arxiv.org/abs/2111.12525",
+        "article",
     )
 
     layers: int = number(4, 1, 64, whole=True)

@@ -69,6 +69,7 @@ class DropGen(Method):
         "arXiv 2604.02564",
         2026,
         "https://arxiv.org/abs/2604.02564",
+        "misc",
     )
 
     extractor: str = choice("anatomix", *OTHER_EXTRACTORS)

@@ -66,6 +66,7 @@ class SgCG(Method):
         "Submission to ICLR 2025",
         2024,
         "https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization",
+        "misc",
     )
 
     contrast: float = number(0.1, 0)
