@@ -1,0 +1,114 @@
+"""Measures time and memory of a training step of every trainer relative to nnUNetTrainer, on noise.
+
+    python benchmarks/every_trainer.py                 # patches of 32^3, nine rounds, on the CPU
+    python benchmarks/every_trainer.py --dims 2 --patch 128 --rounds 5
+
+The table also says whether a model can be exported for plain nnU-Net; if not, predicting needs this package. Steps are
+interleaved and ratios computed per round; their medians are reported. Memory is the largest resident set of a fresh
+process that makes two steps, less that of a process that only builds nnUNetTrainer's network. Trainers that are not
+available for the number of axes are left out.
+"""
+
+import argparse
+import multiprocessing
+import platform
+from importlib.metadata import entry_points, version
+from statistics import median
+from typing import Any
+
+import aside  # noqa: F401, before nnU-Net
+
+# isort: split
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from step_cost import Step, interleaved
+
+from nnunet_dg.errors import UserError
+
+LEAST = 0.1  # GiB of nnUNetTrainer, below which memory is not compared
+CPU = torch.device("cpu")
+WITHOUT_DOWNLOADS = {  # by number of axes
+    3: {"tinymig": {"teacher": "random:anatomix"}},
+    2: {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}},
+}
+
+
+def planned(dims: int, patch: int, batch: int) -> dict[str, Any]:
+    """Plans of nnU-Net's default network, with settings for random weights, which cost as much as trained ones."""
+    from on_noise import plans
+
+    content = plans(patch, batch).plans
+    if dims == 2:
+        configuration = content["configurations"].pop("3d_fullres")
+        network = configuration["architecture"]["arch_kwargs"]
+        for name in ("kernel_sizes", "strides"):
+            network[name] = [sizes[:2] for sizes in network[name]]
+        network["conv_op"], network["norm_op"] = (network[k].replace("3d", "2d") for k in ("conv_op", "norm_op"))
+        configuration |= {"patch_size": [patch] * 2, "spacing": [1.0] * 2}
+        content["configurations"]["2d"] = configuration
+    return content
+
+
+def training(name: str, dims: int, patch: int, batch: int) -> Step:
+    """A trainer that is ready for steps."""
+    trainer: type = nnUNetTrainer
+    content = planned(dims, patch, batch)
+    if name != "nnUNetTrainer":
+        (entry,) = (e for e in entry_points(group="nnunetv2.trainers") if e.name == name)
+        trainer = entry.load()
+        used = {method.key for method in trainer.methods}
+        content["nnunet_dg"] = {k: v for k, v in WITHOUT_DOWNLOADS[dims].items() if k in used}
+    return Step(trainer, content, CPU, configuration_name="2d" if dims == 2 else "3d_fullres")
+
+
+def memory(name: str, dims: int, patch: int, batch: int, steps: int = 2) -> float:
+    """Largest resident set in GiB of this process after some training steps."""
+    import resource
+
+    step = training(name, dims, patch, batch)
+    for _ in range(steps):
+        step.train()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def in_a_fresh_process(*arguments: Any) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(memory, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dims", type=int, choices=(2, 3), default=3)
+    parser.add_argument("--patch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("trainers", nargs="*", help="default: all")
+    arguments = parser.parse_args()
+    size = arguments.dims, arguments.patch, arguments.batch
+    ours = sorted(e.name for e in entry_points(group="nnunetv2.trainers") if e.dist and e.dist.name == "nnunet-dg")
+    steps = {}
+    for name in ["nnUNetTrainer", *(arguments.trainers or ours)]:
+        try:
+            steps[name] = training(name, *size)
+        except (UserError, NotImplementedError) as error:
+            print(f"{name}: {error}")
+    times = interleaved({name: step.train for name, step in steps.items()}, arguments.rounds, CPU)
+    idle = in_a_fresh_process("nnUNetTrainer", *size, 0)
+    used = {name: in_a_fresh_process(name, *size) - idle for name in steps}
+    versions = ", ".join(f"{package} {version(package)}" for package in ("nnunet-dg", "nnunetv2", "torch"))
+    print(
+        f"\n{platform.machine()}, {torch.get_num_threads()} threads; {versions}; {arguments.dims}-D, patch "
+        f"{arguments.patch}, batch {arguments.batch}, {arguments.rounds} rounds\n"
+    )
+    print("| trainer | step | memory | exported for plain nnU-Net | needs this package to predict |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, step in steps.items():
+        ratio = median(t / base for t, base in zip(times[name], times["nnUNetTrainer"], strict=True))
+        ratio_of_memory = f"{used[name] / used['nnUNetTrainer']:.2f}" if used["nnUNetTrainer"] > LEAST else "too small"
+        needs = any(method.changes_network for method in getattr(step.trainer, "methods", ()))
+        exported = "is plain" if name == "nnUNetTrainer" else "no" if needs else "yes"
+        print(f"| `{name}` | {ratio:.2f} | {ratio_of_memory} | {exported} | {'yes' if needs else 'no'} |")
+
+
+if __name__ == "__main__":
+    main()
