@@ -1,6 +1,7 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
 from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.training.trainer import MethodsTrainer
@@ -16,6 +17,12 @@ class nnUNetTrainerGIN(MethodsTrainer):
     """GIN on every training image, with four random layers and two channels between them."""
 
     methods = (GIN(),)
+
+
+class nnUNetTrainerGIN_IPA(MethodsTrainer):
+    """GIN's images blended by random masks, and trained to give the same prediction in three versions."""
+
+    methods = (GIN_IPA(),)
 
 
 class nnUNetTrainerRSC(MethodsTrainer):

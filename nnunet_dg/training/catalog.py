@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.dropgen import DropGen
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "sgcg": SgCG,
     "tinymig": TinyMIG,
     "gin": GIN,
+    "gin_ipa": GIN_IPA,
     "mixstyle": MixStyle,
     "rsc": RSC,
 }
