@@ -3,6 +3,7 @@
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.baselines.mixup import MixUp
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.training.trainer import MethodsTrainer
 
@@ -23,6 +24,12 @@ class nnUNetTrainerGIN_IPA(MethodsTrainer):
     """GIN's images blended by random masks, and trained to give the same prediction in three versions."""
 
     methods = (GIN_IPA(),)
+
+
+class nnUNetTrainerMixUp(MethodsTrainer):
+    """MixUp of three quarters of the batches, with shares from Beta(0.4, 0.4)."""
+
+    methods = (MixUp(),)
 
 
 class nnUNetTrainerRSC(MethodsTrainer):
