@@ -4,6 +4,7 @@ from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
+from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.training.trainer import MethodsTrainer
 
@@ -24,6 +25,12 @@ class nnUNetTrainerGIN_IPA(MethodsTrainer):
     """GIN's images blended by random masks, and trained to give the same prediction in three versions."""
 
     methods = (GIN_IPA(),)
+
+
+class nnUNetTrainerRandConv(MethodsTrainer):
+    """RandConv: half of the batches pass through one random convolution."""
+
+    methods = (RandConv(),)
 
 
 class nnUNetTrainerMixUp(MethodsTrainer):

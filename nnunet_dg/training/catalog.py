@@ -6,6 +6,7 @@ from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
+from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "tinymig": TinyMIG,
     "gin": GIN,
     "gin_ipa": GIN_IPA,
+    "randconv": RandConv,
     "mixup": MixUp,
     "mixstyle": MixStyle,
     "rsc": RSC,
