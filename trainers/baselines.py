@@ -1,5 +1,6 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
+from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
@@ -31,6 +32,12 @@ class nnUNetTrainerRandConv(MethodsTrainer):
     """RandConv: half of the batches pass through one random convolution."""
 
     methods = (RandConv(),)
+
+
+class nnUNetTrainerCutOut(MethodsTrainer):
+    """CutOut: half of the samples have a hole in image and label, a third of the patch along each axis."""
+
+    methods = (CutOut(),)
 
 
 class nnUNetTrainerMixUp(MethodsTrainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "gin": GIN,
     "gin_ipa": GIN_IPA,
     "randconv": RandConv,
+    "cutout": CutOut,
     "mixup": MixUp,
     "mixstyle": MixStyle,
     "rsc": RSC,

@@ -9,7 +9,7 @@ from small_trainers import CPU, batch, planned
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.trainer import MethodsTrainer
 
-NEUTRAL = {"mixup": {"p": 0}, "randconv": {"p": 0}}
+NEUTRAL = {"mixup": {"p": 0}, "randconv": {"p": 0}, "cutout": {"p": 0}}
 
 
 def trained(trainer):
