@@ -7,6 +7,7 @@ from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
 from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.training.trainer import MethodsTrainer
 
 
@@ -38,6 +39,12 @@ class nnUNetTrainerCutOut(MethodsTrainer):
     """CutOut: half of the samples have a hole in image and label, a third of the patch along each axis."""
 
     methods = (CutOut(),)
+
+
+class nnUNetTrainerSLAug(MethodsTrainer):
+    """SLAug: one version of each image with a global map, and one fused with a map for each class."""
+
+    methods = (SLAug(),)
 
 
 class nnUNetTrainerMixUp(MethodsTrainer):

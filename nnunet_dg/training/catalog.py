@@ -9,6 +9,7 @@ from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
 from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "gin_ipa": GIN_IPA,
     "randconv": RandConv,
     "cutout": CutOut,
+    "slaug": SLAug,
     "mixup": MixUp,
     "mixstyle": MixStyle,
     "rsc": RSC,
