@@ -1,5 +1,6 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
+from nnunet_dg.baselines.bigaug import BigAug
 from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
@@ -45,6 +46,12 @@ class nnUNetTrainerSLAug(MethodsTrainer):
     """SLAug: one version of each image with a global map, and one fused with a map for each class."""
 
     methods = (SLAug(),)
+
+
+class nnUNetTrainerBigAug(MethodsTrainer):
+    """BigAug's nine transforms, each with probability 0.5, in place of nnU-Net's augmentation."""
+
+    methods = (BigAug(),)
 
 
 class nnUNetTrainerMixUp(MethodsTrainer):

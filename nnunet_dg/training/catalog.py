@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.bigaug import BigAug
 from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "randconv": RandConv,
     "cutout": CutOut,
     "slaug": SLAug,
+    "bigaug": BigAug,
     "mixup": MixUp,
     "mixstyle": MixStyle,
     "rsc": RSC,
