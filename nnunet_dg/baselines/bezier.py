@@ -67,4 +67,4 @@ def bezier_map(values: Tensor, inner: Tensor, inverted: bool = False) -> Tensor:
     x, y = bezier_curve(torch.cat([ends[:1], inner.cpu(), ends[1:]]))
     fractions = (values - low) / torch.where(span > 0, span, 1)
     mapped = look_up(fractions, x.to(values), (y.flip(0) if inverted else y).to(values))
-    return torch.where(span > 0, low + span * mapped, values)
+    return low + span * mapped

@@ -74,6 +74,14 @@ class ViewsTraining(TrainingModule, ABC):
             self.others = [batch.with_images(view).data for view in views]
         return augmented
 
+    def prepare(self) -> None:
+        """Log what the consistency needs."""
+        if self.consistency:
+            self.student.log(
+                "The consistency of views needs about three times the memory of nnU-Net's step. If memory is short, plan "
+                "with a third of the GPU memory (-gpu_memory_target)."
+            )
+
     def weights(self, epoch: int) -> dict[str, float]:
         """The weight of the consistency."""
         return {TERM: self.consistency} if self.consistency else {}

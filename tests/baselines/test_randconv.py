@@ -137,6 +137,16 @@ def test_the_consistency_of_three_versions():
     assert training.weights(0) == {"view_consistency": 10}
 
 
+def test_the_consistency_of_regions():
+    torch.manual_seed(0)
+    student = PlainStudent(outputs=3, regions=True)
+    batch = a_batch(torch.randn(2, 1, 8, 8), torch.randint(2, (2, 3, 8, 8)))
+    _, terms = a_step(RandConv(p=1.0, consistency=10).training_module(student), student, batch)
+    logits = [student.network(view) for view in student.passes]
+    expected = view_divergences(logits, regions=True, to_mean=True).mean()
+    torch.testing.assert_close(terms["view_consistency"], expected)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_masked_voxels_and_padding_stay_zero_if_keep_outside_is_set(keep):
     torch.manual_seed(0)

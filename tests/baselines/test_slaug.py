@@ -15,6 +15,7 @@ from nnunet_dg.baselines.slaug import (
     shift_and_scale,
 )
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.method import Step
 from nnunet_dg.outside import Outside
 
 
@@ -123,6 +124,7 @@ def test_inner_points_are_in_the_square_below_the_one_that_is_drawn_first(monkey
     assert upper.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.03)
     assert lower.mean(0).tolist() == pytest.approx([0.25, 0.25], abs=0.02)
     assert torch.corrcoef(upper.T)[0, 1].abs() < 0.1
+    assert torch.corrcoef((lower / upper).T)[0, 1].abs() < 0.1
 
 
 def test_sensitivity_is_the_mean_over_cells_between_their_centers():
@@ -184,6 +186,27 @@ def test_both_versions_are_trained_and_fused_where_the_first_pass_is_sensitive(d
     torch.testing.assert_close(terms["segmentation_fused"], student.loss(student.network(fused), target))
     assert training.weights(0) == {"segmentation": 1, "segmentation_fused": 1}
     assert student.network.weight.grad is None  # the first pass adds no gradient
+
+
+def test_a_single_cell_has_no_sensitive_places_so_that_the_local_version_is_trained():
+    torch.manual_seed(0)
+    student = PlainStudent()
+    training = SLAug(grid=1).training_module(student)
+    given = a_batch(torch.randn(1, 1, 9, 9), torch.randint(2, (1, 1, 9, 9)))
+    batch, local = training.augment(given), training.local
+    training.losses(Step(student, batch, 0))
+    assert torch.equal(student.passes[1], local)
+    assert not torch.equal(local, batch.data)
+
+
+def test_voxels_outside_a_mask_are_the_darkest_for_the_maps(recorded):
+    student = PlainStudent(outside=Outside((True,), (True,)))
+    data = torch.randn(1, 1, 6, 6)  # zero is in the middle of the range
+    data[..., :2] = 0
+    SLAug(p=1.0).training_module(student).augment(a_batch(data, torch.zeros(1, 1, 6, 6)))
+    (whole,) = (values for values, inverted in recorded if not inverted)
+    assert (whole[:, :2] == 0).all()
+    assert (whole[:, 2:] == 0).sum() == 1
 
 
 def test_versions_are_in_the_range_of_each_channel_and_padding_stays_zero():

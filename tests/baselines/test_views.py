@@ -115,6 +115,14 @@ def test_the_first_view_is_segmented_and_the_others_have_the_same_cascade_channe
     assert training.weights(0) == {"view_consistency": 0.5}
 
 
+@pytest.mark.parametrize(("consistency", "lines"), [(1.0, 1), (0.0, 0)])
+def test_the_memory_of_three_passes_is_in_the_log(consistency, lines):
+    student = PlainStudent()
+    Shifted(student, consistency).prepare()
+    assert len(student.lines) == lines
+    assert all("three times the memory" in line and "-gpu_memory_target" in line for line in student.lines)
+
+
 def test_without_a_consistency_there_is_one_pass():
     student = PlainStudent()
     training = Shifted(student, 0.0)
