@@ -17,9 +17,10 @@ from torch.nn import functional as F  # noqa: N812
 from nnunet_dg.baselines.bezier import bezier_map
 from nnunet_dg.baselines.bspline import spline_field
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, number, probability
-from nnunet_dg.tensors import minmax, wide
+from nnunet_dg.tensors import minmax, per_channel, wide
 
 FLOOR = 0.01  # local maps leave voxels alone that are at most so much above the darkest value, of a range of 1
+ROUNDING = 1e-5  # differences that are smaller, relative to the largest value, are rounding errors
 LIMIT = 0.2  # the location leaves at least this fraction of the values above 0, and below 1
 POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -132,7 +133,10 @@ def saliency(gradient: Tensor, grid: int = 3) -> Tensor:
         strength = wide(gradient).square().mean(1, keepdim=True).sqrt().nan_to_num(0, 0, 0)
         cells = F.pad(POOL[len(shape)](strength, grid), [1, 1] * len(shape), mode="replicate")
         spacing = [math.ceil(size / grid) for size in shape]
-        return minmax(spline_field(cells[:, 0], spacing, shape)[:, None])
+        field = spline_field(cells[:, 0], spacing, shape)[:, None]
+        low, high = (limit(field.flatten(1), 1) for limit in (torch.amin, torch.amax))
+        constant = per_channel((high - low <= ROUNDING * high)[:, None], field)
+        return minmax(field).masked_fill(constant, 0)
 
 
 @dataclass(frozen=True)

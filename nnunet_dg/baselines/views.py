@@ -78,8 +78,8 @@ class ViewsTraining(TrainingModule, ABC):
         """Log what the consistency needs."""
         if self.consistency:
             self.student.log(
-                "The consistency of views needs about three times the memory of nnU-Net's step. If memory is short, plan "
-                "with a third of the GPU memory (-gpu_memory_target)."
+                "The consistency of views needs about three times the memory of nnU-Net's step. If memory is short, "
+                "plan with a third of the GPU memory (-gpu_memory_target)."
             )
 
     def weights(self, epoch: int) -> dict[str, float]:
