@@ -14,10 +14,19 @@ import torch
 from torch import Tensor
 
 from nnunet_dg.baselines.partners import partner_order
-from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, flag, number, probability
+from nnunet_dg.method import (
+    SEGMENTATION,
+    Batch,
+    Method,
+    Paper,
+    Step,
+    Student,
+    TrainingModule,
+    flag,
+    number,
+    probability,
+)
 from nnunet_dg.step import Scales
-
-SEGMENTATION = "segmentation"
 
 
 def shifted_order(samples: int) -> Tensor:

@@ -180,6 +180,9 @@ class SLAug(Method):
 class SLAugTraining(TrainingModule):
     """Makes the global and the fused version of every batch, and computes the loss of both.
 
+    In a trainer with several methods, list SLAug after those that augment the batch: later ones would change only the
+    global version.
+
     Args:
         settings: Settings, see `SLAug`.
         student: Network in training.

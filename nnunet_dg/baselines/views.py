@@ -46,7 +46,8 @@ class ViewsTraining(TrainingModule, ABC):
     """Trains the segmentation of the first view and, if the consistency has a weight, the agreement of all views.
 
     Each view is a separate forward pass, so that a step with three views needs about three times the memory and time of
-    nnU-Net's step. All views have the same cascade channels.
+    nnU-Net's step. All views have the same cascade channels. In a trainer with several methods, list a method of this
+    kind after those that augment the batch: later ones would change only the first view.
 
     Args:
         student: Network in training.

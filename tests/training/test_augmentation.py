@@ -1,5 +1,6 @@
 """The augmentation of a method in place of nnU-Net's, with everything that follows it in nnU-Net's transforms."""
 
+import pickle
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -101,6 +102,12 @@ def test_patches_have_nnunets_format(transforms, patch_size, in_plane_only, labe
         assert torch.isfinite(result["image"]).all()
         if labels == "cascade":
             assert set(result["image"][1:].unique().tolist()) <= {0, 1}
+
+
+def test_the_transforms_can_be_sent_to_a_process_of_the_data_loader(transforms):
+    copy = pickle.loads(pickle.dumps(transforms(BigAug(p=1.0))))
+    image, segmentation = torch.randn(1, 24, 24, 24), torch.zeros(1, 24, 24, 24, dtype=torch.int16)
+    assert copy(image=image, segmentation=segmentation)["image"].shape == (1, 16, 16, 16)
 
 
 def test_padding_stays_zero(transforms):
