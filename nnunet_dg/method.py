@@ -10,13 +10,16 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from nnunet_dg.fields import choice, flag, found, number, numbers, probability, setting, subset, text
 from nnunet_dg.outside import Outside
 from nnunet_dg.step import Batch, Pass, Step, Student, full_resolution
+
+if TYPE_CHECKING:
+    from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
 __all__ = [
     "AroundPlanned", "Batch", "Inputs", "Method", "Paper", "Pass", "Setting", "Step", "Student", "TrainingModule",
@@ -176,6 +179,23 @@ class Method:
             network: Network, neither compiled nor distributed.
             log: Function that writes a line to the training log.
         """
+
+    def augmentation(self, patch_size: tuple[int, ...], in_plane_only: bool) -> list[BasicTransform] | None:
+        """Transforms of batchgeneratorsv2 that replace nnU-Net's augmentation; None (default): nnU-Net's own.
+
+        They include the crop to the patch. nnU-Net's mirroring, masking and handling of labels follow.
+
+        Args:
+            patch_size: Patch size of the network, two or three sizes.
+            in_plane_only: Whether spatial transforms leave the first axis unchanged: nnU-Net's dummy 2-D augmentation
+                for anisotropic patches.
+        """
+        return None
+
+    @classmethod
+    def replaces_augmentation(cls) -> bool:
+        """Whether the method replaces nnU-Net's augmentation, that is, overrides `augmentation`."""
+        return cls.augmentation is not Method.augmentation
 
     def training_module(self, student: Student) -> TrainingModule | None:
         """The training-only part of the method; by default None."""

@@ -70,6 +70,7 @@ class Student(ABC):
         penultimate_width: Number of channels of the input of the last segmentation layer.
         image_channels: Number of image channels, C.
         patch_size: Spatial shape of the training patches, in voxels.
+        voxel_size: Size of a voxel along each spatial axis, in millimeters.
         num_outputs: Number of segmentation heads.
         num_classes: Number of classes, including the background, without the ignore label; see `classes`.
         regions: Whether the heads are regions that may overlap.
@@ -84,6 +85,7 @@ class Student(ABC):
     penultimate_width: int
     image_channels: int
     patch_size: tuple[int, ...]
+    voxel_size: tuple[float, ...]
     num_outputs: int
     num_classes: int
     regions: bool

@@ -1,8 +1,14 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
+from nnunet_dg.baselines.bigaug import BigAug
+from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.baselines.mixup import MixUp
+from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.training.trainer import MethodsTrainer
 
 
@@ -16,6 +22,42 @@ class nnUNetTrainerGIN(MethodsTrainer):
     """GIN on every training image, with four random layers and two channels between them."""
 
     methods = (GIN(),)
+
+
+class nnUNetTrainerGIN_IPA(MethodsTrainer):
+    """GIN's images blended by random masks, and trained to give the same prediction in three versions."""
+
+    methods = (GIN_IPA(),)
+
+
+class nnUNetTrainerRandConv(MethodsTrainer):
+    """RandConv: half of the batches pass through one random convolution."""
+
+    methods = (RandConv(),)
+
+
+class nnUNetTrainerCutOut(MethodsTrainer):
+    """CutOut: half of the samples have a hole in image and label, a third of the patch along each axis."""
+
+    methods = (CutOut(),)
+
+
+class nnUNetTrainerSLAug(MethodsTrainer):
+    """SLAug: one version of each image with a global map, and one fused with a map for each class."""
+
+    methods = (SLAug(),)
+
+
+class nnUNetTrainerBigAug(MethodsTrainer):
+    """BigAug's nine transforms, each with probability 0.5, in place of nnU-Net's augmentation."""
+
+    methods = (BigAug(),)
+
+
+class nnUNetTrainerMixUp(MethodsTrainer):
+    """MixUp of three quarters of the batches, with shares from Beta(0.4, 0.4)."""
+
+    methods = (MixUp(),)
 
 
 class nnUNetTrainerRSC(MethodsTrainer):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.method import Batch, Method, Paper, Student, TrainingModule, flag, number
+from nnunet_dg.outside import Outside
 from nnunet_dg.tensors import wide
 
 KERNEL_SIZES = (1, 3)
@@ -83,6 +84,27 @@ def global_intensity_augmentation(image: Tensor, layers: Sequence[Layer], share:
         return (mixed * _norm(original) / (_norm(mixed) + EPS)).to(image.dtype)
 
 
+def random_view(image: Tensor, settings: GIN, outside: Outside) -> Tensor:
+    """A random version of each image, with convolutions and shares that are drawn in this call.
+
+    Args:
+        image: Images, ``(B, C, *spatial)``, with any range.
+        settings: Number and width of the layers, and what happens outside the subject.
+        outside: Meaning of exact zeros in the image channels.
+
+    Returns:
+        ``(B, C, *spatial)``, in the dtype of the image, without gradient.
+
+    >>> image = torch.tensor([[[[0.0, 3.0]]]])
+    >>> random_view(image, GIN(), Outside((True,), (True,)))[..., 0]  # zero is outside the mask
+    tensor([[[0.]]])
+    """
+    samples, channels = image.shape[:2]
+    layers = draw_layers(samples, channels, image.ndim - 2, settings.layers, settings.hidden, image.device)
+    changed = global_intensity_augmentation(image, layers, torch.rand(samples, device=image.device))
+    return changed.masked_fill(outside.channels(image), 0) if settings.keep_outside else changed
+
+
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """Convolve each sample of ``(B, in, *spatial)`` with its own kernels."""
     samples, convolution = len(x), CONVOLUTIONS[x.ndim - 2]
@@ -146,10 +168,4 @@ class GINTraining(TrainingModule):
 
     def augment(self, batch: Batch) -> Batch:
         """The batch with augmented intensities in its image channels."""
-        image, settings = batch.images, self.settings
-        samples, channels = image.shape[:2]
-        layers = draw_layers(samples, channels, image.ndim - 2, settings.layers, settings.hidden, image.device)
-        changed = global_intensity_augmentation(image, layers, torch.rand(samples, device=image.device))
-        if settings.keep_outside:
-            changed = changed.masked_fill(self.outside.channels(image), 0)
-        return batch.with_images(changed)
+        return batch.with_images(random_view(batch.images, self.settings, self.outside))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.bigaug import BigAug
+from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.mixstyle import MixStyle
+from nnunet_dg.baselines.mixup import MixUp
+from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
@@ -15,6 +21,12 @@ METHODS: dict[str, type[Method]] = {
     "sgcg": SgCG,
     "tinymig": TinyMIG,
     "gin": GIN,
+    "gin_ipa": GIN_IPA,
+    "randconv": RandConv,
+    "cutout": CutOut,
+    "slaug": SLAug,
+    "bigaug": BigAug,
+    "mixup": MixUp,
     "mixstyle": MixStyle,
     "rsc": RSC,
 }

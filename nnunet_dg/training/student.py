@@ -79,6 +79,10 @@ class HostStudent(Student):
         return int(self.module("penultimate").in_channels)
 
     @property
+    def voxel_size(self) -> tuple[float, ...]:  # type: ignore[override]
+        return tuple(self.trainer.configuration_manager.spacing)
+
+    @property
     def num_epochs(self) -> int:  # type: ignore[override]
         return self.trainer.num_epochs
 

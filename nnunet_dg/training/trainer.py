@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import distributed, nn
@@ -23,11 +21,11 @@ from nnunet_dg.errors import DimensionError, SettingsError, VersionError
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import SEGMENTATION, Inputs, Method
 from nnunet_dg.outside import Outside
+from nnunet_dg.training.augmentation import own_training_transforms
 from nnunet_dg.training.balanced_batches import CASES, balanced_data_loaders, cases_by_domain, is_balanced
 from nnunet_dg.training.checkpoint import IN_OPTIMIZER_STATE, TrainingState
 from nnunet_dg.training.fold_settings import Folds, is_trained, withdraw_fold, writing_fold
 from nnunet_dg.training.loss_curves import add_term_curves, log_key
-from nnunet_dg.training.padding import keep_padding
 from nnunet_dg.training.plans import (
     KEY,
     as_json,
@@ -237,29 +235,12 @@ class MethodsTrainer(nnUNetTrainer):
         return training, validation
 
     def get_dataloaders(self) -> Any:
-        """nnU-Net's data loaders, balanced over domains if a method requires it. Training patches keep zero padding."""
-        with balanced_data_loaders(), self._padding_kept():
+        """nnU-Net's data loaders, with the methods' augmentation, and balanced over domains if a method requires it."""
+        with balanced_data_loaders(), own_training_transforms(self):
             training, validation = super().get_dataloaders()
         if is_balanced(training):
             self.print_to_log_file(f"Batches are balanced over {self.num_training_domains} domains")
         return training, validation
-
-    @contextmanager
-    def _padding_kept(self) -> Iterator[None]:
-        """Inside this context, nnU-Net's training transforms keep padding exactly zero, as it is at inference."""
-        planned = self.get_training_transforms  # nnU-Net's method is static, so it does not know the normalization
-
-        def transforms(*args: Any, **kwargs: Any) -> BasicTransform:
-            return keep_padding(planned(*args, **kwargs))
-
-        if not all(Outside.of(self.configuration_manager).centered):
-            yield
-            return
-        self.__dict__["get_training_transforms"] = transforms
-        try:
-            yield
-        finally:
-            del self.__dict__["get_training_transforms"]
 
     def term_weights(self) -> dict[str, float]:
         """The weight of each loss term in this epoch. nnU-Net's own loss has weight 1 unless a method sets it."""
@@ -329,7 +310,8 @@ def check_methods(trainer: str, methods: tuple[Method, ...]) -> None:
         methods: Its methods.
 
     Raises:
-        TypeError: One is not a `Method` object, is not a dataclass, lacks ``key`` or ``paper``, or two have one key.
+        TypeError: One is not a `Method` object, is not a dataclass, lacks ``key`` or ``paper``, two have one key, or
+            two replace nnU-Net's augmentation.
     """
     for method in methods:
         if not isinstance(method, Method):
@@ -342,6 +324,11 @@ def check_methods(trainer: str, methods: tuple[Method, ...]) -> None:
     keys = [method.key for method in methods]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise TypeError(f"{trainer}: two methods have the key {twice[0]!r}, and one section in the plans. List one.")
+    replacing = [method.key for method in methods if method.replaces_augmentation()]
+    if len(replacing) > 1:
+        raise TypeError(
+            f"{trainer}: {replacing[0]!r} and {replacing[1]!r} both replace nnU-Net's augmentation. List one."
+        )
 
 
 def _build_method(method: Method, build: Callable[[int], nn.Module], inputs: Inputs, channels: int) -> nn.Module:

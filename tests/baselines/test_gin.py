@@ -25,6 +25,25 @@ def test_hand_value_of_one_by_one_kernels():
     torch.testing.assert_close(result, expected, atol=2e-6, rtol=0)
 
 
+def test_hand_value_of_a_share_of_zero():
+    """Example GIN-2 of the specification: the image, except for the epsilon of the norm."""
+    image = torch.tensor([[[[1.0, -2.0], [0.5, 3.0]]]])
+    result = global_intensity_augmentation(image, one_by_one_kernels(), torch.tensor([0.0]))
+    expected = torch.tensor([[[[0.999997, -1.999995], [0.499999, 2.999992]]]])
+    torch.testing.assert_close(result, expected, atol=6e-7, rtol=0)
+
+
+def test_hand_value_of_two_layers_along_a_line():
+    """The example of the specification with the layers 2 x - 1 and (0.5, -0.25, 1) + 0.5, and a share of 0.3."""
+    first = torch.full((1, 1, 1, 1, 1), 2.0), torch.tensor([[-1.0]])
+    line = torch.tensor([[0.0, 0, 0], [0.5, -0.25, 1], [0, 0, 0]])
+    second = line.reshape(1, 1, 1, 3, 3), torch.tensor([[0.5]])
+    image = torch.tensor([1.0, 2, 0, -1]).reshape(1, 1, 1, 4)
+    result = global_intensity_augmentation(image, [first, second], torch.tensor([0.3]))
+    expected = torch.tensor([1.730040, 1.520370, 0.611195, -0.567298])
+    torch.testing.assert_close(result.flatten(), expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_hand_value_of_a_laplacian_with_zero_padding(dims):
     """Example GIN-3 of the specification; in 3-D, the image is the only slice of a volume."""

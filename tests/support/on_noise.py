@@ -45,6 +45,7 @@ def plans(patch: int, batch: int = 2) -> PlansManager:
         "data_identifier": "benchmark_3d_fullres",
         "batch_dice": False,
         "patch_size": [patch] * 3,
+        "spacing": [1.0] * 3,
         "batch_size": batch,
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],

@@ -16,6 +16,7 @@ def planned(dims=3, channels=1, samples=2):
     network["features_per_stage"] = [4, 8, 16]
     configuration |= {
         "patch_size": [16] * dims,
+        "spacing": [1.0] * dims,
         "normalization_schemes": ["ZScoreNormalization"] * channels,
         "use_mask_for_norm": [False] * channels,
     }

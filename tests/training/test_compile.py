@@ -15,6 +15,7 @@ METHOD_OF_SLOT = {  # with settings that need no published weights
     "images": METHODS["gin"](),
     "feature statistics": METHODS["mixstyle"](p=1.0),
     "gradients and masks": METHODS["rsc"](p=1.0),
+    "labels": METHODS["mixup"](p=1.0),
     "auxiliary task": METHODS["sgcg"](),
     "distillation": METHODS["tinymig"](statistics="dsu", ablate=("lra", "co_training")),
     "network": METHODS["dropgen"](extractor="mind"),

@@ -1,0 +1,228 @@
+"""SLAug: intensities are changed in the whole image and in each class; where the loss is sensitive, the whole counts.
+
+Z. Su, K. Yao, X. Yang, K. Huang, Q. Wang, J. Sun, Rethinking Data Augmentation for Single-source Domain Generalization
+in Medical Image Segmentation, AAAI 2023, https://arxiv.org/abs/2211.14805.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from nnunet_dg.baselines.bezier import bezier_map
+from nnunet_dg.baselines.bspline import spline_field
+from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, number, probability
+from nnunet_dg.tensors import minmax, per_channel, wide
+
+FLOOR = 0.01  # local maps leave voxels alone that are at most so much above the darkest value, of a range of 1
+ROUNDING = 1e-5  # differences that are smaller, relative to the largest value, are rounding errors
+LIMIT = 0.2  # the location leaves at least this fraction of the values above 0, and below 1
+POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+def shift_and_scale(values: Tensor, scale: float, location: float) -> Tensor:
+    """``scale * values + location``, clipped to [0, 1].
+
+    The location is first limited to the range from minus the 20th percentile to one minus the 80th percentile of the
+    values.
+
+    Args:
+        values: Values in [0, 1], in any shape.
+        scale: Factor.
+        location: Offset.
+
+    >>> shift_and_scale(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), scale=0.9, location=0.4)
+    tensor([0.2000, 0.4250, 0.6500, 0.8750, 1.0000])
+    """
+    ordered = values.flatten().sort().values
+    location = min(max(location, -_percentile(ordered, LIMIT)), 1 - _percentile(ordered, 1 - LIMIT))
+    return (scale * values + location).clamp(0, 1)
+
+
+def _percentile(ordered: Tensor, fraction: float) -> float:
+    """The percentile of sorted values, linear between them."""
+    place = fraction * (len(ordered) - 1)
+    before = math.floor(place)
+    low, high = ordered[before], ordered[min(before + 1, len(ordered) - 1)]
+    return float(low + (place - before) * (high - low))
+
+
+def random_map(values: Tensor, inverted: bool = False) -> Tensor:
+    """A random Bezier map of the values, then a random scale and location.
+
+    The first inner control point is uniform in the square between the ends, the second one in the square between the
+    lower end and the first. The scale is from N(1, 0.1), clipped to [0.9, 1.1], the location from N(0, 0.5).
+
+    Args:
+        values: Values in [0, 1], in any shape.
+        inverted: Whether the Bezier map is decreasing; default False.
+
+    >>> random_map(torch.linspace(0, 1, 5), inverted=True).diff().max() <= 0
+    tensor(True)
+    """
+    upper = torch.rand(2)
+    inner = torch.stack([upper * torch.rand(2), upper])
+    scale = min(max(1 + 0.1 * float(torch.randn(())), 0.9), 1.1)
+    return shift_and_scale(bezier_map(values, inner, inverted), scale, 0.5 * float(torch.randn(())))
+
+
+@torch.no_grad()
+def global_augmentation(images: Tensor) -> Tensor:
+    """GLA: one increasing random map for each sample and channel.
+
+    Args:
+        images: Images in [0, 1], ``(B, C, *spatial)``.
+
+    >>> global_augmentation(torch.rand(2, 1, 4, 4)).shape
+    torch.Size([2, 1, 4, 4])
+    """
+    mapped = [random_map(channel) for channel in images.flatten(0, 1)]
+    return torch.stack(mapped).reshape(images.shape)
+
+
+@torch.no_grad()
+def local_augmentation(images: Tensor, classes: Tensor, p: float = 0.5) -> Tensor:
+    """LLA: in each sample and channel, one decreasing random map for each class.
+
+    Args:
+        images: Images in [0, 1], ``(B, C, *spatial)``. Voxels of at most 0.01 keep their value.
+        classes: Class of each voxel, ``(B, *spatial)``, integers. Class 0, the background, is always mapped.
+        p: Probability that another class is mapped in a sample; otherwise it keeps its values.
+
+    >>> images, classes = torch.tensor([[[0.0, 0.4, 0.6, 1.0]]]), torch.tensor([[0, 0, 0, 1]])
+    >>> local_augmentation(images, classes, p=0.0)[..., [0, 3]]
+    tensor([[[0., 1.]]])
+    """
+    changed = images.clone()
+    for sample, labels in enumerate(classes):
+        for label in labels.unique().tolist():
+            if label and float(torch.rand(())) >= p:
+                continue
+            voxels = labels == label
+            for channel in changed[sample]:
+                channel[voxels] = random_map(channel[voxels], inverted=True)
+    return torch.where(images > FLOOR, changed, images)
+
+
+@torch.no_grad()
+def saliency(gradient: Tensor, grid: int = 3) -> Tensor:
+    """Where the loss is sensitive to the image, as a smooth map in [0, 1] for each sample.
+
+    The root mean square of the gradient over channels is averaged over a coarse grid, upsampled by quadratic B-splines
+    and scaled to [0, 1]. If it is constant, it becomes 0. Values that are not finite, as in a step that mixed precision
+    skips, count as 0. It is computed in at least float32.
+
+    Args:
+        gradient: Gradient of the loss with respect to the images, ``(B, C, *spatial)``.
+        grid: Number of cells along each axis; default 3.
+
+    Returns:
+        ``(B, 1, *spatial)``, without gradient.
+
+    >>> saliency(torch.tensor([[[[4.0, 0.0], [1.0, -3.0]]]]), grid=2)
+    tensor([[[[1.0000, 0.0000],
+              [0.2500, 0.7500]]]])
+    """
+    shape = gradient.shape[2:]
+    with torch.autocast(gradient.device.type, enabled=False):
+        strength = wide(gradient).square().mean(1, keepdim=True).sqrt().nan_to_num(0, 0, 0)
+        cells = F.pad(POOL[len(shape)](strength, grid), [1, 1] * len(shape), mode="replicate")
+        spacing = [math.ceil(size / grid) for size in shape]
+        field = spline_field(cells[:, 0], spacing, shape)[:, None]
+        low, high = (limit(field.flatten(1), 1) for limit in (torch.amin, torch.amax))
+        constant = per_channel((high - low <= ROUNDING * high)[:, None], field)
+        return minmax(field).masked_fill(constant, 0)
+
+
+@dataclass(frozen=True)
+class SLAug(Method):
+    """SLAug: one version of an image is mapped as a whole, one is fused from it and a version mapped class by class.
+
+    Z. Su, K. Yao, X. Yang, K. Huang, Q. Wang, J. Sun, Rethinking Data Augmentation for Single-source Domain
+    Generalization in Medical Image Segmentation, AAAI 2023, https://arxiv.org/abs/2211.14805. Where the loss of the
+    first version is sensitive to the image, the fused version equals the first one; elsewhere it is the local one. Both
+    are trained with nnU-Net's loss. The maps act on each channel of a patch, scaled to [0, 1], and the result is scaled
+    back. Classes are combinations of regions if the dataset has regions; ignored voxels are mapped as background.
+    Voxels outside a mask and padding stay zero.
+
+    The sensitivity needs a forward pass of its own, since compiled networks free the buffers of a pass with its first
+    gradient. Together, a step has three forward passes and about two and a half backward passes. Networks with batch
+    norm update their running statistics in all of them.
+
+    Attributes:
+        p: Probability that a class other than the background is mapped in the local version.
+        grid: Number of cells along each axis in which the sensitivity is averaged.
+    """
+
+    key: ClassVar[str] = "slaug"
+    slot: ClassVar[str] = "images"
+    paper: ClassVar[Paper] = Paper(
+        "Rethinking Data Augmentation for Single-source Domain Generalization in Medical Image Segmentation",
+        "Zixian Su, Kai Yao, Xi Yang, Kaizhu Huang, Qiufeng Wang, Jie Sun",
+        "AAAI Conference on Artificial Intelligence",
+        2023,
+        "https://arxiv.org/abs/2211.14805",
+    )
+
+    p: float = probability(0.5)
+    grid: int = number(3, 1, 64, whole=True)
+
+    def training_module(self, student: Student) -> SLAugTraining:
+        """The training module, which makes both versions and computes their losses."""
+        return SLAugTraining(self, student)
+
+
+class SLAugTraining(TrainingModule):
+    """Makes the global and the fused version of every batch, and computes the loss of both.
+
+    In a trainer with several methods, list SLAug after those that augment the batch: later ones would change only the
+    global version.
+
+    Args:
+        settings: Settings, see `SLAug`.
+        student: Network in training.
+    """
+
+    def __init__(self, settings: SLAug, student: Student) -> None:
+        super().__init__()
+        self.settings, self.student = settings, student
+        self.local = torch.zeros(0)  # the locally augmented images of the step
+
+    def augment(self, batch: Batch) -> Batch:
+        """The batch with globally augmented images. The locally augmented ones are kept for `losses`."""
+        images, outside = batch.images, self.student.outside
+        classes = self.student.classes(batch.target).clamp(min=0)  # ignored voxels are background
+        visible = wide(outside.to_minimum(images))
+        axes = tuple(range(2, images.ndim))
+        low, high = visible.amin(axes, keepdim=True), visible.amax(axes, keepdim=True)
+        unit, hidden = minmax(visible), outside.channels(images)
+
+        def scaled_back(changed: Tensor) -> Tensor:
+            return (low + (high - low) * changed).to(images.dtype).masked_fill(hidden, 0)
+
+        self.local = scaled_back(local_augmentation(unit, classes, self.settings.p))
+        return batch.with_images(scaled_back(global_augmentation(unit)))
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """The losses of the global and of the fused version."""
+        return {"segmentation": 1.0, "segmentation_fused": 1.0}
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """nnU-Net's loss of the global and of the fused version."""
+        local, self.local = self.local, torch.zeros(0)
+        fused = step.forward(self._fused(step, local))
+        return {"segmentation": step.segmentation(step.output), "segmentation_fused": step.segmentation(fused.output)}
+
+    def _fused(self, step: Step, local: Tensor) -> Tensor:
+        """The data of the fused version: the global one where a first pass is sensitive to it, else the local one."""
+        batch = step.batch
+        images = batch.images.detach().requires_grad_()
+        first = step.forward(batch.with_images(images).data)
+        (gradient,) = torch.autograd.grad(self.student.scaled(step.segmentation(first.output)), images)
+        share = saliency(gradient, self.settings.grid).to(local.dtype)
+        return batch.with_images(share * batch.images + (1 - share) * local).data
