@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from nnunet_dg.fields import choice, flag, found, number, numbers, probability, setting, subset, text
 from nnunet_dg.outside import Outside
-from nnunet_dg.step import Batch, Pass, Step, Student, full_resolution
+from nnunet_dg.step import PLACES, Batch, Pass, Step, Student, full_resolution
 
 __all__ = [
-    "AroundPlanned", "Batch", "Inputs", "Method", "Paper", "Pass", "Setting", "Step", "Student", "TrainingModule",
-    "choice", "describe_settings", "flag", "found", "full_resolution", "number", "numbers", "probability", "setting",
-    "subset", "text",
+    "PLACES", "AroundPlanned", "Batch", "Inputs", "Method", "Paper", "Pass", "Setting", "Step", "Student",
+    "TrainingModule", "choice", "describe_settings", "flag", "found", "full_resolution", "number", "numbers",
+    "probability", "setting", "subset", "text",
 ]  # fmt: skip
 
 SEGMENTATION = "segmentation"  # the loss term that replaces nnU-Net's own loss

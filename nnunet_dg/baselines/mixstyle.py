@@ -13,7 +13,19 @@ import torch
 from torch import Tensor
 
 from nnunet_dg.baselines.partners import EarlierSamples, partner_order, partner_statistics
-from nnunet_dg.method import Batch, Method, Paper, Student, TrainingModule, flag, number, probability, setting
+from nnunet_dg.method import (
+    PLACES,
+    Batch,
+    Method,
+    Paper,
+    Student,
+    TrainingModule,
+    choice,
+    flag,
+    number,
+    probability,
+    setting,
+)
 from nnunet_dg.tensors import Statistics, modulate, statistics
 
 EPS = 1e-6  # as in the reference implementation
@@ -73,8 +85,8 @@ class MixStyle(Method):
 
     K. Zhou, Y. Yang, Y. Qiao, T. Xiang, Domain Generalization with MixStyle, ICLR 2021,
     https://arxiv.org/abs/2104.02008. Statistics are constants for the gradient. In a batch of one sample, the partner
-    is an earlier sample. If the next convolution is followed by an instance norm, it removes the mixed mean, so that
-    only the mixed deviation has an effect.
+    is an earlier sample. At the output of a stage, the mixed mean has no effect if the next convolution is followed by
+    an instance norm, which removes it.
 
     Attributes:
         p: Probability that a stage mixes the statistics of a batch.
@@ -82,6 +94,8 @@ class MixStyle(Method):
         stages: Encoder stages whose output is changed, numbered from 0 (full resolution).
         other_domains: Whether partners come from other domains, according to ``domains.json``. Without this file, or
             if all samples of the batch are from one domain, partners are any other samples.
+        at: Place at which features are changed: the output of the stage (as published), or the input of its last
+            non-linearity, where the mixed mean has an effect in networks with instance norm as well.
     """
 
     key: ClassVar[str] = "mixstyle"
@@ -107,6 +121,7 @@ class MixStyle(Method):
         tuple,
     )
     other_domains: bool = flag(True)
+    at: str = choice(*PLACES)
 
     def training_module(self, student: Student) -> MixStyleTraining:
         """The training module, which changes the encoder's stages."""
@@ -130,7 +145,7 @@ class MixStyleTraining(TrainingModule):
         self.single: dict[int, Statistics] = {}
         student.before_each_pass(self.draw)
         for stage in settings.stages:
-            student.change(stage, partial(self.styled, stage), always=True)
+            student.change(stage, partial(self.styled, stage), always=True, at=settings.at)
 
     def augment(self, batch: Batch) -> Batch:
         """Store the domains of the batch's samples. The batch is not changed."""
@@ -158,7 +173,7 @@ class MixStyleTraining(TrainingModule):
             self.draws[stage] = (order, share, *(earlier or nothing))
 
     def styled(self, stage: int, feature: Tensor) -> Tensor:
-        """The output of a stage, ``(B, A, *spatial)``, with mixed statistics (eq. 7)."""
+        """The features of a stage, ``(B, A, *spatial)``, with mixed statistics (eq. 7)."""
         own = statistics(feature.detach(), EPS, correction=1)
         order, share, mean, std = self.draws[stage]
         if len(feature) == 1:

@@ -17,7 +17,7 @@ class Net(torch.nn.Module):
         super().__init__()
         self.changes, self.before, self.case_domains = {}, [], torch.tensor(domains)
 
-    def change(self, stage, function, always=False):
+    def change(self, stage, function, always=False, at="stage"):
         assert always
         self.changes[stage] = function
 

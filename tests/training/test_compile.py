@@ -1,4 +1,4 @@
-"""`torch.compile` with its default backend: one method of every slot makes the same step as without it."""
+"""`torch.compile` with its default backend: one method of every mechanism makes the same step as without it."""
 
 import copy
 
@@ -19,6 +19,8 @@ METHOD_OF_SLOT = {  # with settings that need no published weights
     "distillation": METHODS["tinymig"](statistics="dsu", ablate=("lra", "co_training")),
     "network": METHODS["dropgen"](extractor="mind"),
 }
+OTHER_MECHANISMS = {"feature statistics before the non-linearity": METHODS["mixstyle"](p=1.0, at="pre-activation")}
+MECHANISMS = METHOD_OF_SLOT | OTHER_MECHANISMS
 
 
 @pytest.fixture
@@ -69,12 +71,12 @@ def test_there_is_a_method_for_every_slot_of_the_catalog():
     assert set(METHOD_OF_SLOT) == {method.slot for method in METHODS.values()} <= set(SLOTS)
 
 
-@pytest.mark.parametrize("slot", METHOD_OF_SLOT)
-def test_a_compiled_step_equals_the_plain_one(make, slot):
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_compiled_step_equals_the_plain_one(make, mechanism):
     """The second step would differ if the compiled graph had frozen state of the first."""
-    plain, weights = steps(make(METHOD_OF_SLOT[slot], compiled=False))
+    plain, weights = steps(make(MECHANISMS[mechanism], compiled=False))
     with torch._inductor.config.patch(fallback_random=True):  # the random numbers of eager mode
-        trainer = make(METHOD_OF_SLOT[slot], compiled=True)
+        trainer = make(MECHANISMS[mechanism], compiled=True)
         losses, compiled_weights = steps(trainer)
     assert hasattr(trainer.network, "_orig_mod")
     assert losses.keys() == plain.keys()
