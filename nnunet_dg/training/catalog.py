@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.crossnorm import CrossNorm
+from nnunet_dg.baselines.dsu import DSU
+from nnunet_dg.baselines.efdm import EFDM
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.trid import TriD
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
@@ -16,5 +20,9 @@ METHODS: dict[str, type[Method]] = {
     "tinymig": TinyMIG,
     "gin": GIN,
     "mixstyle": MixStyle,
+    "crossnorm": CrossNorm,
+    "dsu": DSU,
+    "trid": TriD,
+    "efdm": EFDM,
     "rsc": RSC,
 }
