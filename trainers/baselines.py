@@ -4,6 +4,7 @@ from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
 from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.baselines.trid import TriD
@@ -50,3 +51,9 @@ class nnUNetTrainerRSC(MethodsTrainer):
     """RSC on half of the batches, with a fifth of the bottleneck's elements muted."""
 
     methods = (RSC(),)
+
+
+class nnUNetTrainerMaxStyle(MethodsTrainer):
+    """MaxStyle in the first two encoder stages, with p = 0.5 and five steps of ascent."""
+
+    methods = (MaxStyle(),)

@@ -62,9 +62,9 @@ class EFDM(FeatureStyle):
     Domain Generalization, CVPR 2022, https://arxiv.org/abs/2203.07740. All moments of a channel are matched, not only
     mean and deviation. The voxels of a channel are sorted, equal values in the order of their positions; a voxel is
     mixed with the partner's value of the same rank. The partner's values are constants for the gradient, unlike in the
-    reference implementation, where it flows into unrelated voxels of the partner. Sorting takes time that grows with
-    the number of voxels: in 3-D, ``stages`` without 0 costs about an eighth. In a batch of one sample, the partner is
-    an earlier sample, of which 1024 quantiles per channel are kept.
+    reference implementation, where it flows into unrelated voxels of the partner. Sorting full-resolution features is
+    costly: in 3-D, stage 1 has a quarter of the values of stage 0, see ``stages``. In a batch of one sample, the
+    partner is an earlier sample, of which 1024 quantiles per channel are kept.
 
     Attributes:
         alpha: Both parameters of the Beta distribution from which each sample's share of its own values is drawn

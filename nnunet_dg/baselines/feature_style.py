@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dg.baselines.partners import EarlierSamples, partner_order
+from nnunet_dg.hooks import Change
 from nnunet_dg.method import PLACES, Batch, Method, Student, TrainingModule, choice, encoder_stages, probability
 from nnunet_dg.tensors import Statistics
 
@@ -103,11 +104,19 @@ class FeatureStyleTraining(TrainingModule):
         self.single: dict[int, Tensor] = {}  # values of the last pass's single sample
         self.acts: dict[int, bool] = {}
         self.draws: dict[int, Draw] = {}
-        if settings.p == 0:
-            return
-        student.before_each_pass(self.draw)
-        for stage in settings.stages:
-            student.change(stage, partial(self.styled, stage), always=True, at=settings.at)
+        self.changes: list[Change] = []
+        if settings.p > 0:
+            self.register()
+
+    def register(self) -> None:
+        """Register that each pass draws random numbers, and that the stages use them."""
+        self.student.before_each_pass(self.draw)
+        self.change_stages(always=True)
+
+    def change_stages(self, always: bool) -> None:
+        """Register the changes of the stages, for all passes or only inside ``with change:``."""
+        at = self.settings.at
+        self.changes = [self.student.change(s, partial(self.styled, s), always, at) for s in self.settings.stages]
 
     def augment(self, batch: Batch) -> Batch:
         """Store the domains of the batch's samples. The batch is not changed."""
@@ -117,10 +126,13 @@ class FeatureStyleTraining(TrainingModule):
 
     def draw(self, data: Tensor) -> None:
         """Draw for each stage whether it acts in this pass, the partners, and the method's random numbers."""
-        for stage in self.settings.stages:
+        self.draw_stages(data, torch.rand(len(self.settings.stages)) < self.settings.p)
+
+    def draw_stages(self, data: Tensor, acting: Tensor) -> None:
+        """Draw the partners and the method's random numbers for stages of which it is known whether they act."""
+        for stage, acts in zip(self.settings.stages, acting.tolist(), strict=True):
             if stage in self.single:
                 self.earlier[stage].remember(self.single.pop(stage))
-            acts = bool(torch.rand(()) < self.settings.p)
             partner = self._partners(stage, len(data))
             self.acts[stage] = acts and partner is not None
             if partner is None:

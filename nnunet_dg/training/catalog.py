@@ -6,6 +6,7 @@ from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
 from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.baselines.trid import TriD
@@ -25,4 +26,5 @@ METHODS: dict[str, type[Method]] = {
     "trid": TriD,
     "efdm": EFDM,
     "rsc": RSC,
+    "maxstyle": MaxStyle,
 }
