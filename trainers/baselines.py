@@ -30,7 +30,7 @@ class nnUNetTrainerDSU(MethodsTrainer):
 
 
 class nnUNetTrainerTriD(MethodsTrainer):
-    """TriD in the first two encoder stages, with p = 0.5 and alpha = 0.1."""
+    """TriD in the first two encoder stages, with p = 0.5."""
 
     methods = (TriD(),)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dg.baselines.feature_style import Draw, FeatureStyle, FeatureStyleTraining, Partner
-from nnunet_dg.method import Paper, Student, number
+from nnunet_dg.method import Paper, Student
 from nnunet_dg.tensors import Statistics, modulate, statistics
 
 EPS = 1e-6  # as in the reference implementation
@@ -40,13 +40,11 @@ class TriD(FeatureStyle):
     """TriD: in training, random channels of the first encoder stages get a random mean and deviation.
 
     Z. Chen, Y. Pan, Y. Ye, H. Cui, Y. Xia, Treasure in Distribution: A Domain Randomization based Multi-Source Domain
-    Generalization for 2D Medical Image Segmentation, MICCAI 2023, https://arxiv.org/abs/2305.19949. For each sample and
-    channel, the chance of being changed is drawn from Beta(alpha, alpha); the new mean and deviation are drawn from
-    U(0, 1). This range suits features after batch norm and ReLU. In every epoch, the log shows the features' own mean
-    and deviation of each stage for comparison. Statistics are constants for the gradient.
-
-    Attributes:
-        alpha: Both parameters of the Beta distribution from which the chance of each channel is drawn.
+    Generalization for 2D Medical Image Segmentation, MICCAI 2023, https://arxiv.org/abs/2305.19949. Each channel of each
+    sample is changed with probability one half: the paper draws this probability from Beta(0.1, 0.1) for each of them,
+    which gives the same distribution. The new mean and deviation are drawn from U(0, 1). This range suits features
+    after batch norm and ReLU. In every epoch, the log shows the features' own mean and deviation of each stage for
+    comparison. Statistics are constants for the gradient.
     """
 
     key: ClassVar[str] = "trid"
@@ -59,12 +57,13 @@ class TriD(FeatureStyle):
         "https://arxiv.org/abs/2305.19949",
     )
 
-    alpha: float = number(0.1, above=0, high=1e3)
-
     def draw(self, samples: int, width: int) -> Draw:
         """Which channels are changed (1 or 0), and their new mean and deviation, each ``(B, A)``."""
-        chances = torch.distributions.Beta(self.alpha, self.alpha).sample((samples, width))
-        return torch.bernoulli(chances), torch.rand(samples, width), torch.rand(samples, width)
+        return (
+            torch.bernoulli(torch.full((samples, width), 0.5)),
+            torch.rand(samples, width),
+            torch.rand(samples, width),
+        )
 
     def styled(self, feature: Tensor, draw: Draw, partner: Partner) -> Tensor:
         """The features with random statistics, ``(B, A, *spatial)``."""

@@ -45,8 +45,11 @@ def test_all_methods_of_the_slot_share_the_mechanism(method):
 
 @pytest.mark.parametrize("method", [*STYLES, MaxStyle])
 def test_with_p_of_zero_the_training_is_nnunets_own_bit_for_bit(method, tmp_path, monkeypatch):
+    """No random numbers are drawn either, which would change nnU-Net's augmentation in the same process."""
     plain, losses = trained((), tmp_path, monkeypatch)
+    random_state = torch.get_rng_state()
     trainer, own_losses = trained((method(p=0),), tmp_path, monkeypatch)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert [float(loss["loss"]) for loss in losses] == [float(loss["loss"]) for loss in own_losses]
     for key, value in plain.network.state_dict().items():
         assert torch.equal(trainer.network.state_dict()[key], value), key
