@@ -40,11 +40,11 @@ class TriD(FeatureStyle):
     """TriD: in training, random channels of the first encoder stages get a random mean and deviation.
 
     Z. Chen, Y. Pan, Y. Ye, H. Cui, Y. Xia, Treasure in Distribution: A Domain Randomization based Multi-Source Domain
-    Generalization for 2D Medical Image Segmentation, MICCAI 2023, https://arxiv.org/abs/2305.19949. Each channel of each
-    sample is changed with probability one half: the paper draws this probability from Beta(0.1, 0.1) for each of them,
-    which gives the same distribution. The new mean and deviation are drawn from U(0, 1). This range suits features
-    after batch norm and ReLU. In every epoch, the log shows the features' own mean and deviation of each stage for
-    comparison. Statistics are constants for the gradient.
+    Generalization for 2D Medical Image Segmentation, MICCAI 2023, https://arxiv.org/abs/2305.19949. Each channel of
+    each sample is changed with probability one half. The paper draws this probability from Beta(0.1, 0.1) for each of
+    them, which gives the same distribution. The new mean and deviation are drawn from U(0, 1). This range suits
+    features after batch norm and ReLU. In every epoch, the log shows the features' own mean and deviation of each stage
+    for comparison. Statistics are constants for the gradient.
     """
 
     key: ClassVar[str] = "trid"
@@ -59,11 +59,8 @@ class TriD(FeatureStyle):
 
     def draw(self, samples: int, width: int) -> Draw:
         """Which channels are changed (1 or 0), and their new mean and deviation, each ``(B, A)``."""
-        return (
-            torch.bernoulli(torch.full((samples, width), 0.5)),
-            torch.rand(samples, width),
-            torch.rand(samples, width),
-        )
+        chosen = torch.bernoulli(torch.full((samples, width), 0.5))
+        return chosen, torch.rand(samples, width), torch.rand(samples, width)
 
     def styled(self, feature: Tensor, draw: Draw, partner: Partner) -> Tensor:
         """The features with random statistics, ``(B, A, *spatial)``."""

@@ -121,7 +121,7 @@ def losses(samples=2, norm=nn.Identity, seed=0, **settings):
 
 def test_every_step_of_ascent_increases_the_loss():
     for seed in range(5):
-        values = [float(losses(steps=steps, learning_rate=0.02, seed=seed)[2]) for steps in range(6)]
+        values = [losses(steps=steps, learning_rate=0.02, seed=seed)[2].item() for steps in range(6)]
         assert all(low < high for low, high in pairwise(values)), values
 
 
@@ -165,6 +165,7 @@ def test_a_single_sample_is_mixed_with_an_earlier_one(p):
     student, training, first = losses(samples=1, p=p)
     plain = student.loss(student.network(X[:1]), None)
     torch.testing.assert_close(first, plain)  # there is no earlier sample
+    assert student.passes == (1 + training.settings.steps if p == 1 else 1)
     other = step_of(student, X[1:])
     second = training.losses(other)["segmentation"]
     assert torch.isfinite(second)
@@ -174,11 +175,23 @@ def test_a_single_sample_is_mixed_with_an_earlier_one(p):
     assert len(earlier.unique(dim=0)) == 2
 
 
+def test_shares_start_uniform_and_noise_starts_normal():
+    torch.manual_seed(0)
+    share, mean, std = MaxStyle().draw(3000, 2)
+    assert (share.shape, mean.shape, std.shape) == ((3000, 1), (3000, 2), (3000, 2))
+    assert 0 <= share.min() < share.max() <= 1
+    assert share.var() == pytest.approx(1 / 12, abs=0.005)
+    for noise in (mean, std):
+        assert noise.mean().abs() < 0.05
+        assert noise.std() == pytest.approx(1, abs=0.05)
+
+
 def test_an_overflow_of_the_scaled_gradient_leaves_the_styles_finite():
-    student = Trained(*network_and_loss())
-    student.scaled = lambda loss: loss * torch.inf
+    student, scaled = Trained(*network_and_loss()), []
+    student.scaled = lambda loss: (scaled.append(loss), loss * torch.inf)[1]
     training = MaxStyle(p=1.0, stages=(0,)).training_module(student)
     assert torch.isfinite(training.losses(step_of(student))["segmentation"])
+    assert len(scaled) == training.settings.steps
 
 
 @pytest.mark.parametrize("samples", [1, 2])
