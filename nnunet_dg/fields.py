@@ -13,6 +13,7 @@ from typing import Any
 from nnunet_dg.errors import SettingsError
 
 LARGEST_WEIGHT = 1e6
+MOST_STAGES = 32
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,20 @@ def subset(*names: str) -> Any:
 def found(where: str) -> Any:
     """A dict that a training fills in when it starts, see `nnunet_dg.method.Method.completed`. Users leave it unset."""
     return setting(None, f"left unset: {where}", lambda value: value is None or isinstance(value, dict))
+
+
+def encoder_stages(*default: int) -> Any:
+    """A list of different encoder stages."""
+    return setting(
+        default,
+        "a list of different encoder stages, numbered from 0",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and len(value) == len({*map(repr, value)}) > 0
+            and all(is_number(stage, whole=True) and 0 <= stage < MOST_STAGES for stage in value)
+        ),
+        tuple,
+    )
 
 
 def numbers(default: tuple[float, ...], names: Sequence[str], instead_of_zero: str) -> Any:

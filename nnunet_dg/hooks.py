@@ -51,20 +51,31 @@ class Tap:
 
 
 class Change:
-    """Replaces the output of a module in training mode, either always or inside ``with change:``.
+    """Replaces the input or output of a module in training mode, either always or inside ``with change:``.
 
     `torch.compile` compiles two graphs, with and without the change.
 
     Args:
-        module: Module that returns ``(B, A, *spatial)``.
-        function: Function from the module's output to its replacement, which has the same shape.
+        module: Module that takes and returns a tensor.
+        function: Function from the module's input or output, ``(B, A, *spatial)``, to its replacement, which has the
+            same shape.
         always: Whether the change also acts outside ``with change:``; default False.
+        at: Side of the module that is replaced, ``"input"`` or ``"output"`` (default).
     """
 
-    def __init__(self, module: nn.Module, function: Callable[[Tensor], Tensor], always: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        function: Callable[[Tensor], Tensor],
+        always: bool = False,
+        at: Literal["input", "output"] = "output",
+    ) -> None:
         self.function, self.always = function, always
         self._on = always
-        module.register_forward_hook(self._after)
+        if at == "input":
+            module.register_forward_pre_hook(self._before)
+        else:
+            module.register_forward_hook(self._after)
 
     def __enter__(self) -> Change:
         self._on = True
@@ -74,6 +85,9 @@ class Change:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._on = self.always
+
+    def _before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        return self.function(inputs[0]) if self._on and module.training else None
 
     def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         return self.function(output) if self._on and module.training else None

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from nnunet_dg.fields import choice, flag, found, number, numbers, probability, setting, subset, text
+from nnunet_dg.fields import choice, encoder_stages, flag, found, number, numbers, probability, setting, subset, text
 from nnunet_dg.outside import Outside
-from nnunet_dg.step import Batch, Pass, Step, Student, full_resolution
+from nnunet_dg.step import PLACES, Batch, Pass, Step, Student, full_resolution
 
 if TYPE_CHECKING:
     from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
 __all__ = [
-    "AroundPlanned", "Batch", "Inputs", "Method", "Paper", "Pass", "Setting", "Step", "Student", "TrainingModule",
-    "choice", "describe_settings", "flag", "found", "full_resolution", "number", "numbers", "probability", "setting",
-    "subset", "text",
+    "PLACES", "AroundPlanned", "Batch", "Inputs", "Method", "Paper", "Pass", "Setting", "Step", "Student",
+    "TrainingModule", "choice", "describe_settings", "encoder_stages", "flag", "found", "full_resolution", "number",
+    "numbers", "probability", "setting", "subset", "text",
 ]  # fmt: skip
 
 SEGMENTATION = "segmentation"  # the loss term that replaces nnU-Net's own loss
@@ -241,8 +241,10 @@ class Setting:
 
 
 def describe_settings(method: type[Method]) -> list[Setting]:
-    """The settings of a method, described by the "Attributes:" section of its docstring."""
-    described = _attributes(inspect.getdoc(method) or "")
+    """The settings of a method, described by the "Attributes:" sections of its docstring and of its bases'."""
+    described: dict[str, str] = {}
+    for cls in reversed(method.__mro__):
+        described |= _attributes(inspect.cleandoc(cls.__doc__ or ""))
     return [
         Setting(f.name, f.default, f.metadata["check"].accepted if "check" in f.metadata else "", described[f.name])
         for f in fields(method)

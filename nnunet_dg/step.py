@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnunet_dg.hooks import Change, Tap
 from nnunet_dg.outside import Outside
 
+PLACES = ("stage", "pre-activation")  # where `Student.change` replaces the features of an encoder stage
 Scales = Tensor | list[Tensor]  # one tensor; under deep supervision, one per resolution, the full one first
 
 
@@ -113,15 +114,35 @@ class Student(ABC):
         self.taps.append(tap)
         return tap
 
-    def change(self, stage: int, function: Callable[[Tensor], Tensor], always: bool = False) -> Change:
-        """Replace the output of an encoder stage in training mode, see `Change`.
+    def change(
+        self, stage: int, function: Callable[[Tensor], Tensor], always: bool = False, at: str = "stage"
+    ) -> Change:
+        """Replace the features of an encoder stage in training mode, see `Change`.
 
-        Call this in the constructor of a training module. Taps that were created before the change read the original
-        output of the stage, later ones the changed output.
+        Call this in the constructor of a training module. Taps that were created before a change of the stage's output
+        read the original output, later ones the changed output. After a change before the non-linearity, all taps read
+        the output that follows from it.
+
+        Args:
+            stage: Encoder stage (-1: the bottleneck).
+            function: Function from the features, ``(B, A, *spatial)``, to their replacement, which has the same shape.
+            always: Whether the change also acts outside ``with change:``; default False.
+            at: Place of the features. ``"stage"`` (default): the output of the stage. ``"pre-activation"``: the input
+                of the stage's last non-linearity, which is the output of its last norm; in a residual block, it is the
+                sum of this output and the skip connection. There, the mean of a channel decides which values the
+                non-linearity changes. A mean that is changed at the output of a stage is removed again by the instance
+                norm after the next convolution.
+
+        Raises:
+            SettingsError: The stage does not exist, or it has no non-linearity after its last norm.
         """
         if isinstance(stage, str):
-            raise TypeError(f"Only the outputs of encoder stages can be replaced; got {stage!r}.")
-        return Change(self.module(stage), function, always)
+            raise TypeError(f"Only the features of encoder stages can be replaced; got {stage!r}.")
+        if at not in PLACES:
+            raise ValueError(f"at must be one of {', '.join(PLACES)}; got {at!r}.")
+        if at == "stage":
+            return Change(self.module(stage), function, always)
+        return Change(self.nonlinearity(stage), function, always, at="input")
 
     def before_each_pass(self, draw: Callable[[Tensor], None]) -> None:
         """Register a function that is called with the data ``(B, C + R, *spatial)`` before each training pass.
@@ -141,6 +162,10 @@ class Student(ABC):
     @abstractmethod
     def module(self, stage: int | str) -> nn.Module:
         """A stage of the encoder, or for ``"penultimate"`` the last segmentation layer."""
+
+    def nonlinearity(self, stage: int) -> nn.Module:
+        """The last non-linearity of a stage of the encoder, which follows its last norm."""
+        raise NotImplementedError(f"{type(self).__name__} does not know the last non-linearity of a stage.")
 
     @abstractmethod
     def loss(self, output: Any, target: Scales) -> Tensor:

@@ -52,6 +52,19 @@ def test_the_batchs_own_pass_is_computed_once_and_keeps_its_features_after_later
     assert step.epoch == 7
 
 
+@pytest.mark.parametrize(
+    ("stage", "at", "error", "message"),
+    [
+        ("penultimate", "stage", TypeError, "Only the features of encoder stages can be replaced; got 'penultimate'"),
+        (0, "norm", ValueError, "at must be one of stage, pre-activation; got 'norm'"),
+        (0, "pre-activation", NotImplementedError, "PlainStudent does not know the last non-linearity of a stage"),
+    ],
+)
+def test_features_that_cannot_be_replaced_are_refused_by_name(stage, at, error, message):
+    with pytest.raises(error, match=message):
+        PlainStudent().change(stage, lambda feature: feature, at=at)
+
+
 @pytest.mark.parametrize("scales", [torch.ones(2), [torch.ones(2), torch.zeros(1)]])
 def test_full_resolution_is_the_first_scale(scales):
     assert torch.equal(full_resolution(scales), torch.ones(2))

@@ -6,19 +6,23 @@ K. Zhou, Y. Yang, Y. Qiao, T. Xiang, Domain Generalization with MixStyle, ICLR 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.partners import EarlierSamples, partner_order, partner_statistics
-from nnunet_dg.method import Batch, Method, Paper, Student, TrainingModule, flag, number, probability, setting
+from nnunet_dg.baselines.feature_style import (
+    STATISTICS_PER_CHANNEL,
+    Draw,
+    FeatureStyle,
+    Partner,
+    statistics_of_partners,
+)
+from nnunet_dg.baselines.partners import partner_statistics
+from nnunet_dg.method import Paper, flag, number
 from nnunet_dg.tensors import Statistics, modulate, statistics
 
 EPS = 1e-6  # as in the reference implementation
-
-Draw = tuple[Tensor, Tensor, Tensor, Tensor]  # partners (B,), shares (B, 1), mean and deviation of an earlier sample
 
 
 def mix(own: Statistics, partner: Statistics, share: Tensor) -> Statistics:
@@ -68,24 +72,20 @@ def mixstyle_statistics(feature: Tensor, earlier: Statistics | None = None, alph
 
 
 @dataclass(frozen=True)
-class MixStyle(Method):
+class MixStyle(FeatureStyle):
     """MixStyle: in training, features of the first encoder stages get mixed statistics of two samples.
 
     K. Zhou, Y. Yang, Y. Qiao, T. Xiang, Domain Generalization with MixStyle, ICLR 2021,
     https://arxiv.org/abs/2104.02008. Statistics are constants for the gradient. In a batch of one sample, the partner
-    is an earlier sample. If the next convolution is followed by an instance norm, it removes the mixed mean, so that
-    only the mixed deviation has an effect.
+    is an earlier sample.
 
     Attributes:
-        p: Probability that a stage mixes the statistics of a batch.
         alpha: Both parameters of the Beta distribution from which each sample's share of its own statistics is drawn.
-        stages: Encoder stages whose output is changed, numbered from 0 (full resolution).
         other_domains: Whether partners come from other domains, according to ``domains.json``. Without this file, or
             if all samples of the batch are from one domain, partners are any other samples.
     """
 
     key: ClassVar[str] = "mixstyle"
-    slot: ClassVar[str] = "feature statistics"
     paper: ClassVar[Paper] = Paper(
         "Domain Generalization with MixStyle",
         "Kaiyang Zhou, Yongxin Yang, Yu Qiao, Tao Xiang",
@@ -94,74 +94,22 @@ class MixStyle(Method):
         "https://arxiv.org/abs/2104.02008",
     )
 
-    p: float = probability(0.5)
     alpha: float = number(0.1, above=0, high=1e3)
-    stages: tuple[int, ...] = setting(
-        (0, 1),
-        "a list of different encoder stages, numbered from 0",
-        lambda value: (
-            isinstance(value, (list, tuple))
-            and len(value) == len({*map(repr, value)}) > 0
-            and all(isinstance(stage, int) and not isinstance(stage, bool) and 0 <= stage < 32 for stage in value)
-        ),
-        tuple,
-    )
     other_domains: bool = flag(True)
 
-    def training_module(self, student: Student) -> MixStyleTraining:
-        """The training module, which changes the encoder's stages."""
-        return MixStyleTraining(self, student)
+    def draw(self, samples: int, width: int) -> Draw:
+        """Each sample's share of its own statistics, ``(B, 1)``."""
+        return (draw_share(samples, self.alpha),)
 
-
-class MixStyleTraining(TrainingModule):
-    """Changes the statistics of encoder stages in every forward pass.
-
-    Args:
-        settings: Settings, see `MixStyle`.
-        student: Network in training.
-    """
-
-    def __init__(self, settings: MixStyle, student: Student) -> None:
-        super().__init__()
-        self.settings, self.student = settings, student
-        self.domains = torch.zeros(0, dtype=torch.long)
-        self.earlier = {stage: EarlierSamples() for stage in settings.stages}
-        self.draws: dict[int, Draw] = {}
-        self.single: dict[int, Statistics] = {}
-        student.before_each_pass(self.draw)
-        for stage in settings.stages:
-            student.change(stage, partial(self.styled, stage), always=True)
-
-    def augment(self, batch: Batch) -> Batch:
-        """Store the domains of the batch's samples. The batch is not changed."""
-        self.domains = self.student.domains(batch.keys)
-        return batch
-
-    def draw(self, data: Tensor) -> None:
-        """Draw for each stage whether it mixes in this pass, the partners and the shares.
-
-        A stage that does not mix has shares of 1, so that a compiled network has one graph for both cases.
-        """
-        samples = len(data)
-        domains = self.domains if self.settings.other_domains and len(self.domains) == samples else None
-        for stage in self.settings.stages:
-            if stage in self.single:  # of the last pass
-                self.earlier[stage].remember(self.single.pop(stage))
-            mixes = float(torch.rand(())) < self.settings.p
-            order = partner_order(samples, domains).to(data.device)
-            share = draw_share(samples, self.settings.alpha, data.device)
-            earlier = self.earlier[stage].draw() if samples == 1 else None
-            if not mixes or (samples == 1 and earlier is None):
-                share = torch.ones_like(share)
-            shape = (1, self.student.widths[stage])
-            nothing = torch.zeros(shape, device=data.device), torch.ones(shape, device=data.device)
-            self.draws[stage] = (order, share, *(earlier or nothing))
-
-    def styled(self, stage: int, feature: Tensor) -> Tensor:
-        """The output of a stage, ``(B, A, *spatial)``, with mixed statistics (eq. 7)."""
+    def styled(self, feature: Tensor, draw: Draw, partner: Partner) -> Tensor:
+        """The features with mixed statistics (eq. 7), ``(B, A, *spatial)``."""
         own = statistics(feature.detach(), EPS, correction=1)
-        order, share, mean, std = self.draws[stage]
-        if len(feature) == 1:
-            self.single[stage] = own
-            return modulate(feature, *mix(own, (mean, std), share), own=own)
-        return modulate(feature, *mix(own, (own[0][order], own[1][order]), share), own=own)
+        return modulate(feature, *mix(own, statistics_of_partners(own, partner), *draw), own=own)
+
+    def values_kept(self) -> int:
+        """Mean and deviation."""
+        return STATISTICS_PER_CHANNEL
+
+    def across_domains(self) -> bool:
+        """Whether partners are of other domains, where they are known."""
+        return self.other_domains

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,19 +11,20 @@ from torch import Tensor
 from nnunet_dg.tensors import Statistics
 
 MOST_EARLIER = 8  # number of samples that are remembered
+T = TypeVar("T")  # statistics, or other values of a sample
 
 
-class EarlierSamples:
+class EarlierSamples(Generic[T]):
     """Statistics of the last samples, for batches of one sample. They are not saved in checkpoints."""
 
     def __init__(self) -> None:
-        self._statistics: deque[Statistics] = deque(maxlen=MOST_EARLIER)
+        self._statistics: deque[T] = deque(maxlen=MOST_EARLIER)
 
-    def remember(self, own: Statistics) -> None:
-        """Add the statistics of a sample, ``(1, A)`` each, without gradient."""
+    def remember(self, own: T) -> None:
+        """Add the statistics of a sample, without gradient."""
         self._statistics.append(own)
 
-    def draw(self) -> Statistics | None:
+    def draw(self) -> T | None:
         """Statistics of a random earlier sample; None before the first one."""
         if not self._statistics:
             return None

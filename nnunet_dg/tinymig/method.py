@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.extractors import with_architecture
 from nnunet_dg.extractors.base import SCALINGS
-from nnunet_dg.method import Method, Paper, Student, choice, found, number, numbers, subset, text
+from nnunet_dg.method import PLACES, Method, Paper, Student, choice, found, number, numbers, subset, text
 from nnunet_dg.tinymig.alignment import SCALES
 from nnunet_dg.tinymig.consistency import DIVERGENCES
 from nnunet_dg.tinymig.modulation import OWN_STATISTICS
@@ -53,6 +53,8 @@ class TinyMIG(Method):
             alignment and the consistency.
         statistics: Source of the mean and deviation of the styled features (table 5): ``"ufdm"`` takes those of the
             teacher's features or random ones, the others change the student's own.
+        at: Place at which the styled pass changes features: the output of the first two stages (as published), or the
+            input of their last non-linearity, where the mean has an effect in networks with instance norm as well.
         divergence: Divergence between the two predictions in the consistency term (table 8).
         alignment_scale: How enhanced features are compared. ``"free"``: after normalizing each to zero mean and unit
             RMS per sample and channel. ``"paper"``: without normalization (eq. 13), so that the filters can reduce the
@@ -81,6 +83,7 @@ class TinyMIG(Method):
     adapter_width: int | None = number(None, 1, MOST_WIDTH, whole=True, null=True)
     loss_weights: tuple[float, ...] = numbers((1.0, 1.0, 0.5, 0.5, 0.5), TERMS, "to leave one out, ablate its part")
     statistics: str = choice(*STATISTICS)
+    at: str = choice(*PLACES)
     divergence: str = choice(*DIVERGENCES)
     alignment_scale: str = choice(*SCALES)
     ablate: tuple[str, ...] = subset(*ABLATIONS)

@@ -24,7 +24,7 @@ class Style:
         self.own = own
         self._new: Statistics | None = None
         self._single: Statistics | None = None
-        self._earlier = EarlierSamples()
+        self._earlier: EarlierSamples[Statistics] = EarlierSamples()
 
     def begin(self, new: Statistics | None = None) -> None:
         """Set the statistics of the next pass.

@@ -50,7 +50,7 @@ class TinyMIGTraining(TrainingModule):
             self.alignment = ContentAlignment(widths, grids, amplitude, phase, refine, settings.alignment_scale)
         self.taps = [student.tap(stage) for stage in range(depths)]
         self.styles = [Style(self.own) for _ in range(min(STYLED_STAGES, depths))]
-        self.changes = [student.change(stage, style) for stage, style in enumerate(self.styles)]
+        self.changes = [student.change(stage, style, at=settings.at) for stage, style in enumerate(self.styles)]
 
     def _build_teaching(self, depths: int) -> int:
         """Build the teacher and the modules around it. Returns the number of its maps."""

@@ -6,11 +6,17 @@ from nnunet_dg.baselines.bigaug import BigAug
 from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
+from nnunet_dg.baselines.crossnorm import CrossNorm
+from nnunet_dg.baselines.dsu import DSU
+from nnunet_dg.baselines.efdm import EFDM
+from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
 from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.baselines.slaug import SLAug
+from nnunet_dg.baselines.trid import TriD
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
@@ -28,5 +34,10 @@ METHODS: dict[str, type[Method]] = {
     "bigaug": BigAug,
     "mixup": MixUp,
     "mixstyle": MixStyle,
+    "crossnorm": CrossNorm,
+    "dsu": DSU,
+    "trid": TriD,
+    "efdm": EFDM,
     "rsc": RSC,
+    "maxstyle": MaxStyle,
 }

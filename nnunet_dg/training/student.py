@@ -16,6 +16,7 @@ from nnunet_dg.host import unwrap
 from nnunet_dg.method import AroundPlanned, Student, full_resolution
 from nnunet_dg.outside import Outside
 from nnunet_dg.step import Scales
+from nnunet_dg.training.nonlinearity import last_nonlinearity
 from nnunet_dg.training.voxel_classes import Classes
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ class HostStudent(Student):
                 f"Choose another one in its settings."
             )
         return stages[stage]
+
+    def nonlinearity(self, stage: int) -> nn.Module:
+        return last_nonlinearity(self.module(stage))
 
     def loss(self, output: Any, target: Scales) -> Tensor:
         return self.trainer.loss(output, target)

@@ -16,8 +16,9 @@ from nnunet_dg.training.checkpoint import IN_OPTIMIZER_STATE
 from nnunet_dg.training.plans import as_json, resolve
 from nnunet_dg.training.trainer import MethodsTrainer
 
-WITHOUT_DOWNLOADS = {  # settings that need no published weights
+WITHOUT_DOWNLOADS = {  # settings that need no published weights and few passes
     "dropgen": {"extractor": "mind"},
+    "maxstyle": {"steps": 1},
     "tinymig": {"teacher": "random:anatomix"},
 }
 IN_2D = {"tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]}}  # teachers in 2-D are large ViTs

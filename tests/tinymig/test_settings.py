@@ -30,6 +30,7 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
             {"statistics": "maxstyle"},
             "statistics must be one of ufdm, mixstyle, crossnorm, crossnorm_channels, dsu; got 'maxstyle'",
         ),
+        ({"at": "norm"}, "at must be one of stage, pre-activation; got 'norm'"),
         ({"divergence": "l1"}, "divergence must be one of kl, mse, js; got 'l1'"),
         ({"adapter_width": 0}, "adapter_width must be a whole number in \[1, 4096\], or null; got 0"),
         ({"adapter_width": 10**50}, "adapter_width must be"),

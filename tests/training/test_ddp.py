@@ -160,7 +160,13 @@ def assert_trains_in_two_processes(host, folder, trainer):
 
 
 @pytest.mark.parametrize(
-    "trainer", ["Tiny_nnUNetTrainerDropGen_MIND", "Tiny_nnUNetTrainerSgCG", "Tiny_nnUNetTrainerRSC"]
+    "trainer",
+    [
+        "Tiny_nnUNetTrainerDropGen_MIND",
+        "Tiny_nnUNetTrainerSgCG",
+        "Tiny_nnUNetTrainerRSC",
+        pytest.param("Tiny_nnUNetTrainerMaxStyle", marks=pytest.mark.matrix),
+    ],
 )
 def test_nnunets_training_in_two_processes(host, tmp_path, trainer):
     assert_trains_in_two_processes(host, tmp_path, trainer)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from on_noise import plans
+from planned_networks import built
 from torch import nn
 
 from nnunet_dg.hooks import Change, Tap
@@ -13,19 +13,6 @@ from nnunet_dg.tinymig import OWN_STATISTICS, OwnStatistics, modulate
 from nnunet_dg.tinymig.style import Style
 from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
 from nnunet_dg.training.student import planned_network
-
-RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-
-
-def built(trainer=nnUNetTrainer, residual=False, deep_supervision=True):
-    manager = plans(16)
-    configuration = manager.get_configuration("3d_fullres")
-    if residual:
-        architecture = configuration.configuration["architecture"]
-        architecture["network_class_name"] = RESIDUAL
-        architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
-    torch.manual_seed(0)
-    return trainer.build_network_architecture(manager, configuration, 1, 3, deep_supervision).train()
 
 
 def tap_encoder(network, stage):

@@ -85,6 +85,21 @@ def test_every_term_has_the_value_of_its_definition(make, monkeypatch):
         torch.testing.assert_close(terms[name], value, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_before_the_non_linearity_the_styled_features_have_the_teachers_statistics(make, monkeypatch):
+    trainer = make(at="pre-activation")
+    new = iter([(torch.randn(2, width), torch.rand(2, width) + 0.5) for width in (4, 8)])
+    given, seen = [], []
+    monkeypatch.setattr(
+        "nnunet_dg.tinymig.training.universal_statistics", lambda _: (given.append(next(new)), given[-1])[1]
+    )
+    for stage in trainer.network.encoder.stages[:2]:
+        stage[0].convs[-1].nonlin.register_forward_pre_hook(lambda _, inputs: seen.append(statistics(inputs[0])))
+    loss_terms(trainer, on_device(trainer, batch(trainer)))
+    for features, (mean, std) in zip(seen[2:], given, strict=True):  # the first two are of the plain pass
+        torch.testing.assert_close(features[0], mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(features[1], std, atol=1e-4, rtol=1e-3)
+
+
 def test_the_loss_is_the_weighted_sum(make):
     trainer = make(loss_weights=[0.1, 0.2, 0.3, 0.4, 0.6])
     result = trainer.train_step(batch(trainer))
