@@ -136,6 +136,10 @@ class Student(ABC):
         output = self.network(data)
         return Pass(output, {tap: tap.take() for tap in self.taps})
 
+    def activations(self) -> list[nn.Module]:
+        """The non-linearities of encoder and decoder, as modules. Each is called once per pass."""
+        return activations(self.network)
+
     @abstractmethod
     def module(self, stage: int | str) -> nn.Module:
         """A stage of the encoder, or for ``"penultimate"`` the last segmentation layer."""
@@ -219,6 +223,11 @@ class Step:
     def segmentation(self, output: Any, target: Scales | None = None) -> Tensor:
         """nnU-Net's own loss, a scalar; without a ``target``, the batch's target is used."""
         return self.student.loss(output, self.batch.target if target is None else target)
+
+
+def activations(network: nn.Module) -> list[nn.Module]:
+    """The modules of PyTorch's non-linearities in a network."""
+    return [module for module in network.modules() if type(module).__module__ == nn.LeakyReLU.__module__]
 
 
 def full_resolution(scales: Scales) -> Tensor:

@@ -1,5 +1,6 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
+from nnunet_dg.baselines.channel_dropout import ChannelDropout
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
@@ -22,3 +23,9 @@ class nnUNetTrainerRSC(MethodsTrainer):
     """RSC on half of the batches, with a fifth of the bottleneck's elements muted."""
 
     methods = (RSC(),)
+
+
+class nnUNetTrainerChannelDropout(MethodsTrainer):
+    """A quarter of the channels dropped after every non-linearity of the network."""
+
+    methods = (ChannelDropout(),)

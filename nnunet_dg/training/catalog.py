@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnunet_dg.baselines.channel_dropout import ChannelDropout
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
@@ -17,4 +18,5 @@ METHODS: dict[str, type[Method]] = {
     "gin": GIN,
     "mixstyle": MixStyle,
     "rsc": RSC,
+    "channel_dropout": ChannelDropout,
 }

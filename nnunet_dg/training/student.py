@@ -15,7 +15,7 @@ from nnunet_dg.errors import HostError, SettingsError
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import AroundPlanned, Student, full_resolution
 from nnunet_dg.outside import Outside
-from nnunet_dg.step import Scales
+from nnunet_dg.step import Scales, activations
 from nnunet_dg.training.voxel_classes import Classes
 
 if TYPE_CHECKING:
@@ -126,6 +126,9 @@ class HostStudent(Student):
                 f"Choose another one in its settings."
             )
         return stages[stage]
+
+    def activations(self) -> list[nn.Module]:
+        return activations(planned_network(self.network))
 
     def loss(self, output: Any, target: Scales) -> Tensor:
         return self.trainer.loss(output, target)
