@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from nnunet_dg.dropgen.dropout import ACCEPTED_P, LARGEST_P, is_rate
+from nnunet_dg.dropgen.fusion import SQUEEZES
 from nnunet_dg.dropgen.network import DropGenNetwork, build_dropgen_network, load_extractor
 from nnunet_dg.dropgen.training import Annealing
 from nnunet_dg.errors import DimensionError, SettingsError
@@ -21,7 +22,7 @@ from nnunet_dg.extractors.base import NORMALIZATIONS, SCALINGS
 from nnunet_dg.method import Inputs, Method, Paper, Student, TrainingModule, choice, found, number, setting, text
 
 OTHER_EXTRACTORS = tuple(name for name in EXTRACTORS if name != "anatomix")
-NEWER_THAN_NORMALIZE = ("p_end",)
+NEWER_THAN_NORMALIZE = ("p_end", "fusion", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class DropGen(Method):
             probability of each sample is drawn uniformly in each pass.
         p_end: Probability of the last epoch, to which p moves linearly over the last fifth of the epochs. Both ends of
             a range move to it. None: p does not change, as in the paper.
+        fusion: How the network gets the image and its features: ``"concat"`` (concatenated), or
+            ``"squeeze-excitation"`` (concatenated, then each channel multiplied by a weight that a trained layer
+            computes from the squeezed channels, in training and at inference; an ablation of the paper, which has no
+            dropout, so set p to 0 for it).
+        squeeze: Statistic of each channel from which squeeze-excitation computes the weights: ``"mean"``, as published,
+            or ``"std"``. Instance-normalized features all have the same mean and deviation.
         image_scaling: Scaling of the image that the network sees: ``"none"`` keeps nnU-Net's normalization,
             ``"minmax"`` scales each patch to [0, 1] (the paper's).
 
@@ -88,6 +95,8 @@ class DropGen(Method):
         0.5, ACCEPTED_P, is_rate, lambda p: tuple(p) if isinstance(p, (list, tuple)) else p
     )
     p_end: float | None = number(None, 0, LARGEST_P, null=True)
+    fusion: str = choice("concat", "squeeze-excitation")
+    squeeze: str = choice(*SQUEEZES)
     image_scaling: str = choice("none", "minmax")
     normalize: str | None = choice(None, *NORMALIZATIONS)
 
@@ -98,6 +107,9 @@ class DropGen(Method):
 
         if self.extractor == "nnunet" and self.layer != "penultimate":
             raise SettingsError("extractor 'nnunet' has no layers: leave layer unset.")
+
+        if self.squeeze != "mean" and self.fusion != "squeeze-excitation":
+            raise SettingsError(f"squeeze {self.squeeze!r} is used by fusion 'squeeze-excitation' only: set it, too.")
 
     def build_network(self, build: Callable[[int], nn.Module], inputs: Inputs) -> DropGenNetwork:
         """The planned network with the image and its features as input. The extractor has no weights yet."""
