@@ -18,3 +18,9 @@ class nnUNetTrainerDropGen_Paper(DropGenPaperRecipe, MethodsTrainer):
     """
 
     methods = (DropGen(image_scaling="minmax"),)
+
+
+class nnUNetTrainerERM_Paper(DropGenPaperRecipe, MethodsTrainer):
+    """The paper's baseline: the same recipe, with the image as the only input."""
+
+    methods = (DropGen(image_scaling="minmax", inputs="image"),)

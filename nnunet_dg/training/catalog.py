@@ -7,6 +7,7 @@ from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.dropgen import DropGen
+from nnunet_dg.dropgen.finetune import AnatomixFinetune
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
 from nnunet_dg.tinymig import TinyMIG
@@ -19,4 +20,5 @@ METHODS: dict[str, type[Method]] = {
     "mixstyle": MixStyle,
     "rsc": RSC,
     "channel_dropout": ChannelDropout,
+    "anatomix_finetune": AnatomixFinetune,
 }

@@ -77,6 +77,7 @@ class MethodsTrainer(nnUNetTrainer):
         refuse_misplaced(plans)
         resolved = [resolve(plans, method, self.keys()) for method in type(self).methods]
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision &= all(method.deep_supervision for method in resolved)
         self.folds = Folds(Path(self.output_folder_base), f"fold_{self.fold}", type(self).methods)
         self.methods = tuple(self.folds.completed(method, self.print_to_log_file) for method in resolved)
         for method in self.methods:
@@ -121,7 +122,7 @@ class MethodsTrainer(nnUNetTrainer):
 
         outside = Outside.of(configuration_manager)
         patch_size = tuple(configuration_manager.patch_size)
-        inputs = Inputs(num_input_channels, len(outside.masked), patch_size, outside)
+        inputs = Inputs(num_input_channels, len(outside.masked), patch_size, outside, num_output_channels)
         build: Callable[[int], nn.Module] = planned
         for method in reversed(cls.methods):
             build = partial(_build_method, resolve(plans_manager.plans, method, cls.keys()), build, inputs)
