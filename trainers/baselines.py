@@ -1,6 +1,7 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
+from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
@@ -29,3 +30,9 @@ class nnUNetTrainerChannelDropout(MethodsTrainer):
     """A quarter of the channels dropped after every non-linearity of the network."""
 
     methods = (ChannelDropout(),)
+
+
+class nnUNetTrainerDSBN(MethodsTrainer):
+    """Dual normalization: half of the images through Bezier curves, and a batch norm for each kind of curve."""
+
+    methods = (DSBN(),)

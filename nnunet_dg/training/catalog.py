@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
+from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.rsc import RSC
@@ -20,5 +21,6 @@ METHODS: dict[str, type[Method]] = {
     "mixstyle": MixStyle,
     "rsc": RSC,
     "channel_dropout": ChannelDropout,
+    "dsbn": DSBN,
     "anatomix_finetune": AnatomixFinetune,
 }

@@ -60,7 +60,6 @@ def test_the_planner_writes_the_papers_network_batch_and_normalization(folder):
     assert configuration["normalization_schemes"] == ["UnitRangeNormalization"] * 2
     assert configuration["use_mask_for_norm"] == [False, False]
     assert all(size % 32 == 0 and size >= 64 for size in configuration["patch_size"])
-    print(configuration["patch_size"])
     assert np.prod(configuration["patch_size"]) >= 96**3
     assert plans["nnunet_dg"]["dropgen"] == {"image_scaling": "none"}
     assert plans["configurations"]["2d"]["architecture"]["network_class_name"].endswith("PlainConvUNet")
