@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2.paths import nnUNet_raw
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.domains import Domains, read_domains
 from nnunet_dg.errors import HostError, SettingsError
@@ -65,6 +66,11 @@ class HostStudent(Student):
     @property
     def network(self) -> nn.Module:  # type: ignore[override]
         return self.trainer.network
+
+    @property
+    def undistributed(self) -> nn.Module:
+        network = self.network
+        return network.module if isinstance(network, DistributedDataParallel) else network
 
     @property
     def widths(self) -> list[int]:  # type: ignore[override]
