@@ -119,6 +119,6 @@ class DSBNTraining(TrainingModule):
         drawn = draw_styles(len(images), self.settings.p, self.settings.strengths)
         changed, strength, decreasing = (part.to(images.device) for part in drawn)
         self.branches.of_sample = decreasing.long()
-        new = restyled(self.outside.to_minimum(images), strength, decreasing)
+        new = restyled(images, strength, decreasing)
         keep = ~changed.reshape(-1, *[1] * (images.ndim - 1)) | self.outside.channels(images)
         return batch.with_images(torch.where(keep, images, new))
