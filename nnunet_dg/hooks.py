@@ -80,6 +80,11 @@ class Change:
         return self.function(output) if self._on and module.training else None
 
 
+def activations(network: nn.Module) -> list[nn.Module]:
+    """The modules of PyTorch's non-linearities in a network."""
+    return [module for module in network.modules() if type(module).__module__ == nn.LeakyReLU.__module__]
+
+
 @contextmanager
 def kept_buffers(network: nn.Module) -> Iterator[None]:
     """Inside this context, passes in training mode do not change the running statistics of batch norm.

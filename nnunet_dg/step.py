@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.hooks import Change, Tap, kept_buffers
+from nnunet_dg.hooks import Change, Tap, activations, kept_buffers
 from nnunet_dg.outside import Outside
 
 Scales = Tensor | list[Tensor]  # one tensor; under deep supervision, one per resolution, the full one first
@@ -243,11 +243,6 @@ class Step:
     def segmentation(self, output: Any, target: Scales | None = None) -> Tensor:
         """nnU-Net's own loss, a scalar; without a ``target``, the batch's target is used."""
         return self.student.loss(output, self.batch.target if target is None else target)
-
-
-def activations(network: nn.Module) -> list[nn.Module]:
-    """The modules of PyTorch's non-linearities in a network."""
-    return [module for module in network.modules() if type(module).__module__ == nn.LeakyReLU.__module__]
 
 
 def full_resolution(scales: Scales) -> Tensor:

@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.baselines.bezier import restyled
+from nnunet_dg.baselines.bezier import bezier_map
 from nnunet_dg.baselines.domain_norm import NearestBranchNetwork
 from nnunet_dg.fields import is_number
 from nnunet_dg.method import Batch, Inputs, Method, Paper, Student, TrainingModule, probability, setting
+from nnunet_dg.tensors import wide
 
 LARGEST_STRENGTH = 0.9
 Styles = tuple[Tensor, Tensor, Tensor]  # whether the curve is not the identity, its strength, whether it decreases
@@ -32,7 +33,7 @@ def draw_styles(samples: int, p: float, strengths: tuple[float, ...]) -> Styles:
     Args:
         samples: Number of samples, B.
         p: Probability; with 0, all samples stay as they are.
-        strengths: Accepted values of v, see `nnunet_dg.baselines.bezier.bezier`.
+        strengths: Accepted values of v, see `restyled`.
 
     Returns:
         Whether each sample is changed, the strength, and whether the curve is decreasing, each ``(B,)``.
@@ -48,6 +49,34 @@ def draw_styles(samples: int, p: float, strengths: tuple[float, ...]) -> Styles:
     if p > 0 and samples > 1 and bool((decreasing == decreasing[0]).all()):
         decreasing[one] = changed[one] = ~decreasing[one]
     return changed, strength, decreasing
+
+
+@torch.no_grad()
+def restyled(images: Tensor, strength: Tensor, decreasing: Tensor) -> Tensor:
+    """Images whose intensities pass through a Bezier curve, within the range of each sample and channel.
+
+    With the range of a channel scaled to [-1, 1], the increasing curve has the control points (-1, -1), (-v, v),
+    (v, -v) and (1, 1), and the decreasing one is its negative. The lowest intensity of each sample and channel, the
+    background, stays as it is. The result is computed in at least float32, without gradient.
+
+    Args:
+        images: ``(B, C, *spatial)``.
+        strength: v of each sample, ``(B,)``, in [0, 1). With 0, the curve is a straight line.
+        decreasing: Whether the curve of each sample is the decreasing one, ``(B,)``, bool.
+
+    Returns:
+        The images, of the same shape and dtype.
+
+    >>> restyled(torch.tensor([[[0.0, 1.0, 3.0, 4.0]]]), torch.tensor([0.0]), torch.tensor([True]))
+    tensor([[[0., 3., 1., 0.]]])
+    """
+    result = images.clone()
+    for sample, (v, is_decreasing) in enumerate(zip(strength.tolist(), decreasing.tolist(), strict=True)):
+        inner = torch.tensor([[1 - v, 1 + v], [1 + v, 1 - v]]) / 2  # as fractions of the range
+        for channel, image in enumerate(images[sample]):
+            changed = bezier_map(wide(image), inner, is_decreasing).to(image.dtype)
+            result[sample, channel] = torch.where(image == image.min(), image, changed)
+    return result
 
 
 @dataclass(frozen=True)

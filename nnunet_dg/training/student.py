@@ -13,10 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.domains import Domains, read_domains
 from nnunet_dg.errors import HostError, SettingsError
+from nnunet_dg.hooks import activations
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import AroundPlanned, Student, full_resolution
 from nnunet_dg.outside import Outside
-from nnunet_dg.step import Scales, activations
+from nnunet_dg.step import Scales
 from nnunet_dg.training.voxel_classes import Classes
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class HostStudent(Student):
     def undistributed(self) -> nn.Module:
         network = self.network
         return network.module if isinstance(network, DistributedDataParallel) else network
+
+    def activations(self) -> list[nn.Module]:
+        return activations(planned_network(self.network))
 
     @property
     def widths(self) -> list[int]:  # type: ignore[override]
@@ -132,9 +136,6 @@ class HostStudent(Student):
                 f"Choose another one in its settings."
             )
         return stages[stage]
-
-    def activations(self) -> list[nn.Module]:
-        return activations(planned_network(self.network))
 
     def loss(self, output: Any, target: Scales) -> Tensor:
         return self.trainer.loss(output, target)

@@ -1,80 +1,65 @@
-"""Bezier curves of intensities: values of the specification, a naive solution by bisection, and properties."""
+"""Bezier maps: values of the specification, agreement with NumPy's interpolation, and properties."""
 
+import numpy as np
 import pytest
 import torch
 
-from nnunet_dg.baselines.bezier import bezier, restyled
+from nnunet_dg.baselines.bezier import bezier_curve, bezier_map, look_up
+
+INNER = torch.tensor([[0.2, 0.7], [0.6, 0.9]])
+VALUES = torch.tensor([0, 0.25, 0.5, 0.75, 1])
 
 
-@pytest.mark.parametrize(
-    ("strength", "x", "expected"),
-    [
-        (0.5, [-1, -0.75, -0.5, 0, 0.5, 1], [-1, -0.484318, -0.229425, 0, 0.229425, 1]),
-        (0.75, [-1, -0.75, -0.5, 0, 0.5, 1], [-1, -0.322845, -0.124537, 0, 0.124537, 1]),
-    ],
-)
-def test_hand_values_of_increasing_curves(strength, x, expected):
-    """Example BEZ-1 of the specification."""
-    actual = bezier(torch.tensor(x, dtype=torch.float32), torch.tensor(strength))
-    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6)
+def test_hand_values():
+    """The example of the specification for SLAug, increasing and inverted."""
+    expected = torch.tensor([0, 0.535750, 0.783798, 0.920126, 1])
+    torch.testing.assert_close(bezier_map(VALUES, INNER), expected, atol=1e-6, rtol=0)
+    expected = torch.tensor([1, 0.858093, 0.657359, 0.378363, 0])
+    torch.testing.assert_close(bezier_map(VALUES, INNER, inverted=True), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("strength", "expected"),
-    [(0.0, [-1, 0.75, 0.5, 0, -0.5, -1]), (0.5, [-1, 0.484318, 0.229425, 0, -0.229425, -1])],
-)
-def test_hand_values_of_decreasing_curves_with_the_background_put_back(strength, expected):
-    """Example BEZ-2 of the specification."""
-    x = torch.tensor([[[-1, -0.75, -0.5, 0, 0.5, 1]]])
-    actual = restyled(x, torch.tensor([strength]), torch.tensor([True]))
-    torch.testing.assert_close(actual[0, 0], torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6)
-
-
-def by_bisection(x, v):
-    """The curve from its control points, with the parameter at which it has the abscissa x."""
-
-    def at(u, points):
-        b = (1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3
-        return sum(weight * point for weight, point in zip(b, points, strict=True))
-
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle, (-1, -v, v, 1)) < x else (low, middle)
-    return at(low, (-1, v, -v, 1))
-
-
-@pytest.mark.parametrize("v", [0.0, 0.2, 1 / 3, 0.5, 0.75, 0.9])
-def test_agrees_with_the_control_points_and_bisection(v):
-    x = torch.linspace(-1, 1, 81)
-    expected = torch.tensor([by_bisection(float(value), v) for value in x])
-    torch.testing.assert_close(bezier(x, torch.tensor(v)), expected, rtol=0, atol=2e-6)
-    actual = bezier(x.double(), torch.tensor(v).double())
-    assert actual.dtype == torch.float64
-    assert (actual.diff() > 0).all()
-    torch.testing.assert_close(actual, -actual.flip(0))
-
-
-@pytest.mark.parametrize("spatial", [(6, 5), (4, 3, 5)])
-def test_every_sample_has_its_curve_and_every_channel_its_range(spatial):
+@pytest.mark.parametrize("inverted", [False, True])
+def test_agrees_with_numpy_on_a_finer_curve(inverted):
     torch.manual_seed(0)
-    images = 100 * torch.randn(3, 2, *spatial) + 7
-    strength, decreasing = torch.tensor([0.0, 0.5, 0.75]), torch.tensor([False, False, True])
-    out = restyled(images, strength, decreasing)
-    for sample in range(3):
-        for channel in range(2):
-            image, new = images[sample, channel].flatten(), out[sample, channel].flatten()
-            low, high = image.min(), image.max()
-            unit = 2 * (image - low) / (high - low) - 1
-            curve = torch.tensor([by_bisection(float(value), float(strength[sample])) for value in unit])
-            expected = low + ((-curve if decreasing[sample] else curve) + 1) / 2 * (high - low)
-            expected = torch.where(image == low, low, expected)
-            torch.testing.assert_close(new, expected, rtol=1e-4, atol=1e-2)
+    values = torch.randn(200, dtype=torch.float64) * 3 + 1
+    upper = torch.rand(2)
+    inner = torch.stack([upper * torch.rand(2), upper])
+    low, span = values.min(), values.max() - values.min()
+    control = [(0, 0), *inner.tolist(), (1, 1)]
+    t = np.linspace(0, 1, 100_001)
+    weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
+    x, y = (sum(w * c[axis] for w, c in zip(weights, control, strict=True)) for axis in (0, 1))
+    expected = low + span * np.interp((values - low) / span, x, y[::-1] if inverted else y)
+    torch.testing.assert_close(bezier_map(values, inner, inverted), expected, atol=1e-5, rtol=0)
 
 
-def test_constant_images_and_their_dtype_stay():
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        images = torch.full((1, 1, 4, 4), 5.0, dtype=dtype)
-        out = restyled(images, torch.tensor([0.5]), torch.tensor([True]))
-        assert torch.equal(out, images)
-        assert out.dtype == dtype
+@pytest.mark.parametrize("inner", [[[0, 0], [0, 0]], [[0, 1], [0, 1]], [[1, 0], [1, 1]], [[0.3, 0.3], [0.3, 0.3]]])
+def test_maps_are_monotone_and_keep_the_range_also_with_degenerate_curves(inner):
+    values = torch.linspace(-2, 3, 500)
+    inner = torch.tensor(inner, dtype=torch.float32)
+    increasing, decreasing = bezier_map(values, inner), bezier_map(values, inner, inverted=True)
+    assert (increasing.diff() >= 0).all()
+    assert (decreasing.diff() <= 0).all()
+    assert increasing[[0, -1]].tolist() == pytest.approx([-2, 3], abs=1e-3)
+    assert decreasing[[0, -1]].tolist() == pytest.approx([3, -2], abs=1e-3)
+
+
+def test_points_on_the_diagonal_are_the_identity():
+    values = torch.rand(3, 4)
+    torch.testing.assert_close(bezier_map(values, torch.tensor([[0.1, 0.1], [0.7, 0.7]])), values)
+
+
+def test_a_curve_begins_and_ends_at_its_outer_control_points():
+    control = torch.tensor([[0.1, 0.9], [0.2, 0.3], [0.4, 0.4], [0.8, 0.7]])
+    x, y = bezier_curve(control)
+    torch.testing.assert_close(torch.stack([x, y], 1)[[0, -1]], control[[0, -1]].double())
+
+
+@pytest.mark.parametrize("values", [torch.tensor([2.0]), torch.full((3, 3), -1.0)])
+def test_constant_values_stay(values):
+    assert torch.equal(bezier_map(values, INNER, inverted=True), values)
+
+
+def test_values_beyond_the_ends_get_the_value_of_the_end():
+    x, y = torch.tensor([0.0, 1, 1, 2]), torch.tensor([5.0, 6, 7, 9])
+    assert look_up(torch.tensor([-3.0, 0, 0.5, 1.5, 2, 10]), x, y).tolist() == [5, 5, 5.5, 8, 9, 9]
