@@ -67,7 +67,7 @@ def restyled(images: Tensor, strength: Tensor, decreasing: Tensor) -> Tensor:
     Returns:
         The images, of the same shape and dtype.
 
-    >>> restyled(torch.tensor([[[0.0, 1.0, 3.0, 4.0]]]), torch.tensor([0.0]), torch.tensor([True]))
+    >>> restyled(torch.tensor([[[0.0, 1.0, 3.0, 4.0]]]), torch.tensor([0.0]), torch.tensor([True])).round()
     tensor([[[0., 3., 1., 0.]]])
     """
     result = images.clone()

@@ -100,6 +100,8 @@ def test_half_precision_gives_finite_gradients(make, method):
 
 @every_method
 def test_steps_are_equal_for_equal_seeds_and_differ_for_other_seeds(make, method):
+    if method in DETERMINISTIC:
+        pytest.skip(f"a step of {method} has no random numbers")
     results = []
     for seed in (1, 1, 2, 3, 4, 5):  # several, since a method may act with probability 0.5
         trainer = make(method)
@@ -107,8 +109,7 @@ def test_steps_are_equal_for_equal_seeds_and_differ_for_other_seeds(make, method
         results.append(weights(trainer))
     first, repeated, *others = results
     assert all(torch.equal(first[key], repeated[key]) for key in first)
-    differs = any(not torch.equal(first[key], other[key]) for key in first for other in others)
-    assert differs == (method not in DETERMINISTIC)
+    assert any(not torch.equal(first[key], other[key]) for key in first for other in others)
 
 
 @every_method
