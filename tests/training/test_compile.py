@@ -23,6 +23,7 @@ METHOD_OF_SLOT = {  # with settings that need no published weights
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
+    torch._dynamo.reset()  # graphs of earlier tests would make sizes dynamic
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
