@@ -85,6 +85,7 @@ def export(
     _refuse_other_networks(trainer)
     _check_complete(results, names, checkpoint)
     _refuse_other_preprocessing(results, configuration)
+    _refuse_other_architecture(results, configuration)
     sources = {f"fold_{fold}": results / f"fold_{fold}" / checkpoint for fold in names}
     output.parent.mkdir(parents=True, exist_ok=True)
     with _folder_next_to(output) as temporary:
@@ -209,6 +210,17 @@ def _refuse_other_preprocessing(results: Path, configuration: str) -> None:
             f"{results} needs {' and '.join(other)} to predict, which plain nnU-Net does not have. Share it with "
             f"nnUNetv2_export_model_to_zip, and install the package that has it, such as nnunet-dg, where it is used; "
             f"or train with plans of nnU-Net's own planner."
+        )
+
+
+def _refuse_other_architecture(results: Path, configuration: str) -> None:
+    """Refuse plans whose network is not a class of nnU-Net's own package."""
+    network = PlansManager(_read_plans(results)).get_configuration(configuration).network_arch_class_name
+    if network.startswith("nnunet_dg."):
+        raise ExportError(
+            f"{results} needs the network {network}, which plain nnU-Net does not have. Share it with "
+            f"nnUNetv2_export_model_to_zip, and install nnunet-dg where it is used; or train with plans of another "
+            f"planner."
         )
 
 

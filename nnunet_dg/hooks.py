@@ -6,7 +6,8 @@ training mode only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal
 
@@ -91,3 +92,22 @@ class Change:
 
     def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         return self.function(output) if self._on and module.training else None
+
+
+def activations(network: nn.Module) -> list[nn.Module]:
+    """The modules of PyTorch's non-linearities in a network."""
+    return [module for module in network.modules() if type(module).__module__ == nn.LeakyReLU.__module__]
+
+
+@contextmanager
+def kept_buffers(network: nn.Module) -> Iterator[None]:
+    """Inside this context, passes in training mode do not change the running statistics of batch norm.
+
+    They are restored at the end, outside the graph, since other passes of the step may need them for their gradient.
+    """
+    saved = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in saved:
+            buffer.data.copy_(before)

@@ -74,12 +74,14 @@ class Inputs:
             cascade's previous stage.
         patch_size: Spatial shape of the training patches, two or three sizes.
         outside: Meaning of exact zeros in the image channels.
+        outputs: Number of output channels of the network, the segmentation heads.
     """
 
     channels: int
     image_channels: int
     patch_size: tuple[int, ...]
     outside: Outside
+    outputs: int
 
 
 class AroundPlanned(nn.Module):
@@ -151,6 +153,8 @@ class Method:
     """What the method acts on, one of `SLOTS`."""
     changes_network: ClassVar[bool] = False
     """Whether prediction needs this package, because the network is not the planned one."""
+    deep_supervision: ClassVar[bool] = True
+    """Whether the network can have outputs at several resolutions; False: nnU-Net trains one at full resolution."""
     memory_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that determine the network's memory use, which a planner may have taken into account."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.hooks import Change, Tap
+from nnunet_dg.hooks import Change, Tap, activations, kept_buffers
 from nnunet_dg.outside import Outside
 
 PLACES = ("stage", "pre-activation")  # where `Student.change` replaces the features of an encoder stage
@@ -97,6 +98,7 @@ class Student(ABC):
     def __init__(self) -> None:
         self.taps: list[Tap] = []
         self._before_pass: list[Callable[[Tensor], None]] = []
+        self._aside = False
 
     @property
     def grids(self) -> list[tuple[int, ...]]:
@@ -156,8 +158,30 @@ class Student(ABC):
         """A forward pass of ``(B, C + R, *spatial)``, with the features that the taps read."""
         for draw in self._before_pass:
             draw(data)
-        output = self.network(data)
+        output = (self.undistributed if self._aside else self.network)(data)
         return Pass(output, {tap: tap.take() for tap in self.taps})
+
+    @property
+    def undistributed(self) -> nn.Module:
+        """The network without `DistributedDataParallel`, still compiled."""
+        return self.network
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside this context, passes are for gradients that a method computes itself, not for the loss of the step.
+
+        Devices do not synchronize them, and they do not change the running statistics of batch norm.
+        """
+        self._aside = True
+        try:
+            with kept_buffers(self.network):
+                yield
+        finally:
+            self._aside = False
+
+    def activations(self) -> list[nn.Module]:
+        """The non-linearities of encoder and decoder, as modules. Each is called once per pass."""
+        return activations(self.network)
 
     @abstractmethod
     def module(self, stage: int | str) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from nnunet_dg.baselines.bigaug import BigAug
 from nnunet_dg.baselines.cutout import CutOut
+from nnunet_dg.baselines.channel_dropout import ChannelDropout
+from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.crossnorm import CrossNorm
@@ -100,3 +102,13 @@ class nnUNetTrainerMaxStyle(MethodsTrainer):
     """MaxStyle in the first two encoder stages, with p = 0.5 and five steps of ascent."""
 
     methods = (MaxStyle(),)
+class nnUNetTrainerChannelDropout(MethodsTrainer):
+    """A quarter of the channels dropped after every non-linearity of the network."""
+
+    methods = (ChannelDropout(),)
+
+
+class nnUNetTrainerDSBN(MethodsTrainer):
+    """Dual normalization: half of the images through Bezier curves, and a batch norm for each kind of curve."""
+
+    methods = (DSBN(),)

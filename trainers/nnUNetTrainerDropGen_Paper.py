@@ -1,20 +1,42 @@
-"""DropGen with the paper's own recipe: optimizer, schedule and augmentation.
+"""DropGen with the paper's own recipe: optimizer, schedule, sampling and augmentation.
 
 S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and How
 to Fix It, 2026, https://arxiv.org/abs/2604.02564, appendix C.
 """
 
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
+
 from nnunet_dg.dropgen import DropGen
-from nnunet_dg.training.recipes import DropGenPaperRecipe
+from nnunet_dg.training.recipes import DropGenPaperRecipe, FewShotRecipe
 from nnunet_dg.training.trainer import MethodsTrainer
 
 
 class nnUNetTrainerDropGen_Paper(DropGenPaperRecipe, MethodsTrainer):
-    """AdamW 2e-4, weight decay 1e-4, cosine decay to 0, the paper's augmentation, patches scaled to [0, 1].
+    """The paper's recipe, see DropGenPaperRecipe, for 250 000 steps.
 
-    Dice and cross entropy and the number of epochs are nnU-Net's (250 000 steps in total, as in the paper). The paper
-    scales whole volumes to [0, 1] at inference. This trainer scales each window, so that training and inference agree.
-    Padding and voxels outside a mask are black in both.
+    Plan with nnUNetPlannerDropGen_Paper to have the paper's network, batch size and normalization as well: it scales
+    whole images to [0, 1], as the paper does at inference. With other plans, each window is scaled, so that training
+    and inference agree. Voxels outside a mask and padding are black. Not as in the paper: windows are scaled to [0, 1]
+    again before the extractor, predictions are averaged over mirrored images unless `--disable_tta` is given, and the
+    last checkpoint is used unless `-chk checkpoint_best.pth` is.
     """
 
     methods = (DropGen(image_scaling="minmax"),)
+
+
+class nnUNetTrainerDropGen_Paper_FewShot(FewShotRecipe, nnUNetTrainerDropGen_Paper):
+    """40 000 steps, as in the paper's experiments with five training cases."""
+
+
+class nnUNetTrainerDropGen_Paper_NoMirroring(nnUNetTrainerDropGen_Paper, nnUNetTrainerNoMirroring):
+    """Without flips and rotations by 90 degrees, as in the paper where left and right matter (AMOS, CoW)."""
+
+
+class nnUNetTrainerERM_Paper(DropGenPaperRecipe, MethodsTrainer):
+    """The paper's baseline: the same recipe, with the image as the only input."""
+
+    methods = (DropGen(image_scaling="minmax", inputs="image"),)
+
+
+class nnUNetTrainerERM_Paper_FewShot(FewShotRecipe, nnUNetTrainerERM_Paper):
+    """The baseline with 40 000 steps."""

@@ -51,9 +51,9 @@ class RSC(Method):
 
     Z. Huang, H. Wang, E. P. Xing, D. Huang, Self-Challenging Improves Cross-Domain Generalization, ECCV 2020,
     https://arxiv.org/abs/2007.02454. The score of the truth is minus nnU-Net's own loss. A first forward pass computes
-    its gradient with respect to the bottleneck. The loss of a second pass, with the mask, is trained. Gradient and mask
-    are constants. Networks with batch norm update their running statistics in both passes. The paper mutes channels or
-    positions of a third of a batch's samples; the defaults here mute a fifth of the elements of every second batch.
+    its gradient with respect to the bottleneck. The loss of a second pass, with the mask, is trained. Only this pass
+    changes the running statistics of batch norm. Gradient and mask are constants. The paper mutes channels or positions
+    of a third of a batch's samples; the defaults here mute a fifth of the elements of every second batch.
 
     Attributes:
         p: Probability that a batch is challenged; other batches are trained as by nnU-Net.
@@ -126,7 +126,8 @@ class RSCTraining(TrainingModule):
         student, data = self.student, step.batch.data
         shape = (len(data), student.widths[-1], *student.grids[-1])
         probe = self.probe = torch.zeros(shape, device=data.device, requires_grad=True)
-        first = step.forward(data)
-        self.probe = None
-        (gradient,) = torch.autograd.grad(student.scaled(step.segmentation(first.output)), probe)
+        with student.aside():
+            first = step.forward(data)
+            self.probe = None
+            (gradient,) = torch.autograd.grad(student.scaled(step.segmentation(first.output)), probe)
         return challenge_mask(first.features(self.tap), -gradient, self.settings.share, self.settings.unit)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization, ZScoreNormalization
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
+    CTNormalization,
+    RescaleTo01Normalization,
+    ZScoreNormalization,
+)
 
 HOUNSFIELD = (-1024, 1024)  # the range that the DropGen paper clips CT to (arXiv 2604.02564, appendix C)
 BELOW_MR = -100  # Hounsfield units: fat and air in CT are darker; MR magnitude images have no such values
@@ -27,10 +31,32 @@ class AnyModalityNormalization(ZScoreNormalization):
     def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
         """Normalize ``(*spatial)`` of any dtype to float32 of the same shape. ``seg`` is negative outside the mask."""
         image = image.astype(self.target_dtype, copy=False)
-        if np.count_nonzero(image < BELOW_MR) >= SHARE * image.size:
+        if _is_ct(image):
             image = np.clip(image, *HOUNSFIELD)
         result: np.ndarray = super().run(image, seg)
         return result
+
+
+class UnitRangeNormalization(RescaleTo01Normalization):
+    """Whole images scaled to [0, 1] as in the DropGen paper: CT from [-1024, 1024], others from their own range.
+
+    Each image decides whether it is CT, as in `AnyModalityNormalization`. If the plans name this class, preprocessing
+    and prediction need this package.
+    """
+
+    def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
+        """Scale ``(*spatial)`` of any dtype to float32 of the same shape. Constant images become zero."""
+        image = image.astype(self.target_dtype)  # a copy, since nnU-Net's class works in place
+        if _is_ct(image):
+            low, high = HOUNSFIELD
+            clipped: np.ndarray = (np.clip(image, low, high) - low) / (high - low)
+            return clipped
+        result: np.ndarray = super().run(image, seg)
+        return result
+
+
+def _is_ct(image: np.ndarray) -> bool:
+    return bool(np.count_nonzero(image < BELOW_MR) >= SHARE * image.size)
 
 
 def any_modality(schemes: list[str]) -> list[str]:

@@ -12,14 +12,17 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from nnunet_dg.dropgen.dropout import LARGEST_P
+from nnunet_dg.dropgen.dropout import ACCEPTED_P, LARGEST_P, is_rate
+from nnunet_dg.dropgen.fusion import SQUEEZES
 from nnunet_dg.dropgen.network import DropGenNetwork, build_dropgen_network, load_extractor
+from nnunet_dg.dropgen.training import Annealing
 from nnunet_dg.errors import DimensionError, SettingsError
 from nnunet_dg.extractors import EXTRACTORS, default_normalization, with_architecture
 from nnunet_dg.extractors.base import NORMALIZATIONS, SCALINGS
-from nnunet_dg.method import Inputs, Method, Paper, choice, found, probability, text
+from nnunet_dg.method import Inputs, Method, Paper, Student, TrainingModule, choice, found, number, setting, text
 
 OTHER_EXTRACTORS = tuple(name for name in EXTRACTORS if name != "anatomix")
+NEWER_THAN_NORMALIZE = ("p_end", "fusion", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,16 @@ class DropGen(Method):
         masking: Unit of the dropout: ``"channel"`` drops channels independently, ``"structured"`` drops the image or
             all features at once (an ablation of the paper).
         p: Probability that a channel is dropped, in [0, 0.99]; with structured masking, that the image or the features
-            are dropped.
+            are dropped. A list of the lowest and highest probability, such as [0.0, 0.75], is a range from which the
+            probability of each sample is drawn uniformly in each pass.
+        p_end: Probability of the last epoch, to which p moves linearly over the last fifth of the epochs. Both ends of
+            a range move to it. None: p does not change, as in the paper.
+        fusion: How the network gets the image and its features: ``"concat"`` (concatenated), or
+            ``"squeeze-excitation"`` (concatenated, then each channel multiplied by a weight that a trained layer
+            computes from the squeezed channels, in training and at inference; an ablation of the paper, which has no
+            dropout, so set p to 0 for it).
+        squeeze: Statistic of each channel from which squeeze-excitation computes the weights: ``"mean"``, as published,
+            or ``"std"``. Instance-normalized features all have the same mean and deviation.
         image_scaling: Scaling of the image that the network sees: ``"none"`` keeps nnU-Net's normalization,
             ``"minmax"`` scales each patch to [0, 1] (the paper's).
 
@@ -80,7 +92,12 @@ class DropGen(Method):
     combine: str = choice("concat", "mean")
     inputs: str = choice("image+features", "features", "image")
     masking: str = choice("channel", "structured")
-    p: float = probability(0.5, LARGEST_P)
+    p: float | tuple[float, float] = setting(
+        0.5, ACCEPTED_P, is_rate, lambda p: tuple(p) if isinstance(p, (list, tuple)) else p
+    )
+    p_end: float | None = number(None, 0, LARGEST_P, null=True)
+    fusion: str = choice("concat", "squeeze-excitation")
+    squeeze: str = choice(*SQUEEZES)
     image_scaling: str = choice("none", "minmax")
     normalize: str | None = choice(None, *NORMALIZATIONS)
 
@@ -91,6 +108,9 @@ class DropGen(Method):
 
         if self.extractor == "nnunet" and self.layer != "penultimate":
             raise SettingsError("extractor 'nnunet' has no layers: leave layer unset.")
+
+        if self.squeeze != "mean" and self.fusion != "squeeze-excitation":
+            raise SettingsError(f"squeeze {self.squeeze!r} is used by fusion 'squeeze-excitation' only: set it, too.")
 
     def build_network(self, build: Callable[[int], nn.Module], inputs: Inputs) -> DropGenNetwork:
         """The planned network with the image and its features as input. The extractor has no weights yet."""
@@ -114,6 +134,12 @@ class DropGen(Method):
             if isinstance(module, DropGenNetwork):
                 load_extractor(module, log)
 
+    def training_module(self, student: Student) -> TrainingModule | None:
+        """The annealing of p; None if p does not change, so that nnU-Net's own training step runs."""
+        if self.p_end is None or not (self.sees_image and self.sees_features):
+            return None
+        return Annealing(self.p, self.p_end, student)
+
     def completed(self, earlier: DropGen | None = None) -> DropGen:
         """The settings, with the extractor's default normalization and the architecture of its model folder filled in.
 
@@ -128,11 +154,11 @@ class DropGen(Method):
     def upgraded(cls, given: dict[str, Any]) -> dict[str, Any]:
         """The settings from plans, where those recorded by an earlier version are translated to today's.
 
-        Trainings record all settings. If all settings except ``normalize`` are present, they were recorded before
-        ``normalize`` existed, when features were always instance-normalized.
+        Trainings record all settings. If all settings except ``normalize`` and newer ones are present, they were
+        recorded before ``normalize`` existed, when features were always instance-normalized.
         """
-        older = {field.name for field in fields(cls)} - {"normalize"}
-        return given | {"normalize": "instance"} if set(given) == older else given
+        older = {field.name for field in fields(cls)} - {"normalize", *NEWER_THAN_NORMALIZE}
+        return given | {"normalize": "instance"} if older <= set(given) and "normalize" not in given else given
 
     @property
     def sees_image(self) -> bool:

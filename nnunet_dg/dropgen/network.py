@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dg.dropgen.dropout import ChannelDropout, StructuredDropout
+from nnunet_dg.dropgen.fusion import SqueezeExcitation
 from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights
 from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.base import check_size
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DropGenNetwork(AroundPlanned):
-    """``network(cat(dropout(cat(x, s)), rest))`` with ``s`` the frozen features of the image channels ``x``.
+    """``network(cat(dropout(fusion(cat(x, s))), rest))`` with ``s`` the frozen features of the image channels ``x``.
 
     The input is ``(B, C + R, *spatial)``: C image channels, then R other channels (the one-hot prediction of a
     cascade's previous stage), which get no features and are never dropped. The output is that of ``network`` for
@@ -43,6 +44,7 @@ class DropGenNetwork(AroundPlanned):
         num_image_channels: Number of image channels, C.
         settings: Settings, of which combine, inputs and image_scaling are used.
         outside: Meaning of exact zeros in the image channels; None: ordinary intensities.
+        fusion: `SqueezeExcitation`; None: the image and its features are only concatenated.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class DropGenNetwork(AroundPlanned):
         num_image_channels: int,
         settings: DropGen,
         outside: Outside | None = None,
+        fusion: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -61,10 +64,11 @@ class DropGenNetwork(AroundPlanned):
         self.num_image_channels = num_image_channels
         self.settings = settings
         self.outside = outside or Outside.nowhere(num_image_channels)
+        self.fusion = fusion or nn.Identity()
 
     def forward(self, x: Tensor) -> Any:
         image, rest = x[:, : self.num_image_channels], x[:, self.num_image_channels :]
-        z = self.dropout(self.combine(image))
+        z = self.dropout(self.fusion(self.combine(image)))
         return self.network(torch.cat([z, rest], dim=1) if rest.shape[1] else z)
 
     def combine(self, image: Tensor) -> Tensor:
@@ -170,7 +174,8 @@ def build_dropgen_network(
         dropout = StructuredDropout(settings.p, num_image_channels) if structured else ChannelDropout(settings.p)
     combined = num_combined_channels(settings, num_image_channels, extractor.out_channels if extractor else 0)
     network = build_network(combined + num_input_channels - num_image_channels)
-    return DropGenNetwork(network, extractor, dropout, num_image_channels, settings, outside)
+    fusion = SqueezeExcitation(combined, settings.squeeze) if settings.fusion == "squeeze-excitation" else None
+    return DropGenNetwork(network, extractor, dropout, num_image_channels, settings, outside, fusion)
 
 
 def load_extractor(network: DropGenNetwork, log: Callable[[str], None]) -> None:

@@ -92,10 +92,7 @@ class FrozenExtractor(nn.Module):
             RuntimeError: No weights have been loaded.
         """
         self._check(x)
-        padding, crop = self._padding(x.shape[2:])
-        scaled = self._in_own_type(SCALINGS[self.scaling](x))
-        if any(padding):
-            scaled = F.pad(scaled, padding, mode="replicate")
+        scaled, crop = padded(self._in_own_type(SCALINGS[self.scaling](x)), self.multiple)
         s = NORMALIZATIONS[self.normalize](self.features(scaled)[crop])
         # in half precision, features of a constant image differ by rounding errors, which the norm would amplify
         axes = tuple(range(1, x.ndim))
@@ -118,15 +115,6 @@ class FrozenExtractor(nn.Module):
                 f"use an extractor on its own, create it with nnunet_dg.extractors.build_extractor."
             )
 
-    def _padding(self, spatial: torch.Size) -> tuple[list[int], tuple[slice, ...]]:
-        """Centered padding for `torch.nn.functional.pad`, last axis first, and the crop that undoes it."""
-        multiples = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * len(spatial)
-        missing = [max(2 * m, -(-size // m) * m) - size for size, m in zip(spatial, multiples, strict=True)]
-        below = [m // 2 for m in missing]
-        padding = [n for m, b in zip(reversed(missing), reversed(below), strict=True) for n in (b, m - b)]
-        crop = (slice(None), slice(None), *(slice(b, b + size) for b, size in zip(below, spatial, strict=True)))
-        return padding, crop
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         own = [key for key, value in self.state_dict().items() if value.is_floating_point()]
@@ -142,6 +130,22 @@ class FrozenExtractor(nn.Module):
     def _never_loaded(self, weights: dict[str, Tensor]) -> bool:
         """Whether all parameters are NaN, as in a checkpoint saved before weights were loaded."""
         return all(bool(weights[key].isnan().all()) for key, _ in self.named_parameters() if key in weights)
+
+
+def padded(x: Tensor, multiple: int | Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
+    """The tensor ``(B, C, *spatial)`` padded by replication on both sides, and the crop that undoes it.
+
+    Args:
+        x: Tensor to pad.
+        multiple: Number of which each spatial size becomes a multiple, at least twice this number; or one per axis.
+    """
+    spatial = x.shape[2:]
+    multiples = (multiple,) * len(spatial) if isinstance(multiple, int) else multiple
+    missing = [max(2 * m, -(-size // m) * m) - size for size, m in zip(spatial, multiples, strict=True)]
+    below = [m // 2 for m in missing]
+    padding = [n for m, b in zip(reversed(missing), reversed(below), strict=True) for n in (b, m - b)]
+    crop = (slice(None), slice(None), *(slice(b, b + size) for b, size in zip(below, spatial, strict=True)))
+    return (F.pad(x, padding, mode="replicate") if any(padding) else x), crop
 
 
 def check_size(spatial: Sequence[int]) -> None:

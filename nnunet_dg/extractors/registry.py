@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from nnunet_dg.errors import DimensionError, SettingsError
 from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.anatomix import LAYERS, VARIANTS, Anatomix
+from nnunet_dg.extractors.anatomix_unet import AnatomixUNet
 from nnunet_dg.extractors.base import NORMALIZATIONS, SCALINGS, FrozenExtractor
 from nnunet_dg.extractors.mind import MIND
 from nnunet_dg.extractors.nnunet_folder import NNUNetFeatures, read_architecture
@@ -170,8 +171,10 @@ def _other_way(name: str) -> str:
     )
 
 
-def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | None = None) -> Path | None:
-    """Load the weights of an extractor made by `create_extractor`.
+def load_weights(
+    extractor: FrozenExtractor | AnatomixUNet, name: str, weights: str | Path | None = None
+) -> Path | None:
+    """Load the weights of an extractor made by `create_extractor`, or of an `AnatomixUNet`.
 
     Args:
         extractor: Extractor to fill.
@@ -185,7 +188,7 @@ def load_weights(extractor: FrozenExtractor, name: str, weights: str | Path | No
         SettingsError: Weights are given for an extractor that has none.
         WeightsError: The file is missing, cannot be fetched, or does not contain the expected weights.
     """
-    if not isinstance(extractor, (Anatomix, NNUNetFeatures)):
+    if not isinstance(extractor, (Anatomix, AnatomixUNet, NNUNetFeatures)):
         if weights is not None:
             raise SettingsError(f"Extractor '{name}' has no weights: leave weights unset; got {str(weights)!r}.")
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from nnunet_dg.baselines.bigaug import BigAug
 from nnunet_dg.baselines.cutout import CutOut
+from nnunet_dg.baselines.channel_dropout import ChannelDropout
+from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.crossnorm import CrossNorm
@@ -18,6 +20,7 @@ from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.baselines.trid import TriD
 from nnunet_dg.dropgen import DropGen
+from nnunet_dg.dropgen.finetune import AnatomixFinetune
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
 from nnunet_dg.tinymig import TinyMIG
@@ -40,4 +43,7 @@ METHODS: dict[str, type[Method]] = {
     "efdm": EFDM,
     "rsc": RSC,
     "maxstyle": MaxStyle,
+    "channel_dropout": ChannelDropout,
+    "dsbn": DSBN,
+    "anatomix_finetune": AnatomixFinetune,
 }

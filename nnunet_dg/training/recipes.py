@@ -1,4 +1,4 @@
-"""The papers' own recipes: optimizer, schedule and augmentation, as base classes in front of `MethodsTrainer`."""
+"""The papers' own recipes: optimizer, schedule, sampling, augmentation. Base classes in front of `MethodsTrainer`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from nnunet_dg.training.schedules import CosinePerStep
 
 
 class DropGenPaperRecipe(nnUNetTrainer):
-    """AdamW 2e-4, weight decay 1e-4, cosine decay to 0 in every step, and the paper's augmentation.
+    """AdamW 2e-4, weight decay 1e-4, cosine decay to 0 in every step, and the paper's sampling and augmentation.
+
+    Patches are drawn uniformly, without oversampling of the foreground. There is neither deep supervision nor gradient
+    clipping. The loss is nnU-Net's Dice and cross entropy.
 
     S. Diaz, P. Golland, E. Adalsteinsson, N. Dey, Why Invariance is Not Enough for Biomedical Domain Generalization and
     How to Fix It, 2026, https://arxiv.org/abs/2604.02564, appendix C.
     """
+
+    max_gradient_norm: float | None = None  # of MethodsTrainer
 
     def __init__(
         self,
@@ -33,6 +38,8 @@ class DropGenPaperRecipe(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = 2e-4
         self.weight_decay = 1e-4
+        self.enable_deep_supervision = False
+        self.oversample_foreground_percent = 0.0
 
     def configure_optimizers(self) -> Any:
         """AdamW, and a cosine schedule that advances in every step."""
@@ -70,6 +77,21 @@ class DropGenPaperRecipe(nnUNetTrainer):
         outside = Outside.zeros(use_mask_for_norm) if use_mask_for_norm is not None else None
         augmentation = paper_augmentation(tuple(patch_size), mirror_axes, do_dummy_2d_data_aug, outside)
         return ComposeTransforms([*augmentation, *planned[labels:]])
+
+
+class FewShotRecipe(nnUNetTrainer):
+    """40 000 steps of the DropGen paper's experiments with five training cases, as 160 epochs of 250."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 160
 
 
 class TinyMIGPaperRecipe(nnUNetTrainer):

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2.paths import nnUNet_raw
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.domains import Domains, read_domains
 from nnunet_dg.errors import HostError, SettingsError
+from nnunet_dg.hooks import activations
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import AroundPlanned, Student, full_resolution
 from nnunet_dg.outside import Outside
@@ -66,6 +68,14 @@ class HostStudent(Student):
     @property
     def network(self) -> nn.Module:  # type: ignore[override]
         return self.trainer.network
+
+    @property
+    def undistributed(self) -> nn.Module:
+        network = self.network
+        return network.module if isinstance(network, DistributedDataParallel) else network
+
+    def activations(self) -> list[nn.Module]:
+        return activations(planned_network(self.network))
 
     @property
     def widths(self) -> list[int]:  # type: ignore[override]

@@ -94,14 +94,16 @@ def loss_terms(trainer: MethodsTrainer, batch: Batch) -> dict[str, Tensor]:
 def update(trainer: MethodsTrainer, loss: Tensor) -> None:
     """Backward pass, gradient clipping and the optimizer's step, as in nnU-Net.
 
-    The gradients of the network and those of the methods' training modules are clipped separately.
+    The gradients of the network and those of the methods' training modules are clipped separately, unless the trainer's
+    `max_gradient_norm` is None.
     """
     scaler = trainer.grad_scaler
     (loss if scaler is None else scaler.scale(loss)).backward()
     if scaler is not None:
         scaler.unscale_(trainer.optimizer)
-    for module in (trainer.network, trainer.auxiliary):
-        nn.utils.clip_grad_norm_(list(module.parameters()), MAX_GRADIENT_NORM)
+    if trainer.max_gradient_norm is not None:
+        for module in (trainer.network, trainer.auxiliary):
+            nn.utils.clip_grad_norm_(list(module.parameters()), trainer.max_gradient_norm)
     if scaler is None:
         trainer.optimizer.step()
     else:

@@ -37,7 +37,7 @@ from nnunet_dg.training.plans import (
     unused,
 )
 from nnunet_dg.training.student import HostStudent
-from nnunet_dg.training.train_step import joined, train_step
+from nnunet_dg.training.train_step import MAX_GRADIENT_NORM, joined, train_step
 
 TOTAL = "loss"  # nnU-Net's name of the whole loss in the results of a training step
 
@@ -56,12 +56,14 @@ class MethodsTrainer(nnUNetTrainer):
         pretrained: Whether the training started from pretrained weights (``-pretrained_weights``); known after
             `initialize`, and saved in checkpoints.
         num_training_domains: Number of domains with a training case in this fold; None until the data are read.
+        max_gradient_norm: Norm to which gradients are clipped; None: they are not clipped.
     """
 
     methods: tuple[Method, ...] = ()
     auxiliary: nn.ModuleDict
     pretrained = False
     num_training_domains: int | None = None
+    max_gradient_norm: float | None = MAX_GRADIENT_NORM
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class MethodsTrainer(nnUNetTrainer):
         refuse_misplaced(plans)
         resolved = [resolve(plans, method, self.keys()) for method in type(self).methods]
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision &= all(method.deep_supervision for method in resolved)
         self.folds = Folds(Path(self.output_folder_base), f"fold_{self.fold}", type(self).methods)
         self.methods = tuple(self.folds.completed(method, self.print_to_log_file) for method in resolved)
         for method in self.methods:
@@ -119,7 +122,7 @@ class MethodsTrainer(nnUNetTrainer):
 
         outside = Outside.of(configuration_manager)
         patch_size = tuple(configuration_manager.patch_size)
-        inputs = Inputs(num_input_channels, len(outside.masked), patch_size, outside)
+        inputs = Inputs(num_input_channels, len(outside.masked), patch_size, outside, num_output_channels)
         build: Callable[[int], nn.Module] = planned
         for method in reversed(cls.methods):
             build = partial(_build_method, resolve(plans_manager.plans, method, cls.keys()), build, inputs)
@@ -258,8 +261,9 @@ class MethodsTrainer(nnUNetTrainer):
             unwrap(module).start_epoch(self.current_epoch)  # type: ignore[operator]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A step with the methods' loss terms; nnU-Net's own step if there are no training modules."""
-        return train_step(self, batch) if self.auxiliary else super().train_step(batch)
+        """A step with the methods' loss terms; nnU-Net's own step if it would do the same."""
+        ours = self.auxiliary or self.max_gradient_norm != MAX_GRADIENT_NORM
+        return train_step(self, batch) if ours else super().train_step(batch)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)

@@ -1,5 +1,6 @@
 """RSC: values of the specification, agreement with a naive loop, properties, and the loss of a challenged step."""
 
+import copy
 import math
 
 import pytest
@@ -139,6 +140,37 @@ def test_other_batches_have_nnunets_own_loss():
 def test_batches_are_challenged_with_probability_p():
     torch.manual_seed(0)
     assert sum(bool(losses(0.3)[1]) for _ in range(400)) / 400 == pytest.approx(0.3, abs=0.07)
+
+
+def test_only_the_masked_pass_changes_running_statistics():
+    network = Head().train()
+    network.bottleneck = nn.BatchNorm1d(2)
+    once = copy.deepcopy(network.bottleneck)
+    student = Trained(network)
+    training = RSCTraining(RSC(p=1.0), student)
+    x = Z.clone().requires_grad_()
+    training.losses(Step(student, Batch(x, torch.tensor([[0, 0, 1, 1]]), ("a",), 2), 0))["segmentation"].backward()
+    once(Z)
+    for key, value in once.state_dict().items():
+        torch.testing.assert_close(network.bottleneck.state_dict()[key], value)
+
+
+def test_the_first_pass_is_not_synchronized_between_devices():
+    """A distributed network is entered by the masked pass only."""
+
+    class Distributed(Trained):
+        undistributed = Head().train()
+
+    entered = []
+    student = Distributed(Head().train())
+    student.module = lambda stage: student.undistributed.bottleneck
+    training = RSCTraining(RSC(p=1.0), student)
+    student.network.register_forward_pre_hook(lambda *args: entered.append(1))
+    student.undistributed.register_forward_pre_hook(lambda *args: entered.append(2))
+    student.network.bottleneck = student.undistributed.bottleneck
+    batch = Batch(Z.clone().requires_grad_(), torch.tensor([[0, 0, 1, 1]]), ("a",), 2)
+    training.losses(Step(student, batch, 0))
+    assert entered == [2, 1]
 
 
 @pytest.mark.parametrize("failing_pass", [1, 2])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunet_dg.dropgen import ChannelDropout, StructuredDropout
-from nnunet_dg.dropgen.dropout import LARGEST_P
+from nnunet_dg.dropgen.dropout import LARGEST_P, annealed
 
 
 def kept(z):
@@ -81,12 +81,16 @@ def test_structured_dropout_drops_the_image_or_all_features_and_never_both():
 
 
 @pytest.mark.parametrize(
-    "p", [-0.1, 0.991, 0.9999999999999999, 1, 1.5, 10**50, "0.5", None, True, float("nan"), float("inf")]
+    "p",
+    [
+        *[-0.1, 0.991, 0.9999999999999999, 1, 1.5, 10**50, "0.5", None, True, float("nan"), float("inf")],
+        *[(), (0.5,), (0.6, 0.5), (0.5, 1.0), (False, 0.5), (0.0, None), (float("nan"), 0.5)],
+    ],
 )
 def test_p_outside_the_interval_is_refused(p):
-    with pytest.raises(ValueError, match=r"p, the share of .*, must be a probability in \[0, 0\.99\]; got"):
+    with pytest.raises(ValueError, match=r"p, the share of .*, must be a probability in \[0, 0\.99\], or .*; got"):
         ChannelDropout(p)
-    with pytest.raises(ValueError, match=r"p, the share of .*, must be a probability in \[0, 0\.99\]; got"):
+    with pytest.raises(ValueError, match=r"p, the share of .*, must be a probability in \[0, 0\.99\], or .*; got"):
         StructuredDropout(p, 1)
 
 
@@ -95,3 +99,74 @@ def test_the_largest_p_keeps_the_mean_and_finite_values():
     out = ChannelDropout(LARGEST_P).train()(torch.ones(400, 1000, 1, 1))
     assert out.unique().tolist() == pytest.approx([0, 100])
     assert out.mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_hand_value_of_channel_dropout(monkeypatch):
+    """Example DROP-1 of the specification: the first and third channel are kept."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.tensor([[0.9, 0.1, 0.5]]))
+    out = ChannelDropout(0.5).train()(torch.tensor([[[1.0, 2], [3, 4], [5, 6]]]))
+    assert out.tolist() == [[[2, 4], [0, 0], [10, 12]]]
+
+
+def test_hand_value_of_structured_dropout(monkeypatch):
+    """Example DROP-2: one image channel, and the features are dropped."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, device=None: torch.tensor([[[0.1]], [[0.9]]]))
+    out = StructuredDropout(0.5, 1).train()(torch.tensor([[[1.0, 2], [3, 4], [5, 6]]]))
+    assert out.flatten().tolist() == pytest.approx([1.333333, 2.666667, 0, 0, 0, 0], abs=1e-6)
+
+
+def test_a_range_draws_the_probability_of_each_sample_uniformly():
+    torch.manual_seed(0)
+    out = ChannelDropout((0.2, 0.6)).train()(torch.ones(3000, 2000, 1))
+    dropped = 1 - kept(out).float().mean(1)
+    deciles = dropped.quantile(torch.linspace(0, 1, 5))
+    torch.testing.assert_close(deciles[1:-1], torch.tensor([0.3, 0.4, 0.5]), rtol=0, atol=0.02)
+    assert 0.15 < deciles[0] < 0.21
+    assert 0.59 < deciles[-1] < 0.65
+    for sample in out[:20]:  # kept channels are scaled by the rate of their sample
+        share = float((sample == 0).float().mean())
+        assert float(sample.max()) == pytest.approx(1 / (1 - share), rel=0.1)
+    assert out.mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_structured_dropout_takes_a_range():
+    torch.manual_seed(0)
+    out = StructuredDropout((0.2, 0.6), 1).train()(torch.ones(8000, 2, 1))
+    assert kept(out)[:, 0].float().mean().item() == pytest.approx(1 - 0.4 / 2, abs=0.02)
+    assert kept(out).any(1).all()
+    scales = out.amax((1, 2))
+    assert (scales >= 1 / 0.9 - 1e-6).all()
+    assert (scales <= 1 / 0.7 + 1e-6).all()
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_range_from_zero_to_zero_and_eval_mode_are_the_identity():
+    z = torch.rand(3, 4, 5)
+    assert torch.equal(ChannelDropout((0.0, 0.0)).train()(z), z)
+    assert torch.equal(ChannelDropout((0.5, 0.9)).eval()(z), z)
+
+
+def test_annealing_moves_both_ends_linearly_over_the_last_fifth():
+    rates = [annealed((0.2, 0.7), 0.1, epoch, 1000) for epoch in range(1000)]
+    assert set(rates[:800]) == {(0.2, 0.7)}
+    assert rates[-1] == pytest.approx((0.1, 0.1))
+    low, high = torch.tensor(rates[799:]).T
+    torch.testing.assert_close(low.diff(), torch.full((200,), -0.1 / 200), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(high.diff(), torch.full((200,), -0.6 / 200), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4])
+def test_the_last_epoch_of_a_short_training_has_the_last_rate(epochs):
+    assert annealed(0.5, 0.0, epochs - 1, epochs) == pytest.approx((0, 0))
+    assert epochs == 1 or annealed(0.5, 0.0, 0, epochs) == (0.5, 0.5)
+
+
+def test_a_moved_dropout_has_the_new_rate_and_a_state_dict_without_it():
+    dropout = ChannelDropout(0.5).train()
+    dropout.move(0.0, 0.0)
+    z = torch.rand(3, 4, 5)
+    assert torch.equal(dropout(z), z)
+    dropout.move(0.9, 0.9)
+    assert (dropout(torch.ones(200, 20, 1)) == 0).float().mean().item() == pytest.approx(0.9, abs=0.02)
+    assert not dropout.state_dict()
+    assert not list(dropout.buffers())

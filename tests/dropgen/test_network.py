@@ -200,6 +200,12 @@ def test_compiles_without_graph_breaks_and_gives_the_same_result(settings, anato
     ("options", "message"),
     [
         ({"p": 1}, r"p must be a probability in \[0, 0\.99\]"),
+        ({"p": [0.75, 0.25]}, r"p must be .*a list of the lowest and the highest; got \[0\.75, 0\.25\]"),
+        ({"p": [0.0, 1.0]}, r"p must be .*, or a range of them: .*; got \[0\.0, 1\.0\]"),
+        ({"p": [0.1, 0.2, 0.3]}, r"p must be .*; got \[0\.1, 0\.2, 0\.3\]"),
+        ({"p": [True, 0.5]}, r"p must be .*; got \[True, 0\.5\]"),
+        ({"p_end": 1.0}, r"p_end must be a number in \[0, 0\.99\], or null; got 1\.0"),
+        ({"p_end": [0.0, 0.5]}, r"p_end must be a number in \[0, 0\.99\], or null; got \[0\.0, 0\.5\]"),
         ({"extractor": "anatomics"}, "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'anatomics'"),
         ({"layer": 59}, "layer must be one of penultimate, final; got 59"),
         ({"combine": "sum"}, "combine must be one of concat, mean; got 'sum'"),
@@ -317,7 +323,8 @@ def test_features_have_the_extractors_default_normalization_unless_set():
 
 def test_settings_recorded_before_normalize_existed_keep_their_meaning():
     recorded = asdict(DropGenSettings(extractor="anatomix-dev"))
-    del recorded["normalize"]
+    for name in ("normalize", "p_end", "fusion", "squeeze"):  # the others are newer
+        del recorded[name]
     assert DropGenSettings.upgraded(recorded)["normalize"] == "instance"
     assert DropGenSettings.upgraded({"extractor": "anatomix-dev"}) == {"extractor": "anatomix-dev"}
     written = asdict(DropGenSettings(extractor="anatomix-dev").completed())

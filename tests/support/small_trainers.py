@@ -31,12 +31,13 @@ def planned(dims=3, channels=1, samples=2):
 
 
 def batch(trainer, seed=0, constant=False):
-    """Noise and random targets of the dataset's kind, at every scale of deep supervision."""
+    """Noise and random targets of the dataset's kind, at every scale of deep supervision, or without it at one."""
     rng = torch.Generator().manual_seed(seed)
     configuration, labels = trainer.configuration_manager, trainer.label_manager
     samples, patch = configuration.batch_size, configuration.patch_size
     targets = []
-    for scale in trainer._get_deep_supervision_scales():
+    scales = trainer._get_deep_supervision_scales()
+    for scale in scales or [[1] * len(patch)]:
         shape = [round(size * part) for size, part in zip(patch, scale, strict=True)]
         channels = 1
         if labels.has_regions:
@@ -45,6 +46,7 @@ def batch(trainer, seed=0, constant=False):
         targets.append(torch.randint(0, high, (samples, channels, *shape), generator=rng).to(torch.int16))
     data = torch.randn(samples, len(configuration.normalization_schemes), *patch, generator=rng)
     data = torch.full_like(data, 0.5) if constant else data
+    targets = targets if scales else targets[0]
     return {"data": data, "target": targets, "keys": [f"case_{i % 2}" for i in range(samples)]}
 
 

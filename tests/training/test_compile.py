@@ -30,6 +30,7 @@ MECHANISMS = METHOD_OF_SLOT | OTHER_MECHANISMS
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
+    torch._dynamo.reset()  # graphs of earlier tests would make sizes dynamic
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
