@@ -1,15 +1,14 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
 from nnunet_dg.baselines.bigaug import BigAug
-from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
-from nnunet_dg.baselines.dsbn import DSBN
-from nnunet_dg.baselines.gin import GIN
-from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.crossnorm import CrossNorm
+from nnunet_dg.baselines.cutout import CutOut
+from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
 from nnunet_dg.baselines.gin import GIN
+from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
@@ -102,6 +101,8 @@ class nnUNetTrainerMaxStyle(MethodsTrainer):
     """MaxStyle in the first two encoder stages, with p = 0.5 and five steps of ascent."""
 
     methods = (MaxStyle(),)
+
+
 class nnUNetTrainerChannelDropout(MethodsTrainer):
     """A quarter of the channels dropped after every non-linearity of the network."""
 
