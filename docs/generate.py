@@ -23,7 +23,7 @@ from nnunet_dg.planning.memory import DropGenPlanning
 from nnunet_dg.training.catalog import METHODS
 
 DOCS = Path(__file__).parent
-BASELINES = "nnunet_dg.trainers.baselines"
+COMPARISONS = ("nnunet_dg.trainers.baselines", "nnunet_dg.trainers.comparisons")
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
 
 
@@ -124,13 +124,14 @@ def trainers() -> str:
         "nnU-Net, after export |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     declared = _declared("nnunetv2.trainers")
-    lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ != BASELINES]
+    lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ not in COMPARISONS]
     lines += [
-        "", "## Published baselines", "",
-        "Trainers to compare with, each with the settings of its paper. See [Baselines](../methods/baselines.md).", "",
+        "", "## Comparisons", "",
+        "Published baselines, each with the settings of its paper, and the ablations of DropGen's paper. See "
+        "[Baselines](../methods/baselines.md) and [DropGen](../methods/dropgen.md).", "",
         "| trainer | description | method | predicts with plain nnU-Net, after export |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
-    lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ == BASELINES]
+    lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ in COMPARISONS]
     lines += [
         "", "## Planners", "",
         "A planner's name goes to `nnUNetv2_plan_experiment ... -pl`, and the plans' to `-p` of every later command. "
@@ -165,7 +166,7 @@ def baselines() -> str:
     lines = [
         "# Baselines", "", NOTE, "",
         "Published methods to compare with. Their trainers are in "
-        "[Trainers](../reference/trainers.md#published-baselines).",
+        "[Trainers](../reference/trainers.md#comparisons).",
     ]  # fmt: skip
     for key, method in METHODS.items():
         if not method.__module__.startswith("nnunet_dg.baselines."):

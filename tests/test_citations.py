@@ -56,9 +56,10 @@ def test_a_journal_and_other_publications_have_their_own_types_of_entries(entry,
 
 
 @pytest.mark.parametrize("paper", [*papers_of([]).values(), *(method.paper for method in METHODS.values())])
-def test_journals_are_articles(paper):
+def test_journals_and_preprints_have_the_types_of_their_venues(paper):
     journal = any(word in paper.venue for word in ("Transactions", "Journal", "Nature", "Analysis"))
-    assert (paper.entry == "article") == journal
+    preprint = any(word in paper.venue for word in ("arXiv", "Submission"))
+    assert paper.entry == ("article" if journal else "misc" if preprint else "inproceedings")
 
 
 def test_every_method_is_listed_with_its_trainers(capsys):

@@ -12,7 +12,8 @@ from nnunet_dg.cli import _parser
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 OURS = {e.name: e.value for e in entry_points(group="nnunetv2.trainers") if e.value.startswith("nnunet_dg.")}
-MAIN = {name for name, value in OURS.items() if not value.startswith("nnunet_dg.trainers.baselines:")}
+COMPARISONS = ("nnunet_dg.trainers.baselines:", "nnunet_dg.trainers.comparisons:")
+MAIN = {name for name, value in OURS.items() if not value.startswith(COMPARISONS)}
 
 
 def commands_in(text: str) -> list[str]:

@@ -29,21 +29,3 @@ class nnUNetTrainerDropGen_MIND(MethodsTrainer):
     """MIND-SSC descriptors instead of anatomix: 2-D and 3-D, without weights to download."""
 
     methods = (DropGen(extractor="mind"),)
-
-
-class nnUNetTrainerDropGen_Structured(MethodsTrainer):
-    """The paper's ablation that drops the image or all features of a sample at once."""
-
-    methods = (DropGen(masking="structured"),)
-
-
-class nnUNetTrainerDropGen_FeaturesOnly(MethodsTrainer):
-    """The paper's ablation in which the network sees the features and not the image, without dropout."""
-
-    methods = (DropGen(inputs="features"),)
-
-
-class nnUNetTrainerDropGen_SqueezeExcite(MethodsTrainer):
-    """The paper's ablation that weights image and features by squeeze-and-excitation, without dropout."""
-
-    methods = (DropGen(fusion="squeeze-excitation", p=0.0),)

@@ -30,13 +30,3 @@ class nnUNetTrainerDropGen_Paper_FewShot(FewShotRecipe, nnUNetTrainerDropGen_Pap
 
 class nnUNetTrainerDropGen_Paper_NoMirroring(nnUNetTrainerDropGen_Paper, nnUNetTrainerNoMirroring):
     """Without flips and rotations by 90 degrees, as in the paper where left and right matter (AMOS, CoW)."""
-
-
-class nnUNetTrainerERM_Paper(DropGenPaperRecipe, MethodsTrainer):
-    """The paper's baseline: the same recipe, with the image as the only input."""
-
-    methods = (DropGen(image_scaling="minmax", inputs="image"),)
-
-
-class nnUNetTrainerERM_Paper_FewShot(FewShotRecipe, nnUNetTrainerERM_Paper):
-    """The baseline with 40 000 steps."""

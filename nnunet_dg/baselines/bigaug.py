@@ -237,6 +237,7 @@ class BigAug(Method):
         "IEEE Transactions on Medical Imaging 39(7)",
         2020,
         "https://pmc.ncbi.nlm.nih.gov/articles/PMC7393676",
+        "article",
     )
 
     p: float = probability(0.5)

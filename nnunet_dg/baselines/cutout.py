@@ -126,6 +126,7 @@ class CutOut(Method):
         "arXiv preprint",
         2017,
         "https://arxiv.org/abs/1708.04552",
+        "misc",
     )
 
     p: float = probability(0.5)

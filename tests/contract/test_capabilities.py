@@ -348,6 +348,30 @@ class TestTinyMIG(Capabilities):
         (preprocessed / f"{self.plans_2d}.json").write_text(json.dumps(plans))
 
 
+class TestGIN(Capabilities):
+    """For all methods that change images."""
+
+    trainer = "Tiny_nnUNetTrainerGIN"
+
+
+class TestMixUp(Capabilities):
+    """For all methods that change labels."""
+
+    trainer = "Tiny_nnUNetTrainerMixUp"
+
+
+class TestMixStyle(Capabilities):
+    """For all methods that change feature statistics."""
+
+    trainer = "Tiny_nnUNetTrainerMixStyle"
+
+
+class TestRSC(Capabilities):
+    """For all methods that use gradients and masks."""
+
+    trainer = "Tiny_nnUNetTrainerRSC"
+
+
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_a_trained_nnunet_is_an_extractor_and_predicting_does_not_need_its_folder(
     host, one_image, tmp_path, configuration
@@ -381,15 +405,35 @@ FAMILIES = {
     "nnUNetTrainerDropGen_p025": "nnUNetTrainerDropGen",
     "nnUNetTrainerDropGen_p075": "nnUNetTrainerDropGen",
     "nnUNetTrainerDropGen_MIND_20epochs": "nnUNetTrainerDropGen_MIND",
+    "nnUNetTrainerDropGen_Paper_FewShot": "nnUNetTrainerDropGen_Paper",
+    "nnUNetTrainerDropGen_Paper_NoMirroring": "nnUNetTrainerDropGen_Paper",
+    "nnUNetTrainerDropGen_Structured": "nnUNetTrainerDropGen",
+    "nnUNetTrainerDropGen_FeaturesOnly": "nnUNetTrainerDropGen",
+    "nnUNetTrainerDropGen_SqueezeExcite": "nnUNetTrainerDropGen",
+    "nnUNetTrainerERM_Paper": "nnUNetTrainerDropGen_Paper",
+    "nnUNetTrainerERM_Paper_FewShot": "nnUNetTrainerDropGen_Paper",
     "nnUNetTrainerTinyMIG_DINOv2": "nnUNetTrainerTinyMIG",
     "nnUNetTrainerTinyMIG_Paper": "nnUNetTrainerTinyMIG",
 }
+OF_SLOT = {  # trainers whose columns stand for others of the same slot
+    "images": "nnUNetTrainerGIN",
+    "labels": "nnUNetTrainerMixUp",
+    "feature statistics": "nnUNetTrainerMixStyle",
+    "gradients and masks": "nnUNetTrainerRSC",
+    "network": "nnUNetTrainerDropGen",
+}
+SLOT_MATES = (
+    "nnUNetTrainerGIN_IPA", "nnUNetTrainerRandConv", "nnUNetTrainerCutOut", "nnUNetTrainerSLAug", "nnUNetTrainerBigAug",
+    "nnUNetTrainerCrossNorm", "nnUNetTrainerDSU", "nnUNetTrainerTriD", "nnUNetTrainerEFDM", "nnUNetTrainerMaxStyle",
+    "nnUNetTrainerChannelDropout", "nnUNetTrainerDSBN", "nnUNetTrainerAnatomix_FinetuneAll",
+    "nnUNetTrainerAnatomix_FinetuneDecoder",
+)  # fmt: skip
 COMBINATIONS = {"nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerTinyMIG", "nnUNetTrainerDropGen")}
-OPTIMIZER = {"configure_optimizers"}
+CHANGED = {"configure_optimizers", "configure_rotation_dummyDA_mirroring_and_inital_patch_size"}
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_differs_from_its_family_only_in_settings_and_optimizer(variant, record_property):
+def test_differs_from_its_family_only_in_settings_optimizer_and_mirroring(variant, record_property):
     declared = {e.name: e.load() for e in entry_points(group="nnunetv2.trainers")}
     record_property("trainer", variant)
     record_property("same_as", FAMILIES[variant])
@@ -397,7 +441,7 @@ def test_differs_from_its_family_only_in_settings_and_optimizer(variant, record_
     assert [type(method) for method in trainer.methods] == [type(method) for method in family.methods]
     others = [base for base in trainer.__mro__ if base not in family.__mro__]
     own = {name for base in others for name in vars(base)} - {"methods"}
-    assert all(name.startswith("__") for name in own - OPTIMIZER), own
+    assert all(name.startswith("__") for name in own - CHANGED), own
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
@@ -415,7 +459,29 @@ def test_combines_two_trainers_without_additions_and_trains(host, one_image, tmp
     assert segmentation_in(tmp_path).shape == (20, 24, 20)
 
 
+@pytest.mark.parametrize("trainer", SLOT_MATES)
+def test_shares_the_slot_of_another_trainer_and_trains_resumes_and_predicts(
+    host, one_image, tmp_path, trainer, record_property
+):
+    (entry,) = (e for e in entry_points(group="nnunetv2.trainers") if e.name == trainer)
+    (method,) = entry.load().methods
+    record_property("trainer", trainer)
+    record_property("same_as", OF_SLOT[method.slot])
+    tiny = f"Tiny_{trainer}"
+    host.train(tiny, status=-9, TINY_STOP_AFTER="1")
+    host.train(tiny, "--c")
+    results = host.results(tiny)
+    losses = torch.load(results / "checkpoint_final.pth", weights_only=False)["logging"]["train_losses"]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    assert (results / "validation" / "summary.json").is_file()
+    host.predict(tiny, one_image, tmp_path, NNUNET_DG_HOME=str(tmp_path / "empty"))
+    assert segmentation_in(tmp_path).shape == (20, 24, 20)
+    in_2d = host.train(tiny, configuration="2d", status=None, **UNVALIDATED)
+    assert ("Training done." in in_2d) != ("is 3-D only" in in_2d)
+
+
 def test_every_registered_trainer_is_in_the_table():
-    tested = {c.trainer.removeprefix("Tiny_") for c in Capabilities.__subclasses__()} | {*FAMILIES, *COMBINATIONS}
-    ours = [e for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
-    assert tested == {e.name for e in ours if not e.module.endswith(".baselines")}
+    tested = {c.trainer.removeprefix("Tiny_") for c in Capabilities.__subclasses__()}
+    ours = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
+    assert sorted([*tested, *FAMILIES, *COMBINATIONS, *SLOT_MATES]) == sorted(ours)

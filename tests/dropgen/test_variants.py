@@ -6,7 +6,7 @@ from on_noise import DATASET, initialized
 from small_trainers import CPU, batch, planned, step
 
 from nnunet_dg.dropgen import DropGen
-from nnunet_dg.trainers import nnUNetTrainerDropGen as released
+from nnunet_dg.trainers import comparisons
 from nnunet_dg.training.trainer import MethodsTrainer
 
 VARIANTS = {
@@ -80,6 +80,6 @@ def test_without_features_and_dropping_a_step_equals_nnunets_bit_for_bit(make):
 
 
 def test_the_trainers_of_ablations_have_their_settings():
-    assert released.nnUNetTrainerDropGen_Structured.methods == (DropGen(masking="structured"),)
-    assert released.nnUNetTrainerDropGen_FeaturesOnly.methods == (DropGen(inputs="features"),)
-    assert released.nnUNetTrainerDropGen_SqueezeExcite.methods == (DropGen(fusion="squeeze-excitation", p=0.0),)
+    assert comparisons.nnUNetTrainerDropGen_Structured.methods == (DropGen(masking="structured"),)
+    assert comparisons.nnUNetTrainerDropGen_FeaturesOnly.methods == (DropGen(inputs="features"),)
+    assert comparisons.nnUNetTrainerDropGen_SqueezeExcite.methods == (DropGen(fusion="squeeze-excitation", p=0.0),)

@@ -15,11 +15,10 @@ from small_trainers import CPU, batch, planned, step
 from nnunet_dg.datasets.normalization import UnitRangeNormalization
 from nnunet_dg.dropgen.paper_network import ARCHITECTURE, MaxPoolUNet
 from nnunet_dg.planners.nnUNetPlannerDropGen_Paper import nnUNetPlannerDropGen_Paper
+from nnunet_dg.trainers.comparisons import nnUNetTrainerERM_Paper, nnUNetTrainerERM_Paper_FewShot
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import (
     nnUNetTrainerDropGen_Paper_FewShot,
     nnUNetTrainerDropGen_Paper_NoMirroring,
-    nnUNetTrainerERM_Paper,
-    nnUNetTrainerERM_Paper_FewShot,
 )
 
 DATASET = "Dataset703_Paper"

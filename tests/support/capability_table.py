@@ -90,7 +90,8 @@ class CapabilityTable:
         if self.same_as:
             lines += ["", "## Variants", ""]
             lines += [
-                "Each variant has the capabilities of its family, by the test in the last column.",
+                "Each variant has the capabilities of its family, and a comparison those of a method with the same",
+                "place in training, by the test in the last column.",
                 "",
                 "| variant | has the capabilities of | test |",
                 "| --- | --- | --- |",

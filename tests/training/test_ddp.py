@@ -18,6 +18,10 @@ from nnunet_dg.dropgen import ChannelDropout, DropGenSettings
 from nnunet_dg.extractors import build_extractor, load_weights
 from nnunet_dg.host import unwrap
 
+TRAIN_TOGETHER = (
+    "nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG", "nnUNetTrainerTinyMIG", "nnUNetTrainerGIN", "nnUNetTrainerMixUp",
+    "nnUNetTrainerMixStyle", "nnUNetTrainerRSC",
+)  # fmt: skip
 TRAINERS = ("nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerDropGen_Paper")
 
 
@@ -174,7 +178,7 @@ def test_nnunets_training_in_two_processes(host, tmp_path, trainer):
 
 @pytest.mark.matrix
 @pytest.mark.capability("DDP")
-@pytest.mark.parametrize("trainer", ["nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG", "nnUNetTrainerTinyMIG"])
+@pytest.mark.parametrize("trainer", TRAIN_TOGETHER)
 def test_two_processes_train_the_same_network_and_auxiliary_modules(host, tmp_path, trainer, record_property):
     record_property("trainer", trainer)
     assert_trains_in_two_processes(host, tmp_path, f"Tiny_{trainer}")
