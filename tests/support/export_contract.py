@@ -15,7 +15,8 @@ from nnunet_host import DATASET, PREDICTION
 
 def plain(host, module, function, options, **environment):
     """Run a command of nnU-Net as if nnunet-dg were not installed."""
-    return host.script("without_this_package.py", module, function, *shlex.split(str(options)), **environment)
+    arguments = module, function, *shlex.split(str(options))
+    return host.script("without_this_package.py", *arguments, warm=False, **environment)
 
 
 class ExportContract:

@@ -60,13 +60,13 @@ class Host:
         """Make the packages in a folder available to all later commands."""
         self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self.environment['PYTHONPATH']}"
 
-    def run(self, command: str, status: int | None = 0, **environment: str) -> str:
+    def run(self, command: str, status: int | None = 0, warm: bool = True, **environment: str) -> str:
         """Run a command in a process of its own and return its output. Its exit status must be ``status``.
 
-        Python programs start with nnU-Net imported, see `warm_process`.
+        Python programs start with nnU-Net and this package imported, see `warm_process`, unless ``warm`` is false.
         """
         words, environment = shlex.split(command), self.environment | environment
-        if runs_python(words):
+        if warm and runs_python(words):
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder, "output")
                 returncode = self.warm.run(words, environment, self.folder, file, timeout=300)
@@ -81,13 +81,13 @@ class Host:
         return output
 
     def python(self, code: str, status: int = 0, **environment: str) -> str:
-        """Run Python code in a fresh process."""
+        """Run Python code in a process of its own."""
         return self.run(f"{shlex.quote(sys.executable)} -W ignore -c {shlex.quote(code)}", status, **environment)
 
-    def script(self, name: str, *arguments: object, status: int = 0, **environment: str) -> str:
-        """Run one of the programs in tests/support in a fresh process."""
+    def script(self, name: str, *arguments: object, status: int = 0, warm: bool = True, **environment: str) -> str:
+        """Run one of the programs in tests/support."""
         command = [sys.executable, "-W", "ignore", SUPPORT / name, *arguments]
-        return self.run(shlex.join(map(str, command)), status, **environment)
+        return self.run(shlex.join(map(str, command)), status, warm, **environment)
 
     def train(
         self, trainer: str, options: str = "", fold: str = "0", configuration: str = "3d_fullres", dataset: int = 701,
