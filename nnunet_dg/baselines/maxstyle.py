@@ -6,14 +6,12 @@ Image Segmentation, MICCAI 2022, https://arxiv.org/abs/2206.01737.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from nnunet_dg.baselines.feature_style import (
     STATISTICS_PER_CHANNEL,
@@ -140,7 +138,7 @@ class MaxStyleTraining(FeatureStyleTraining):
         """Change shares and noise so that they increase the loss, with the network fixed."""
         styles = [numbers.requires_grad_() for _, _, *draw in self.draws.values() for numbers in draw]
         optimizer = torch.optim.Adam(styles, self.settings.learning_rate, maximize=True)
-        with _running_statistics_kept(self.student.network):
+        with self.student.aside():
             for _ in range(self.settings.steps):
                 loss = self.student.scaled(step.segmentation(step.forward(step.batch.data).output))
                 gradients = torch.autograd.grad(loss, styles, allow_unused=True)
@@ -148,13 +146,3 @@ class MaxStyleTraining(FeatureStyleTraining):
                     # in float16, a scaled gradient may overflow; Adam does not depend on its scale
                     style.grad = None if gradient is None else gradient.nan_to_num(0, 0, 0)
                 optimizer.step()
-
-
-@contextmanager
-def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Inside this context, training passes do not change the running statistics of batch norm."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
-    yield
-    for buffer, before in saved:
-        buffer.data.copy_(before)  # other passes of this step keep the buffer for their gradient
