@@ -105,7 +105,7 @@ def test_settings_are_described_by_their_checks_and_the_docstring():
 
 def test_a_citation_names_all_authors():
     entry = Example.paper.bibtex("ours2026")
-    assert entry.startswith("@misc{ours2026,\n")
+    assert entry.startswith("@inproceedings{ours2026,\n")
     assert "title = {{A {Title}}}" in entry
     assert "author = {Ann Ace and Bob Bee}" in entry
     assert "year = {2026}" in entry
