@@ -127,8 +127,9 @@ def trainers() -> str:
     lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ not in COMPARISONS]
     lines += [
         "", "## Comparisons", "",
-        "Published baselines, each with the settings of its paper, and the ablations of DropGen's paper. See "
-        "[Baselines](../methods/baselines.md) and [DropGen](../methods/dropgen.md).", "",
+        "Published baselines, whose pages say how their settings differ from the paper's, and the comparisons of "
+        "DropGen's paper. See [Compare with published methods](../how-to/compare.md) and "
+        "[Baselines](../methods/baselines.md).", "",
         "| trainer | description | method | predicts with plain nnU-Net, after export |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     lines += [_trainer(name, trainer) for name, trainer in declared if trainer.__module__ in COMPARISONS]

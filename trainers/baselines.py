@@ -44,7 +44,7 @@ class nnUNetTrainerTriD(MethodsTrainer):
 
 
 class nnUNetTrainerEFDM(MethodsTrainer):
-    """EFDMix in the first two encoder stages, with p = 0.5 and alpha = 0.1."""
+    """EFDMix in the encoder stages 1 and 2, with p = 0.5 and alpha = 0.1."""
 
     methods = (EFDM(),)
 

@@ -39,12 +39,12 @@ class nnUNetTrainerERM_Paper_FewShot(FewShotRecipe, nnUNetTrainerERM_Paper):
 
 
 class nnUNetTrainerAnatomix_FinetuneAll(DropGenPaperRecipe, MethodsTrainer):
-    """All weights of anatomix are trained."""
+    """All weights of anatomix are trained, with the recipe of DropGen's paper."""
 
     methods = (AnatomixFinetune(),)
 
 
 class nnUNetTrainerAnatomix_FinetuneDecoder(DropGenPaperRecipe, MethodsTrainer):
-    """anatomix' encoder and the statistics of its batch norm are frozen."""
+    """The recipe of DropGen's paper; anatomix' encoder and the statistics of its batch norm are frozen."""
 
     methods = (AnatomixFinetune(train="decoder"),)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -142,13 +143,22 @@ class ScaleAndShift(ImageOnlyTransform):
         return scaled_and_shifted(img, torch.from_numpy(1 + scale).to(img), torch.from_numpy(shift).to(img))
 
 
-def random_grid_scale(*args: Any, **kwargs: Any) -> float:
+def random_grid_scale(*args: Any, image: Tensor, patch_size: tuple[int, ...], **kwargs: Any) -> float:
     """One over a zoom from U(0.4, 1.6): `SpatialTransform` scales the sampling grid, not the image.
 
-    >>> 1 / 1.6 <= random_grid_scale() <= 1 / 0.4
+    The lowest zoom is that at which the loaded image fills the patch, if it is larger than 0.4.
+
+    Args:
+        *args: Not used.
+        image: Loaded image, ``(C, *spatial)``.
+        patch_size: Patch size.
+        **kwargs: Not used.
+
+    >>> 1 / 1.6 <= random_grid_scale(image=torch.zeros(1, 75, 75), patch_size=(60, 60)) <= 75 / 60
     True
     """
-    return 1 / np.random.uniform(*ZOOM)
+    lowest = max(patch / loaded for patch, loaded in zip(patch_size, image.shape[1:], strict=True))
+    return 1 / np.random.uniform(max(ZOOM[0], lowest), ZOOM[1])
 
 
 def random_smoothness(*args: Any, dim: int, patch_size: tuple[int, ...], **kwargs: Any) -> float:
@@ -180,9 +190,10 @@ def stacked_transforms(
     >>> [type(t).__name__ for t in stacked_transforms((32, 32), False, p=0.5, noise=1.0)][:2]
     ['SpatialTransform', 'RandomTransform']
     """
+    changed = patch_size[1:] if in_plane_only else patch_size
     shape: list[BasicTransform] = [
         SpatialTransform(
-            patch_size[1:] if in_plane_only else patch_size,
+            changed,
             patch_center_dist_from_border=0,
             random_crop=False,
             p_elastic_deform=p,
@@ -191,7 +202,7 @@ def stacked_transforms(
             p_rotation=p,
             rotation=(-ROTATION, ROTATION),
             p_scaling=p,
-            scaling=random_grid_scale,
+            scaling=partial(random_grid_scale, patch_size=changed),
             p_synchronize_scaling_across_axes=1,
             border_mode_seg="constant",
             padding_value_seg=-1,
@@ -218,7 +229,9 @@ class BigAug(Method):
     Generalizing Deep Learning for Medical Image Segmentation to Unseen Domains via Deep Stacked Transformation, IEEE
     Transactions on Medical Imaging 39(7), 2020, https://pmc.ncbi.nlm.nih.gov/articles/PMC7393676. They are rotation,
     zoom and elastic deformation, then sharpening, blur, noise, brightness, contrast and perturbation. The paper changes
-    shape last; here it comes first, since it also crops to the patch. Changes of shape are common to all channels.
+    shape last; here it comes first, since it also crops to the patch. Zoom is from U(0.4, 1.6) as in the paper, but not
+    below that at which the part of the image that nnU-Net loads fills the patch, 0.85 in 2-D and about 0.6 in 3-D. The
+    paper zooms whole images. Changes of shape are common to all channels.
     Those of intensities are drawn for each channel, and are relative to its deviation in the patch. Contrast is a gamma
     curve between the minimum and the maximum of the patch. The transforms run in nnU-Net's data loader, like its own
     augmentation. nnU-Net's mirroring is kept, since nnU-Net also mirrors images when it predicts.

@@ -109,7 +109,8 @@ class CutOut(Method):
     T. DeVries, G. W. Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017,
     https://arxiv.org/abs/1708.04552. The center of the box is uniform over the patch, so that up to half of each edge
     is outside. In the box, the label is background, ignored voxels stay ignored, and the channels of a cascade's
-    previous stage are zero. Holes are cut after nnU-Net's augmentation.
+    previous stage are zero. Holes are cut after nnU-Net's augmentation. The paper cuts half of each edge out of the
+    image; a third, and the label as well, are as in the comparison of DropGen's paper.
 
     Attributes:
         p: Probability that a sample has a hole.

@@ -88,7 +88,8 @@ class DSBN(Method):
     becomes two batch norms. In training, image intensities pass through increasing or decreasing Bezier curves, which
     decide the norm. At inference, the network runs with both norms, and each window is predicted with that whose
     statistics are nearer to the window's: prediction costs twice as much and needs this package. The paper trains
-    separate batches of both kinds. Here, a batch has both.
+    separate batches of both kinds. Here, a batch has both. Curves map to the range of the patch, and the two branches
+    are the two kinds of curves, as in the paper; branches per domain are not available.
 
     Attributes:
         p: Probability that the intensities of a sample pass through a curve. Half of the curves are decreasing.

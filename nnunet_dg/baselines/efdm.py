@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.baselines.feature_style import Draw, FeatureStyle, Partner
 from nnunet_dg.baselines.mixstyle import draw_share
-from nnunet_dg.method import Paper, flag, number
+from nnunet_dg.method import Paper, encoder_stages, flag, number
 from nnunet_dg.tensors import wide
 
 QUANTILES = 1024  # number of values per channel of an earlier sample; all voxels of a 3-D patch would take gigabytes
@@ -62,11 +62,14 @@ class EFDM(FeatureStyle):
     Domain Generalization, CVPR 2022, https://arxiv.org/abs/2203.07740. All moments of a channel are matched, not only
     mean and deviation. The voxels of a channel are sorted, equal values in the order of their positions; a voxel is
     mixed with the partner's value of the same rank. The partner's values are constants for the gradient, unlike in the
-    reference implementation, where it flows into unrelated voxels of the partner. Sorting full-resolution features is
-    costly: in 3-D, stage 1 has a quarter of the values of stage 0, see ``stages``. In a batch of one sample, the
-    partner is an earlier sample, of which 1024 quantiles per channel are kept.
+    reference implementation, where it flows into unrelated voxels of the partner. In a batch of one sample, the partner
+    is an earlier sample, of which 1024 quantiles per channel are kept. A compiled network sorts in every pass, also if
+    a stage does not act.
 
     Attributes:
+        stages: Encoder stages whose features are changed, numbered from 0 (full resolution). The paper changes the
+            first two or three; here the first is left out, since in 3-D sorting at full resolution can take several
+            gigabytes.
         alpha: Both parameters of the Beta distribution from which each sample's share of its own values is drawn
             (EFDMix); null: the share is 0 (EFDM).
         other_domains: Whether partners come from other domains, according to ``domains.json``. Without this file, or
@@ -82,6 +85,7 @@ class EFDM(FeatureStyle):
         "https://arxiv.org/abs/2203.07740",
     )
 
+    stages: tuple[int, ...] = encoder_stages(1, 2)
     alpha: float | None = number(0.1, above=0, high=1e3, null=True)
     other_domains: bool = flag(True)
 

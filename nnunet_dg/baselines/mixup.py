@@ -90,6 +90,8 @@ class MixUp(Method):
     https://arxiv.org/abs/1710.09412. The loss is nnU-Net's loss with the own labels and with the partner's, weighted by
     the shares of the images. All samples of a batch, on all devices, have one share. In a batch of one sample per
     device, the partner is the sample of the step before. The channels of a cascade's previous stage are averaged, too.
+    The paper mixes every batch in a random order, with alpha between 0.1 and 1; the defaults are those with which
+    DropGen's paper compares, and no sample is its own partner.
 
     Attributes:
         p: Probability that a batch is mixed; other batches are trained as by nnU-Net.

@@ -109,6 +109,12 @@ class DropGen(Method):
         if self.extractor == "nnunet" and self.layer != "penultimate":
             raise SettingsError("extractor 'nnunet' has no layers: leave layer unset.")
 
+        if self.p_end is not None and not (self.sees_image and self.sees_features):
+            raise SettingsError(
+                f"p_end {self.p_end!r} has no effect with inputs {self.inputs!r}, for which the dropout is off: leave "
+                f"it unset."
+            )
+
         if self.squeeze != "mean" and self.fusion != "squeeze-excitation":
             raise SettingsError(f"squeeze {self.squeeze!r} is used by fusion 'squeeze-excitation' only: set it, too.")
 
@@ -136,7 +142,7 @@ class DropGen(Method):
 
     def training_module(self, student: Student) -> TrainingModule | None:
         """The annealing of p; None if p does not change, so that nnU-Net's own training step runs."""
-        if self.p_end is None or not (self.sees_image and self.sees_features):
+        if self.p_end is None:
             return None
         return Annealing(self.p, self.p_end, student)
 

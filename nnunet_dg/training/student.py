@@ -137,7 +137,7 @@ class HostStudent(Student):
         stages = planned.encoder.stages
         if not -len(stages) <= stage < len(stages):
             raise SettingsError(
-                f"The planned network has the encoder stages 0 to {len(stages) - 1}; a method uses stage {stage}. "
+                f"stage {stage} does not exist: the planned network has the encoder stages 0 to {len(stages) - 1}. "
                 f"Choose another one in its settings."
             )
         return stages[stage]

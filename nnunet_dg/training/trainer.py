@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_dg.datasets.normalization import fitted_to_ct
 from nnunet_dg.errors import DimensionError, SettingsError, VersionError
 from nnunet_dg.host import unwrap
-from nnunet_dg.method import SEGMENTATION, Inputs, Method
+from nnunet_dg.method import SEGMENTATION, Inputs, Method, TrainingModule
 from nnunet_dg.outside import Outside
 from nnunet_dg.training.augmentation import own_training_transforms
 from nnunet_dg.training.balanced_batches import CASES, balanced_data_loaders, cases_by_domain, is_balanced
@@ -137,13 +137,18 @@ class MethodsTrainer(nnUNetTrainer):
         if not is_trained(Path(self.output_folder)):  # a resumed or validated fold has settings that are checked later
             self._write_settings()
 
+    def _training_module(self, method: Method) -> TrainingModule | None:
+        try:
+            return method.training_module(self.student)
+        except DimensionError as error:
+            raise DimensionError(f"{type(self).__name__}: {error}") from error
+        except SettingsError as error:
+            raise SettingsError(f'plans["{KEY}"]["{method.key}"]: {error}') from error
+
     def build_training_modules(self) -> None:
         """Build the methods' training modules, after the network."""
         self.student = HostStudent(self)
-        try:
-            optional = {method.key: method.training_module(self.student) for method in self.methods}
-        except DimensionError as error:
-            raise DimensionError(f"{type(self).__name__}: {error}") from error
+        optional = {method.key: self._training_module(method) for method in self.methods}
         modules = {key: module.to(self.device) for key, module in optional.items() if module is not None}
         self.auxiliary = nn.ModuleDict({key: self._distributed(module) for key, module in modules.items()})
         if not modules:

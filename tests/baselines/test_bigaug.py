@@ -156,16 +156,18 @@ def test_rotation_zoom_and_deformation_have_the_published_ranges(patch):
     assert spatial.rotation == pytest.approx((-math.radians(20), math.radians(20)))
     assert spatial.elastic_deform_magnitude == (0, 7)
     spatial.elastic_deform_magnitude = 0
-    image = torch.zeros(1, *patch)
+    image = torch.zeros(1, *(int(2.5 * n) for n in patch))  # as much as the lowest zoom needs
     identity = torch.stack(torch.meshgrid(*[torch.arange(n) - (n - 1) / 2 for n in patch], indexing="ij"), -1)
     zooms = []
     for _ in range(200):
-        grid = spatial.get_parameters(image=image)["grid"].flip(-1) * torch.tensor(patch) / 2
+        grid = spatial.get_parameters(image=image)["grid"].flip(-1) * torch.tensor(image.shape[1:]) / 2
         matrix = torch.linalg.lstsq(identity.flatten(0, -2), grid.flatten(0, -2)).solution
         singular = torch.linalg.svdvals(matrix)
         torch.testing.assert_close(singular, singular[:1].expand_as(singular), atol=1e-3, rtol=1e-3)  # one zoom
         zooms.append(1 / singular[0].item())
     assert_uniform(zooms, 0.4 - 1e-3, 1.6 + 1e-3)
+    loaded = torch.zeros(1, *(int(1.25 * n) for n in patch))
+    assert_uniform([1 / spatial.scaling(image=loaded, dim=None) for _ in range(300)], 0.8, 1.6)
     assert [bigaug.random_smoothness(image=image, dim=1, patch_size=patch) * patch[1] for _ in range(300)] == (
         pytest.approx([11.5] * 300, abs=1.5)
     )

@@ -1,5 +1,7 @@
 """What the methods that change feature styles share: where and when they act, partners, single samples, and p = 0."""
 
+from functools import partial
+
 import pytest
 import torch
 from on_noise import initialized
@@ -19,8 +21,10 @@ from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.trainer import MethodsTrainer
 
 STYLES = [cls for cls in METHODS.values() if cls.slot == "feature statistics"]
-WITH_PARTNERS = [MixStyle(alpha=1e3), CrossNorm(), EFDM(alpha=None)]
-every_style = pytest.mark.parametrize("method", STYLES)
+WITH_PARTNERS = [MixStyle(alpha=1e3), CrossNorm(), EFDM(alpha=None, stages=(0, 1))]
+every_style = pytest.mark.parametrize(
+    "method", [partial(cls, stages=(0, 1)) for cls in STYLES], ids=[cls.__name__ for cls in STYLES]
+)
 
 
 def trained(methods, tmp_path, monkeypatch, samples=2):
@@ -38,7 +42,7 @@ def trained(methods, tmp_path, monkeypatch, samples=2):
     return trainer, [step(trainer, batch(trainer, seed), seed) for seed in range(2)]
 
 
-@every_style
+@pytest.mark.parametrize("method", STYLES)
 def test_all_methods_of_the_slot_share_the_mechanism(method):
     assert issubclass(method, FeatureStyle)
 
@@ -168,7 +172,7 @@ def test_earlier_samples_are_remembered_although_stages_do_not_act(method):
     assert training.earlier[0].draw() is not None
 
 
-@pytest.mark.parametrize("method", [MixStyle, EFDM])
+@pytest.mark.parametrize("method", [MixStyle, partial(EFDM, stages=(0, 1))], ids=["MixStyle", "EFDM"])
 @pytest.mark.parametrize(
     ("domains", "given", "expected"),
     [((0, 1, 1), True, {1, 2}), ((0, 0, 1), True, {2}), ((0, 0, 1), False, {1, 2})],

@@ -90,8 +90,9 @@ class CapabilityTable:
         if self.same_as:
             lines += ["", "## Variants", ""]
             lines += [
-                "Each variant has the capabilities of its family, and a comparison those of a method with the same",
-                "place in training, by the test in the last column.",
+                "A variant has the capabilities of its family, from which only its settings differ. A comparison shares",
+                "its mechanism with the trainer in the second column; it was run by the test in the last one: it trains,",
+                "is killed, resumes, validates and predicts in 3-D, and trains in 2-D or refuses to.",
                 "",
                 "| variant | has the capabilities of | test |",
                 "| --- | --- | --- |",
