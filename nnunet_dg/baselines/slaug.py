@@ -147,8 +147,8 @@ class SLAug(Method):
     Generalization in Medical Image Segmentation, AAAI 2023, https://arxiv.org/abs/2211.14805. Where the loss of the
     first version is sensitive to the image, the fused version equals the first one; elsewhere it is the local one. Both
     are trained with nnU-Net's loss. The maps act on each channel of a patch, scaled to [0, 1], and the result is scaled
-    back to the range of the patch. Classes are combinations of regions if the dataset has regions; ignored voxels are mapped as background.
-    Voxels outside a mask and padding stay zero.
+    back to the range of the patch. Classes are combinations of regions if the dataset has regions; ignored voxels are
+    mapped as background. Voxels outside a mask and padding stay zero.
 
     The sensitivity needs a forward pass of its own, since compiled networks free the buffers of a pass with its first
     gradient. Together, a step has three forward passes and about two and a half backward passes. Networks with batch

@@ -90,9 +90,9 @@ class CapabilityTable:
         if self.same_as:
             lines += ["", "## Variants", ""]
             lines += [
-                "A variant has the capabilities of its family, from which only its settings differ. A comparison shares",
-                "its mechanism with the trainer in the second column; it was run by the test in the last one: it trains,",
-                "is killed, resumes, validates and predicts in 3-D, and trains in 2-D or refuses to.",
+                "A variant has the capabilities of its family, from which only its settings differ. A comparison",
+                "shares its mechanism with the trainer in the second column; it was run by the test in the last one:",
+                "it trains, is killed, resumes, validates and predicts in 3-D, and trains in 2-D or refuses to.",
                 "",
                 "| variant | has the capabilities of | test |",
                 "| --- | --- | --- |",
