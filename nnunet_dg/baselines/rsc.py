@@ -56,7 +56,8 @@ class RSC(Method):
     of a third of a batch's samples; the defaults here mute a fifth of the elements of every second batch.
 
     Attributes:
-        p: Probability that a batch is challenged; other batches are trained as by nnU-Net.
+        p: Probability that a batch is challenged; other batches are trained as by nnU-Net. 0: the training is nnU-Net's
+            own.
         share: Fraction of the units that are muted.
         unit: Unit that is muted: single elements, whole channels, or positions with all their channels.
     """
@@ -107,6 +108,8 @@ class RSCTraining(TrainingModule):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """nnU-Net's loss of the masked pass if the batch is challenged; otherwise no terms."""
+        if self.settings.p == 0:
+            return {}
         chance = self.student.agreed(torch.rand(()))
         if float(chance) >= self.settings.p:
             return {}

@@ -82,6 +82,8 @@ def test_samples_have_a_hole_with_probability_p_anywhere_in_the_patch():
     training = CutOut(p=0.3, size=0.1).training_module(PlainStudent())
     batch = a_batch(torch.ones(4, 1, 10, 20), torch.zeros(4, 1, 10, 20))
     cut = torch.cat([training.augment(batch).data == 0 for _ in range(800)])
+    holes_of_batch = cut.flatten(1).any(1).reshape(800, 4).sum(1).float()
+    assert holes_of_batch.var().item() == pytest.approx(4 * 0.3 * 0.7, abs=0.15)  # samples are independent
     assert cut.flatten(1).any(1).float().mean().item() == pytest.approx(0.3, abs=0.03)
     counts = cut.sum((0, 1))  # edges of 1 and 2 voxels, so that the last column is reached by one center only
     expected = 3200 * 0.3 * 2 / 200

@@ -76,6 +76,15 @@ def test_a_stage_that_does_not_act_keeps_its_features_bit_for_bit(method):
     assert training.acts == {0: False, 1: False}
 
 
+@pytest.mark.parametrize("method", [MixStyle(alpha=1), EFDM(alpha=1), DSU(), TriD(), MaxStyle()])
+def test_each_sample_has_its_own_random_numbers(method):
+    """They differ between all samples of a pass; for TriD, except for the channels that are changed or not."""
+    torch.manual_seed(0)
+    draw = method.draw(4, 50)
+    assert draw
+    assert all(len(numbers.unique(dim=0)) == 4 for numbers in draw)
+
+
 @every_style
 def test_compiled_stages_have_one_graph_and_the_result_of_plain_ones(method):
     """Whether a stage acts, other partners and other random numbers do not trigger a new compilation."""

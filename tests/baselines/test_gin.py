@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nnunet_dg.baselines.gin import GIN, draw_layers, global_intensity_augmentation
+from nnunet_dg.baselines.gin import GIN, draw_layers, global_intensity_augmentation, random_view
 from nnunet_dg.method import Batch
 from nnunet_dg.outside import Outside
 
@@ -127,6 +127,28 @@ def test_kernel_sizes_are_drawn_for_each_layer_and_values_are_standard_normal():
     values = torch.cat([part.flatten() for layers in drawn for layer in layers for part in layer])
     assert values.mean().abs() < 0.03
     assert values.std() == pytest.approx(1, abs=0.03)
+
+
+def test_each_sample_has_its_own_kernels_and_biases():
+    torch.manual_seed(0)
+    for kernel, bias in draw_layers(4, 2, 3):
+        assert len(kernel.flatten(1).unique(dim=0)) == len(bias.unique(dim=0)) == 4
+
+
+def test_each_sample_has_its_own_uniform_share(monkeypatch):
+    """With the layer ``x + 1`` for all samples, the share s of an image of 1 and 0 gives the ratio 1 + s to s."""
+    layer = torch.ones(1, 1, 1, 1, 1), torch.ones(1, 1)
+    monkeypatch.setattr(
+        "nnunet_dg.baselines.gin.draw_layers",
+        lambda samples, *given: [tuple(part.expand(samples, *part.shape[1:]) for part in layer)],
+    )
+    torch.manual_seed(0)
+    views = random_view(torch.tensor([1.0, 0]).reshape(1, 1, 1, 2).repeat(2000, 1, 1, 1), GIN(), Outside.nowhere(1))
+    one, zero = views.flatten(1).T
+    share = zero / (one - zero)
+    assert share.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert share.var().item() == pytest.approx(1 / 12, abs=0.01)
+    assert (share[::2] - share[1::2]).abs().mean().item() == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_the_number_of_layers_and_their_width_are_settings(monkeypatch):

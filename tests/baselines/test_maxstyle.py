@@ -160,6 +160,18 @@ def test_steps_in_which_no_stage_acts_are_nnunets_own():
     assert losses(p=0)[2] is None
 
 
+@pytest.mark.parametrize(("p", "acts"), [(0.1, None), (0.3, [False, True]), (0.9, [True, True])])
+def test_all_devices_take_the_decision_of_the_first_for_each_stage(p, acts):
+    student = Trained(*network_and_loss())
+    student.widths, student.module = [2, 2], lambda stage: student.network[stage]
+    student.agreed = lambda value: torch.tensor([0.5, 0.2]).reshape(value.shape)
+    training = MaxStyle(p=p, stages=(0, 1), steps=1).training_module(student)
+    terms = training.losses(step_of(student))
+    assert set(terms) == ({"segmentation"} if acts else set())
+    assert list(training.acts.values()) == (acts or [])
+    assert student.passes == (2 if acts else 0)
+
+
 @pytest.mark.parametrize("p", [1.0, 1e-9])
 def test_a_single_sample_is_mixed_with_an_earlier_one(p):
     student, training, first = losses(samples=1, p=p)

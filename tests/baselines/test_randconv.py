@@ -137,6 +137,27 @@ def test_the_consistency_of_three_versions():
     assert training.weights(0) == {"view_consistency": 10}
 
 
+def test_each_version_has_its_own_decision_kernel_and_share(monkeypatch):
+    given = []
+
+    def convolved(images, kernel, share):
+        given.append((share, tuple(kernel.flatten().tolist())))
+        return images + 1
+
+    monkeypatch.setattr("nnunet_dg.baselines.randconv.random_convolution", convolved)
+    torch.manual_seed(0)
+    training = RandConv(p=0.5, mix=True, consistency=10).training_module(PlainStudent())
+    numbers = []
+    for _ in range(400):
+        before = len(given)
+        training.augment(a_batch(torch.randn(2, 1, 4, 4), torch.zeros(2)))
+        numbers.append(len(given) - before)
+    assert torch.tensor(numbers).float().mean().item() == pytest.approx(1.5, abs=0.15)
+    assert torch.tensor(numbers).float().var().item() == pytest.approx(0.75, abs=0.15)  # decisions are independent
+    for parts in zip(*given, strict=True):
+        assert len(set(parts)) == len(given)
+
+
 def test_the_consistency_of_regions():
     torch.manual_seed(0)
     student = PlainStudent(outputs=3, regions=True)

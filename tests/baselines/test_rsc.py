@@ -102,9 +102,12 @@ class Trained(Student):
     domain_names = num_training_domains = pretrained = None
 
 
-def losses(p, **settings):
+def losses(p, chance=None, **settings):
+    """The network, the terms of a step, and nnU-Net's own loss; ``chance``: the first device's random number."""
     network = Head().train()
     student = Trained(network)
+    if chance is not None:
+        student.agreed = lambda value: torch.full_like(value, chance)
     training = RSCTraining(RSC(p=p, **settings), student)
     x, target = Z.clone().requires_grad_(), torch.tensor([[0, 0, 1, 1]])
     terms = training.losses(Step(student, Batch(x, target, ("a",), 2), 0))
@@ -133,8 +136,19 @@ def test_the_unit_is_a_setting(unit):
     assert float(other) != pytest.approx(0.551592, abs=1e-3)
 
 
-def test_other_batches_have_nnunets_own_loss():
-    assert losses(0.0)[1] == {}
+def test_with_a_probability_of_zero_no_random_number_is_drawn_and_no_pass_is_made():
+    student = Trained(Head().train())
+    student.before_each_pass(lambda data: pytest.fail("a pass"))
+    training = RSCTraining(RSC(p=0.0), student)
+    batch = Batch(Z, torch.tensor([[0, 0, 1, 1]]), ("a",), 2)
+    random_state = torch.get_rng_state()
+    assert training.losses(Step(student, batch, 0)) == {}
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_all_devices_take_the_decision_of_the_first():
+    assert losses(0.1, chance=0.2)[1] == {}
+    assert float(losses(0.3, chance=0.2)[1]["segmentation"]) == pytest.approx(0.551592, abs=1e-6)
 
 
 def test_batches_are_challenged_with_probability_p():

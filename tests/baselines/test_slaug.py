@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from plain_student import PlainStudent, a_batch, a_step
+from torch import nn
 
 from nnunet_dg.baselines import slaug
 from nnunet_dg.baselines.slaug import (
@@ -187,6 +188,29 @@ def test_both_versions_are_trained_and_fused_where_the_first_pass_is_sensitive(d
     torch.testing.assert_close(terms["segmentation_fused"], student.loss(student.network(fused), target))
     assert training.weights(0) == {"segmentation": 1, "segmentation_fused": 1}
     assert student.network.weight.grad is None  # the first pass adds no gradient
+
+
+class HalfPrecision(nn.Module):
+    """Rounds the gradient to half precision, as under autocast; those below 3e-8 become zero."""
+
+    def forward(self, x):
+        return x.half().float()
+
+
+def test_a_gradient_that_half_precision_would_round_to_zero_is_scaled():
+    torch.manual_seed(0)
+    student = PlainStudent()
+    student.network, loss = nn.Sequential(HalfPrecision(), student.network), student.loss
+    student.loss = lambda output, target: 1e-6 * loss(output, target)
+    training = SLAug().training_module(student)
+    batch = training.augment(a_batch(torch.randn(1, 1, 9, 9), torch.randint(2, (1, 1, 9, 9))))
+    local = training.local
+    training.losses(Step(student, batch, 0))
+    probe = batch.images.clone().requires_grad_()
+    share = saliency(torch.autograd.grad(loss(student.network(probe), batch.target), probe)[0])
+    fused = share * batch.images + (1 - share) * local
+    torch.testing.assert_close(student.passes[1], fused, atol=0.02, rtol=0)
+    assert (fused - local).abs().max() > 0.5
 
 
 def test_a_single_cell_has_no_sensitive_places_so_that_the_local_version_is_trained():

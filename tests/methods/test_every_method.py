@@ -22,6 +22,11 @@ WITHOUT_DOWNLOADS = {  # settings that need no published weights and few passes
     "tinymig": {"teacher": "random:anatomix"},
     "anatomix_finetune": {"initial": "random"},
 }
+ALWAYS = {  # settings of methods that would act on some batches, samples or passes only
+    method: {"p": 1.0}
+    for method in ("randconv", "cutout", "slaug", "mixup", "mixstyle", "crossnorm", "dsu", "trid", "efdm", "rsc",
+                   "maxstyle", "dsbn")
+}  # fmt: skip
 ONLY_3D = ("anatomix_finetune",)
 DETERMINISTIC = ("anatomix_finetune",)  # another network, without randomness in a step
 IN_2D = {"tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]}}  # teachers in 2-D are large ViTs
@@ -83,7 +88,7 @@ def test_trains_on_every_kind_of_data(make, method, labels, dims, channels, samp
 
 @every_method
 def test_a_constant_image_gives_finite_gradients(make, method):
-    trainer = make(method)
+    trainer = make(method, **ALWAYS.get(method, {}))
     result = step(trainer, batch(trainer, constant=True))
     assert np.isfinite([float(value) for value in result.values()]).all(), result
     gradients = [p.grad for p in [*trainer.network.parameters(), *trainer.auxiliary.parameters()] if p.grad is not None]
@@ -92,7 +97,7 @@ def test_a_constant_image_gives_finite_gradients(make, method):
 
 @every_method
 def test_half_precision_gives_finite_gradients(make, method):
-    trainer = make(method)
+    trainer = make(method, **ALWAYS.get(method, {}))
     with torch.autocast("cpu", torch.bfloat16):
         result = step(trainer, batch(trainer))
     assert np.isfinite([float(value) for value in result.values()]).all(), result

@@ -9,7 +9,9 @@ from small_trainers import CPU, batch, planned
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.trainer import MethodsTrainer
 
-NEUTRAL = {"mixup": {"p": 0}, "randconv": {"p": 0}, "cutout": {"p": 0}}
+NEUTRAL = {
+    "mixup": {"p": 0}, "randconv": {"p": 0}, "cutout": {"p": 0}, "rsc": {"p": 0}, "channel_dropout": {"p": 0},
+}  # fmt: skip
 
 
 def trained(trainer):

@@ -22,6 +22,7 @@ TRAIN_TOGETHER = (
     "nnUNetTrainerSgCG", "nnUNetTrainerDropGenSgCG", "nnUNetTrainerTinyMIG", "nnUNetTrainerGIN", "nnUNetTrainerMixUp",
     "nnUNetTrainerMixStyle", "nnUNetTrainerRSC",
 )  # fmt: skip
+SLOT_MATES = ("nnUNetTrainerMaxStyle", "nnUNetTrainerSLAug", "nnUNetTrainerGIN_IPA", "nnUNetTrainerDSBN")
 TRAINERS = ("nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerDropGen_Paper")
 
 
@@ -169,7 +170,7 @@ def assert_trains_in_two_processes(host, folder, trainer):
         "Tiny_nnUNetTrainerDropGen_MIND",
         "Tiny_nnUNetTrainerSgCG",
         "Tiny_nnUNetTrainerRSC",
-        pytest.param("Tiny_nnUNetTrainerMaxStyle", marks=pytest.mark.matrix),
+        *(pytest.param(f"Tiny_{trainer}", marks=pytest.mark.matrix) for trainer in SLOT_MATES),
     ],
 )
 def test_nnunets_training_in_two_processes(host, tmp_path, trainer):
