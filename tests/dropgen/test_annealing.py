@@ -70,8 +70,10 @@ def test_resuming_with_another_last_rate_is_refused(make, tmp_path):
         make(p=[0.0, 0.6], p_end=0.2).load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
-def test_without_both_image_and_features_there_is_nothing_to_anneal(make):
-    assert not make(p_end=0.1, inputs="features").auxiliary
+@pytest.mark.parametrize("inputs", ["features", "image"])
+def test_annealing_is_refused_where_there_is_no_dropout(make, inputs):
+    with pytest.raises(SettingsError, match=f"p_end 0.1 has no effect with inputs '{inputs}'"):
+        make(p_end=0.1, inputs=inputs)
 
 
 def test_our_training_step_with_annealing_equals_nnunets_own_without(make):
