@@ -19,7 +19,7 @@ from nnunet_dg.baselines.bspline import spline_field
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, number, probability
 from nnunet_dg.tensors import minmax, per_channel, wide
 
-FLOOR = 0.01  # local maps leave voxels alone that are at most so much above the darkest value, of a range of 1
+FLOOR = 0.01  # local maps do not change voxels that are at most this much above the darkest value, of a range of 1
 ROUNDING = 1e-5  # differences that are smaller, relative to the largest value, are rounding errors
 LIMIT = 0.2  # the location leaves at least this fraction of the values above 0, and below 1
 POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
