@@ -155,10 +155,10 @@ class Capabilities:
     def test_a_resumed_training_equals_the_uninterrupted_one(self, host, model):
         """All content except `_best_ema` is compared, which nnU-Net updates after it writes checkpoint_latest.
 
-        Rounding errors differ between processes. They were observed to grow to a hundredth of the distance that weights
-        and momentum have moved since the training was resumed, and with DropGenSgCG to 15 hundredths between two
-        uninterrupted trainings, one of which the resumed one equaled bit for bit. A tenth is allowed, to one of a few
-        uninterrupted trainings; a training that resumes without its momentum differs from all of them by more.
+        Rounding errors differ between processes, and each step makes them larger; seeded trainings have a tenth of
+        nnU-Net's learning rate, with which they stay below a hundredth of the distance that weights and momentum have
+        moved since the training was resumed. A tenth is allowed; a training that resumes without its momentum differs
+        by more.
         """
         uninterrupted = torch.load(model / "checkpoint_final.pth", weights_only=False)
         resumed = model.with_name("fold_0_resumed")
@@ -169,15 +169,12 @@ class Capabilities:
             self.train(host, "--c", **SAME_RANDOM_STATE, **UNVALIDATED)
             other = torch.load(model / "checkpoint_final.pth", weights_only=False)
             model.rename(resumed)
-            for _ in range(4):
-                if self.is_close(uninterrupted, other, killed):
-                    break
-                self.train(host, **SAME_RANDOM_STATE, **UNVALIDATED)
-                uninterrupted = torch.load(model / "checkpoint_final.pth", weights_only=False)
-                shutil.rmtree(model)
         finally:
             model.with_name("fold_0_whole").rename(model)
-        assert self.is_close(uninterrupted, other, killed)
+        for part in ("weights", "momentum", "auxiliary"):
+            a, b, start = (self.learned(checkpoint)[part] for checkpoint in (uninterrupted, other, killed))
+            assert a.keys() == b.keys() == start.keys()
+            assert self.distance(a, b) <= 0.1 * self.distance(a, start), part
         assert uninterrupted["optimizer_state"]["param_groups"] == other["optimizer_state"]["param_groups"]
         assert uninterrupted["grad_scaler_state"] == other["grad_scaler_state"]
         assert uninterrupted["init_args"]["plans"] == other["init_args"]["plans"]
@@ -185,15 +182,6 @@ class Capabilities:
         for name, values in uninterrupted["logging"].items():
             if "timestamps" not in name:
                 np.testing.assert_allclose(other["logging"][name], values, rtol=0.01, atol=0.01, err_msg=name)
-
-    def is_close(self, uninterrupted, resumed, killed):
-        """Whether all learned tensors differ by at most a tenth of the distance they moved since the kill."""
-        close = True
-        for part in ("weights", "momentum", "auxiliary"):
-            a, b, start = (self.learned(checkpoint)[part] for checkpoint in (uninterrupted, resumed, killed))
-            assert a.keys() == b.keys() == start.keys()
-            close &= self.distance(a, b) <= 0.1 * self.distance(a, start)
-        return close
 
     @staticmethod
     def learned(checkpoint):

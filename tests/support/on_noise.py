@@ -78,12 +78,12 @@ def batch(trainer: nnUNetTrainer) -> dict[str, Any]:
     """A batch in the format of nnU-Net's data loaders: noise, and random labels at every scale of deep supervision."""
     configuration = trainer.configuration_manager
     patch, size = configuration.patch_size, configuration.batch_size
-    sizes = [
-        [round(n * s) for n, s in zip(patch, scale, strict=True)] for scale in trainer._get_deep_supervision_scales()
-    ]
+    scales = trainer._get_deep_supervision_scales()  # None: without deep supervision
+    sizes = [[round(n * s) for n, s in zip(patch, scale, strict=True)] for scale in scales or [[1.0] * len(patch)]]
     classes = len(trainer.dataset_json["labels"])
+    targets = [torch.randint(0, classes, (size, 1, *shape)) for shape in sizes]
     return {
         "data": torch.randn(size, len(configuration.normalization_schemes), *patch),
-        "target": [torch.randint(0, classes, (size, 1, *shape)) for shape in sizes],
+        "target": targets if scales else targets[0],
         "keys": [CASES[i % len(CASES)] for i in range(size)],
     }
