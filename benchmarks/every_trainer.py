@@ -28,7 +28,7 @@ from nnunet_dg.errors import UserError
 LEAST = 0.1  # GiB of nnUNetTrainer, below which memory is not compared
 CPU = torch.device("cpu")
 WITHOUT_DOWNLOADS = {  # by number of axes
-    3: {"tinymig": {"teacher": "random:anatomix"}},
+    3: {"tinymig": {"teacher": "random:anatomix"}, "anatomix_finetune": {"initial": "random"}},
     2: {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}},
 }
 
@@ -49,7 +49,7 @@ def planned(dims: int, patch: int, batch: int) -> dict[str, Any]:
     return content
 
 
-def training(name: str, dims: int, patch: int, batch: int) -> Step:
+def training(name: str, dims: int, patch: int, batch: int, device: torch.device = CPU, compiled: bool = False) -> Step:
     """A trainer that is ready for steps."""
     trainer: type = nnUNetTrainer
     content = planned(dims, patch, batch)
@@ -58,7 +58,7 @@ def training(name: str, dims: int, patch: int, batch: int) -> Step:
         trainer = entry.load()
         used = {method.key for method in trainer.methods}
         content["nnunet_dg"] = {k: v for k, v in WITHOUT_DOWNLOADS[dims].items() if k in used}
-    return Step(trainer, content, CPU, configuration_name="2d" if dims == 2 else "3d_fullres")
+    return Step(trainer, content, device, compiled, "2d" if dims == 2 else "3d_fullres")
 
 
 def memory(name: str, dims: int, patch: int, batch: int, steps: int = 2) -> float:

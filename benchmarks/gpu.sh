@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# What only a GPU shows, on nnU-Net's default network: cost, memory and synchronizations of a training step of every
+# trainer, and the same for the main ones with torch.compile. About ten minutes on an H100.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+python gpu.py "$@"
+python gpu.py --compile nnUNetTrainerDropGen nnUNetTrainerDropGen_MIND nnUNetTrainerSgCG nnUNetTrainerTinyMIG \
+    nnUNetTrainerMixStyle nnUNetTrainerRSC
