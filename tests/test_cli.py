@@ -104,6 +104,22 @@ def test_an_unknown_command_is_refused(capsys):
     assert "trian" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["stress", "-o", "out", "--kinds", "inversion", "folder"], True),
+        (["report", "-o", "out", "--trained-on", "a", "folder"], True),
+        (["stress", "folder"], False),
+        (["weights", "install"], False),
+    ],
+)
+def test_says_which_options_took_the_missing_arguments(arguments, hint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert ("options that take several values" in capsys.readouterr().err) == hint
+
+
 @pytest.fixture
 def ended_by(monkeypatch, capsys):
     """A function that runs a command which raises the given error; returns its exit status and stderr."""

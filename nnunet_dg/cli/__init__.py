@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from nnunet_dg.cli.arguments import in_options
+from nnunet_dg.cli.arguments import Parser, in_options
 from nnunet_dg.cli.cite import add_cite
 from nnunet_dg.cli.ending import ends_cleanly, exit_status
 from nnunet_dg.cli.methods import add_methods
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nnunet-dg",
         description="Domain generalization for nnU-Net. "
         "To train: nnUNetv2_train ID CONFIG FOLD -tr nnUNetTrainerDropGen",

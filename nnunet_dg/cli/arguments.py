@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from nnunet_dg.errors import UserError
 
@@ -17,6 +17,18 @@ CASE_OPTIONS = {
     "device": "-device",
 }  # fmt: skip
 """Options of `add_cases` by the argument names of our functions, for `in_options`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says why arguments are missing where an option before them took them for its own."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with status 2."""
+        greedy = [action.option_strings[0] for action in self._actions if action.option_strings and action.nargs == "+"]
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message and greedy and any(not name.startswith("-") for name in missing.split(", ")):
+            message += f" (options that take several values, {', '.join(greedy)}, belong after them)"
+        super().error(message)
 
 
 def positive(text: str) -> int:
