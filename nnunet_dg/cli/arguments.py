@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from nnunet_dg.errors import UserError
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 CASE_OPTIONS = {
     "images": "-i", "truths": "-t", "folds": "-f", "checkpoint": "-chk", "max_cases": "--max-cases",
     "device": "-device",
