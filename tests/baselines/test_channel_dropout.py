@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 from torch import nn
@@ -96,8 +97,7 @@ def test_keeps_the_dtype(dtype):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def make(*listed, residual=False):
         class Trainer(MethodsTrainer):

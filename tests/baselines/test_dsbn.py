@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 from torch import nn
@@ -240,8 +241,7 @@ def test_both_kinds_of_curves_are_in_every_batch_of_at_least_two():
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def make(norm="InstanceNorm", masked=False, plain=False, **settings):
         class Trainer(MethodsTrainer):

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 from styled_features import Net, X, styled
@@ -29,8 +30,7 @@ every_style = pytest.mark.parametrize(
 
 def trained(methods, tmp_path, monkeypatch, samples=2):
     """A trainer after two steps, and the losses of the steps."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     class Trainer(MethodsTrainer):
         pass

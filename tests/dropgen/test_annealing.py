@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 
@@ -18,8 +19,7 @@ class Trainer(MethodsTrainer):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def make(**settings):
         torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import initialized
 from plain_anatomix import PlainAnatomix, random_weights
 from small_trainers import CPU, batch, planned, step
@@ -21,8 +22,7 @@ class Trainer(MethodsTrainer):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def make(channels=1, **settings):
         torch.manual_seed(0)

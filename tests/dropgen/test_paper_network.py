@@ -4,6 +4,7 @@ import pydoc
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 from torch import nn
@@ -85,8 +86,7 @@ def test_the_memory_estimate_counts_the_outputs_of_convolutions_and_upsampling()
 
 
 def test_methods_read_and_change_its_features(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     class Trainer(MethodsTrainer):
         methods = (MixStyle(p=1.0),)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 
@@ -24,8 +25,7 @@ PAPER = Paper("A title", "Ann Ace", "A venue", 2026, "https://example.org")
 
 @pytest.fixture(autouse=True)
 def _folders(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
 
 def trained_by(*listed, **section):

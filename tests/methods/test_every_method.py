@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import DATASET, initialized
 from small_trainers import CPU, batch, planned, step
 from torch import nn
@@ -40,8 +41,7 @@ LABELS = {
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     """Function that makes a trainer of one method, initialized and with its frozen weights."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def make(method, dims=3, channels=1, samples=2, labels="labels", network=None, **settings):
         class Trainer(MethodsTrainer):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import initialized
 from small_trainers import CPU, batch, planned
@@ -25,8 +26,7 @@ def trained(trainer):
 
 @pytest.mark.parametrize("method", NEUTRAL)
 def test_neutral_settings_train_nnunets_network_bit_for_bit(method, tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     class Trainer(MethodsTrainer):
         methods = (METHODS[method](**NEUTRAL[method]),)

@@ -10,6 +10,7 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from helpers import set_nnunets_folders
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import initialized
 from small_trainers import CPU, planned
@@ -24,8 +25,7 @@ from nnunet_dg.training.trainer import MethodsTrainer
 @pytest.fixture
 def transforms(tmp_path, monkeypatch):
     """Function that returns the training transforms of a trainer of one method."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def transforms(method, patch_size=(16, 16, 16), in_plane_only=False, mask=False, **more):
         class Trainer(MethodsTrainer):

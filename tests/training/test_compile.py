@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import batch, initialized, plans
 
 from nnunet_dg.host import unwrap
@@ -31,8 +32,7 @@ MECHANISMS = METHOD_OF_SLOT | OTHER_MECHANISMS
 @pytest.fixture
 def make(tmp_path, monkeypatch):
     torch._dynamo.reset()  # graphs of earlier tests would make sizes dynamic
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def make(method, compiled):
         class Trainer(MethodsTrainer):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from on_noise import CASES, batch, initialized, plans
 
@@ -21,8 +22,7 @@ TERMS = {"segmentation", "segmentation_mixed", "consistency", "restoration", "co
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
     folder = tmp_path / "nnUNet_preprocessed" / "Dataset999_Benchmark"
     folder.mkdir(parents=True)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import batch, initialized, plans
 
 from nnunet_dg.hooks import Tap
@@ -18,8 +19,7 @@ BOTH = {"teaching", "alignment"}
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
     def make(load=True, trainer=nnUNetTrainerTinyMIG, samples=2, masked=False, **settings):
         content = plans(16, samples).plans
