@@ -22,6 +22,36 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on the device, without waiting for a GPU to finish its work.
+
+    It is copied from pinned memory. A copy from other memory, or ``torch.tensor(..., device=device)``, makes the host
+    wait. Change the dtype before. A tensor that is on the device is returned as it is.
+
+    >>> to_device(torch.tensor([1, 2]), torch.device("cpu"))
+    tensor([1, 2])
+    """
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def sortable(values: Tensor, group: Tensor) -> Tensor:
+    """Integers with the order of the groups and, within a group, of the values: one sort of them sorts each group.
+
+    Args:
+        values: Values that are not negative, float32.
+        group: Group of each value, int64, not negative, in a shape that broadcasts to that of the values.
+
+    Returns:
+        int64, in the shape of the values. Their group is ``result >> 32``.
+
+    >>> sortable(torch.tensor([0.5, 0.25, 0.0]), torch.tensor([0, 0, 1])).argsort()
+    tensor([1, 0, 2])
+    """
+    return (group << 32) + (values + 0.0).view(torch.int32)  # the bits of such floats are ordered; -0.0 becomes 0.0
+
+
 def minmax(x: Tensor) -> Tensor:
     """Each sample and channel of ``(B, C, *spatial)`` scaled to [0, 1]; constant channels become zero.
 

@@ -1,11 +1,11 @@
-"""The symmetric KL divergence of two predictions."""
+"""The symmetric KL divergence of two predictions, and keys for sorting in groups."""
 
 import math
 
 import pytest
 import torch
 
-from nnunet_dg.tensors import symmetric_kl
+from nnunet_dg.tensors import sortable, symmetric_kl
 
 
 def test_value_computed_by_hand():
@@ -54,3 +54,13 @@ def test_is_computed_in_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         inside = symmetric_kl(a, b)
     torch.testing.assert_close(inside, symmetric_kl(a, b))
+
+
+def test_sorted_keys_have_the_order_of_groups_then_of_values():
+    torch.manual_seed(0)
+    values = torch.cat([torch.rand(200), torch.tensor([0.0, -0.0, 1e-30, 3e30])])
+    group = torch.randint(200, (204,))
+    expected = sorted(range(204), key=lambda i: (group[i].item(), values[i].item()))
+    keys, order = sortable(values, group).sort(stable=True)
+    assert order.tolist() == expected
+    assert torch.equal(keys >> 32, group[order])

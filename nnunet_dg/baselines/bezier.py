@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nnunet_dg.tensors import sortable, to_device
+
 POINTS = 4096  # of a curve; between them, it is linear
 
 
@@ -12,11 +14,11 @@ def bezier_curve(control: Tensor, points: int = POINTS) -> tuple[Tensor, Tensor]
     """Points of a cubic Bezier curve, from its first to its last control point.
 
     Args:
-        control: Control points, ``(4, 2)``.
+        control: Control points, ``(..., 4, 2)``.
         points: Number of points of the curve; default 4096.
 
     Returns:
-        First and second coordinates, each ``(points,)``, float64.
+        First and second coordinates, each ``(..., points)``, float64.
 
     >>> control = torch.tensor([[0.0, 0.0], [1 / 3, 1 / 3], [2 / 3, 2 / 3], [1.0, 1.0]])
     >>> bezier_curve(control, points=3)[0].float()
@@ -24,8 +26,14 @@ def bezier_curve(control: Tensor, points: int = POINTS) -> tuple[Tensor, Tensor]
     """
     t = torch.linspace(0, 1, points, dtype=torch.float64, device=control.device)
     basis = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], 1)
-    x, y = (basis @ control.double()).T.contiguous()
-    return x, y
+    x, y = (basis @ control.double()).unbind(-1)
+    return x.contiguous(), y.contiguous()
+
+
+def control_points(inner: Tensor) -> Tensor:
+    """All control points of curves from (0, 0) to (1, 1), ``(..., 4, 2)``, from the two inner ones, ``(..., 2, 2)``."""
+    first, last = torch.zeros_like(inner[..., :1, :]), torch.ones_like(inner[..., :1, :])
+    return torch.cat([first, inner, last], -2)
 
 
 def look_up(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -40,6 +48,32 @@ def look_up(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
     tensor([2., 3.])
     """
     after = torch.searchsorted(x, values.contiguous()).clamp(1, len(x) - 1)
+    return _between(values, x, y, after)
+
+
+def look_up_groups(values: Tensor, group: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`look_up` in a separate curve for each group of values.
+
+    Args:
+        values: Values in [0, 1], ``(N,)``, float32.
+        group: Group of each value, ``(N,)``, int64, from 0 to G - 1.
+        x: Ascending coordinates of each group's curve, ``(G, points)``, in [0, 1], float32.
+        y: Values of the functions there, ``(G, points)``.
+
+    >>> x, y = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, 3.0], [3.0, 1.0]])
+    >>> look_up_groups(torch.tensor([0.25, 0.25]), torch.tensor([0, 1]), x, y)
+    tensor([1.5000, 2.5000])
+    """
+    groups, points = x.shape
+    keys = sortable(x, torch.arange(groups, device=x.device)[:, None]).flatten()
+    first = group * points
+    after = torch.searchsorted(keys, sortable(values, group))
+    after = torch.minimum(torch.maximum(after, first + 1), first + points - 1)
+    return _between(values, x.flatten(), y.flatten(), after)
+
+
+def _between(values: Tensor, x: Tensor, y: Tensor, after: Tensor) -> Tensor:
+    """Linear interpolation between the point ``after`` and the one before it."""
     span = x[after] - x[after - 1]
     part = ((values - x[after - 1]) / torch.where(span > 0, span, 1)).clamp(0, 1)
     return y[after - 1] + part * (y[after] - y[after - 1])
@@ -54,7 +88,7 @@ def bezier_map(values: Tensor, inner: Tensor, inverted: bool = False) -> Tensor:
     Args:
         values: Values, in any shape.
         inner: The two inner control points, ``(2, 2)``, as fractions of the range of the values, in ascending order in
-            both coordinates.
+            both coordinates, on the CPU, where the curve is computed.
         inverted: Whether the map is decreasing; default False.
 
     >>> values, inner = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([[0.2, 0.7], [0.6, 0.9]])
@@ -63,8 +97,7 @@ def bezier_map(values: Tensor, inner: Tensor, inverted: bool = False) -> Tensor:
     """
     low, high = torch.aminmax(values)
     span = high - low
-    ends = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    x, y = bezier_curve(torch.cat([ends[:1], inner.cpu(), ends[1:]]))
+    x, y = bezier_curve(control_points(inner))
+    x, y = (to_device(part.to(values.dtype), values.device) for part in (x, y.flip(0) if inverted else y))
     fractions = (values - low) / torch.where(span > 0, span, 1)
-    mapped = look_up(fractions, x.to(values), (y.flip(0) if inverted else y).to(values))
-    return low + span * mapped
+    return low + span * look_up(fractions, x, y)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.tensors import wide
+from nnunet_dg.tensors import to_device, wide
 
 
 def bspline_kernel(spacing: int, degree: int = 2) -> Tensor:
@@ -72,6 +72,6 @@ def spline_field(control: Tensor, spacing: Sequence[int], shape: Sequence[int], 
     with torch.autocast(control.device.type, enabled=False):
         field = wide(control)
         for distance, size in zip(spacing, shape, strict=True):  # the axis that is replaced becomes the last one
-            basis = bspline_basis(field.shape[1], distance, size, degree).to(field)
-            field = torch.tensordot(field, basis, dims=([1], [1]))
+            basis = bspline_basis(field.shape[1], distance, size, degree).to(field.dtype)
+            field = torch.tensordot(field, to_device(basis, field.device), dims=([1], [1]))
         return field

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.method import Batch, Method, Paper, Student, TrainingModule, choice, number, probability
+from nnunet_dg.tensors import to_device
 
 BACKGROUND = 0
 
@@ -153,6 +154,8 @@ class CutOutTraining(TrainingModule):
 
     def augment(self, batch: Batch) -> Batch:
         """The batch, in which each sample has a hole with probability p."""
+        if self.settings.p == 0:
+            return batch
         data, images, target = batch.data, batch.images, batch.target
         hole = self._draw(data)
         rest = data[:, batch.image_channels :].masked_fill(hole, 0)
@@ -165,8 +168,8 @@ class CutOutTraining(TrainingModule):
         samples, shape, device = len(data), data.shape[2:], data.device
         centers = (torch.rand(samples, len(shape)) * torch.tensor(shape)).long()
         chosen = torch.rand(samples) < self.settings.p
-        hole = holes(centers.to(device), hole_edges(shape, self.settings.size), shape)
-        return hole & chosen.to(device).reshape(-1, *[1] * (data.ndim - 1))
+        hole = holes(to_device(centers, device), hole_edges(shape, self.settings.size), shape)
+        return hole & to_device(chosen, device).reshape(-1, *[1] * (data.ndim - 1))
 
     def _cut(self, target: Tensor, hole: Tensor) -> Tensor:
         """The target at one resolution with background in the hole."""

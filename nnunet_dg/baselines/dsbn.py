@@ -17,7 +17,7 @@ from nnunet_dg.baselines.bezier import bezier_map
 from nnunet_dg.baselines.domain_norm import NearestBranchNetwork
 from nnunet_dg.fields import is_number
 from nnunet_dg.method import Batch, Inputs, Method, Paper, Student, TrainingModule, probability, setting
-from nnunet_dg.tensors import wide
+from nnunet_dg.tensors import to_device, wide
 
 LARGEST_STRENGTH = 0.9
 Styles = tuple[Tensor, Tensor, Tensor]  # whether the curve is not the identity, its strength, whether it decreases
@@ -61,8 +61,8 @@ def restyled(images: Tensor, strength: Tensor, decreasing: Tensor) -> Tensor:
 
     Args:
         images: ``(B, C, *spatial)``.
-        strength: v of each sample, ``(B,)``, in [0, 1). With 0, the curve is a straight line.
-        decreasing: Whether the curve of each sample is the decreasing one, ``(B,)``, bool.
+        strength: v of each sample, ``(B,)``, in [0, 1), on the CPU. With 0, the curve is a straight line.
+        decreasing: Whether the curve of each sample is the decreasing one, ``(B,)``, bool, on the CPU.
 
     Returns:
         The images, of the same shape and dtype.
@@ -146,9 +146,9 @@ class DSBNTraining(TrainingModule):
     def augment(self, batch: Batch) -> Batch:
         """The batch with changed image channels. Voxels outside a mask and zero padding stay as they are."""
         images = batch.images
-        drawn = draw_styles(len(images), self.settings.p, self.settings.strengths)
-        changed, strength, decreasing = (part.to(images.device) for part in drawn)
-        self.branches.of_sample = decreasing.long()
+        changed, strength, decreasing = draw_styles(len(images), self.settings.p, self.settings.strengths)
+        self.branches.of_sample = to_device(decreasing.long(), images.device)
         new = restyled(images, strength, decreasing)
+        changed = to_device(changed, images.device)
         keep = ~changed.reshape(-1, *[1] * (images.ndim - 1)) | self.outside.channels(images)
         return batch.with_images(torch.where(keep, images, new))

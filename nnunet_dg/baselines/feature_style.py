@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunet_dg.baselines.partners import EarlierSamples, partner_order
 from nnunet_dg.hooks import Change
 from nnunet_dg.method import PLACES, Batch, Method, Student, TrainingModule, choice, encoder_stages, probability
-from nnunet_dg.tensors import Statistics
+from nnunet_dg.tensors import Statistics, to_device
 
 Draw = tuple[Tensor, ...]
 Partner = Callable[[Tensor], Tensor]  # from values of each sample, (B, A, N), to those of each sample's partner
@@ -138,7 +138,8 @@ class FeatureStyleTraining(TrainingModule):
             if partner is None:
                 partner = torch.ones(1, self.student.widths[stage], self.settings.values_kept())
             draw = self.settings.draw(len(data), self.student.widths[stage])
-            self.draws[stage] = tuple(t.to(data.device) for t in (torch.tensor(self.acts[stage]), partner, *draw))
+            drawn = torch.tensor(self.acts[stage]), partner, *draw
+            self.draws[stage] = tuple(to_device(part, data.device) for part in drawn)
 
     def _partners(self, stage: int, samples: int) -> Tensor | None:
         """The partners' indices, ``(B,)``, or for a single sample the values of an earlier one; None: there is none."""

@@ -20,7 +20,7 @@ from nnunet_dg.baselines.feature_style import (
 )
 from nnunet_dg.baselines.partners import partner_statistics
 from nnunet_dg.method import Paper, flag, number
-from nnunet_dg.tensors import Statistics, modulate, statistics
+from nnunet_dg.tensors import Statistics, modulate, statistics, to_device
 
 EPS = 1e-6  # as in the reference implementation
 
@@ -47,7 +47,8 @@ def draw_share(samples: int, alpha: float, device: torch.device | None = None) -
     >>> draw_share(3, alpha=0.1).shape
     torch.Size([3, 1])
     """
-    return torch.distributions.Beta(alpha, alpha).sample((samples, 1)).to(device)
+    share: Tensor = torch.distributions.Beta(alpha, alpha).sample((samples, 1))
+    return share if device is None else to_device(share, device)
 
 
 @torch.no_grad()

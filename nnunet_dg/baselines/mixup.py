@@ -27,6 +27,7 @@ from nnunet_dg.method import (
     probability,
 )
 from nnunet_dg.step import Scales
+from nnunet_dg.tensors import to_device
 
 
 def shifted_order(samples: int) -> Tensor:
@@ -140,6 +141,8 @@ class MixUpTraining(TrainingModule):
         All devices decide alike: Dice over the whole batch is computed on all of them together, in each call of the
         loss, and needs a common share.
         """
+        if self.settings.p == 0:
+            return batch
         alpha = torch.tensor(self.settings.alpha)
         drawn = torch.stack([torch.rand(()), torch.distributions.Beta(alpha, alpha).sample()])
         chance, self.share = self.student.agreed(drawn).tolist()
@@ -169,7 +172,7 @@ class MixUpTraining(TrainingModule):
             return partner
         domains = self.student.domains(batch.keys) if self.settings.other_domains else None
         order = shifted_order(samples) if domains is None else partner_order(samples, domains)
-        order = order.to(batch.data.device)
+        order = to_device(order, batch.data.device)
         return replace(batch, data=batch.data[order], target=_each(batch.target, lambda t: t[order]))
 
 

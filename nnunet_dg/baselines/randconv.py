@@ -121,7 +121,7 @@ class RandConvTraining(ViewsTraining):
     def views(self, images: Tensor) -> Iterator[Tensor]:
         """Three versions of the images, each convolved with probability p."""
         for _ in range(VIEWS):
-            convolved = float(torch.rand(())) < self.settings.p
+            convolved = self.settings.p > 0 and float(torch.rand(())) < self.settings.p
             yield self._convolved(images) if convolved else images
 
     def disagreement(self, logits: list[Tensor]) -> Tensor:

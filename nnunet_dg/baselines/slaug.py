@@ -8,67 +8,96 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.baselines.bezier import bezier_map
+from nnunet_dg.baselines.bezier import bezier_curve, control_points, look_up_groups
 from nnunet_dg.baselines.bspline import spline_field
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, number, probability
-from nnunet_dg.tensors import minmax, per_channel, wide
+from nnunet_dg.tensors import minmax, per_channel, sortable, to_device, wide
 
 FLOOR = 0.01  # local maps do not change voxels that are at most this much above the darkest value, of a range of 1
 ROUNDING = 1e-5  # differences that are smaller, relative to the largest value, are rounding errors
-LIMIT = 0.2  # the location leaves at least this fraction of the values above 0, and below 1
+FIFTHS = 5  # the location leaves at least one in five values above 0, and one in five below 1
 POOL = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
-def shift_and_scale(values: Tensor, scale: float, location: float) -> Tensor:
-    """``scale * values + location``, clipped to [0, 1].
+class Maps(NamedTuple):
+    """Random maps of intensities, on the CPU.
 
-    The location is first limited to the range from minus the 20th percentile to one minus the 80th percentile of the
-    values.
-
-    Args:
-        values: Values in [0, 1], in any shape.
-        scale: Factor.
-        location: Offset.
-
-    >>> shift_and_scale(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), scale=0.9, location=0.4)
-    tensor([0.2000, 0.4250, 0.6500, 0.8750, 1.0000])
+    Attributes:
+        inner: Inner control points of the Bezier curves, see `bezier_map`, ``(maps, 2, 2)``.
+        scale: Factors, ``(maps,)``.
+        location: Offsets, ``(maps,)``, before their limits.
     """
-    ordered = values.flatten().sort().values
-    location = min(max(location, -_percentile(ordered, LIMIT)), 1 - _percentile(ordered, 1 - LIMIT))
-    return (scale * values + location).clamp(0, 1)
+
+    inner: Tensor
+    scale: Tensor
+    location: Tensor
 
 
-def _percentile(ordered: Tensor, fraction: float) -> float:
-    """The percentile of sorted values, linear between them."""
-    place = fraction * (len(ordered) - 1)
-    before = math.floor(place)
-    low, high = ordered[before], ordered[min(before + 1, len(ordered) - 1)]
-    return float(low + (place - before) * (high - low))
-
-
-def random_map(values: Tensor, inverted: bool = False) -> Tensor:
-    """A random Bezier map of the values, then a random scale and location.
+def draw_maps(number: int) -> Maps:
+    """Random maps.
 
     The first inner control point is uniform in the square between the ends, the second one in the square between the
     lower end and the first. The scale is from N(1, 0.1), clipped to [0.9, 1.1], the location from N(0, 0.5).
 
-    Args:
-        values: Values in [0, 1], in any shape.
-        inverted: Whether the Bezier map is decreasing; default False.
-
-    >>> random_map(torch.linspace(0, 1, 5), inverted=True).diff().max() <= 0
-    tensor(True)
+    >>> draw_maps(3).inner.shape
+    torch.Size([3, 2, 2])
     """
-    upper = torch.rand(2)
-    inner = torch.stack([upper * torch.rand(2), upper])
-    scale = min(max(1 + 0.1 * float(torch.randn(())), 0.9), 1.1)
-    return shift_and_scale(bezier_map(values, inner, inverted), scale, 0.5 * float(torch.randn(())))
+    upper = torch.rand(number, 2)
+    inner = torch.stack([upper * torch.rand(number, 2), upper], 1)
+    return Maps(inner, (1 + 0.1 * torch.randn(number)).clamp(0.9, 1.1), 0.5 * torch.randn(number))
+
+
+def map_groups(values: Tensor, group: Tensor, maps: Maps, inverted: bool = False) -> Tensor:
+    """``scale * curve(values) + location``, clipped to [0, 1], with a separate map for each group of values.
+
+    The curve is the Bezier map of `bezier_map`, within the range of the group. The location is first limited to the
+    range from minus the 20th percentile to one minus the 80th percentile of the curve's values. All groups are mapped
+    at once, after one sort, so that a GPU is not waited for.
+
+    Args:
+        values: Values in [0, 1], ``(N,)``, float32.
+        group: Group of each value, ``(N,)``, int64, from 0 to the number of maps - 1. A group may be empty.
+        maps: One map for each group.
+        inverted: Whether the curves are decreasing; default False.
+
+    >>> straight = torch.tensor([[[1 / 3, 1 / 3], [2 / 3, 2 / 3]]])
+    >>> maps = Maps(straight, scale=torch.tensor([0.9]), location=torch.tensor([0.4]))
+    >>> map_groups(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), torch.zeros(5, dtype=torch.long), maps)
+    tensor([0.2000, 0.4250, 0.6500, 0.8750, 1.0000])
+    """
+    keys, order = sortable(values, group).sort()
+    every = torch.arange(len(maps.scale), device=values.device)
+    start = torch.searchsorted(keys, torch.arange(len(every) + 1, device=values.device) << 32)
+    last = start.diff() - 1  # rank of the largest value of each group
+
+    def at(rank: Tensor) -> Tensor:  # the value of a rank in each group
+        return values[order[(start[:-1] + rank).clamp(0, len(order) - 1)]]
+
+    low, span = at(torch.zeros_like(last)), at(last) - at(torch.zeros_like(last))
+    x, y = bezier_curve(control_points(maps.inner))
+    x, y, scale, location = (
+        to_device(part.to(values.dtype), values.device)
+        for part in (x, y.flip(1) if inverted else y, maps.scale, maps.location)
+    )
+
+    def curve(values: Tensor, group: Tensor) -> Tensor:
+        fractions = (values - low[group]) / torch.where(span > 0, span, 1)[group]
+        return low[group] + span[group] * look_up_groups(fractions.clamp(0, 1), group, x, y)
+
+    def percentile(fifths: int) -> Tensor:  # of the curve's values, linear between ranks
+        before = fifths * last // FIFTHS
+        ranks = (before, torch.minimum(before + 1, last))
+        below, above = (curve(at(last - rank if inverted else rank), every) for rank in ranks)
+        return below + (fifths * last % FIFTHS) / FIFTHS * (above - below)
+
+    location = torch.minimum(torch.maximum(location, -percentile(1)), 1 - percentile(FIFTHS - 1))
+    return (scale[group] * curve(values, group) + location[group]).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -76,37 +105,38 @@ def global_augmentation(images: Tensor) -> Tensor:
     """GLA: one increasing random map for each sample and channel.
 
     Args:
-        images: Images in [0, 1], ``(B, C, *spatial)``.
+        images: Images in [0, 1], ``(B, C, *spatial)``, float32.
 
     >>> global_augmentation(torch.rand(2, 1, 4, 4)).shape
     torch.Size([2, 1, 4, 4])
     """
-    mapped = [random_map(channel) for channel in images.flatten(0, 1)]
-    return torch.stack(mapped).reshape(images.shape)
+    maps = images.shape[0] * images.shape[1]
+    group = per_channel(torch.arange(maps, device=images.device).reshape(images.shape[:2]), images).expand_as(images)
+    return map_groups(images.flatten(), group.flatten(), draw_maps(maps)).reshape(images.shape)
 
 
 @torch.no_grad()
-def local_augmentation(images: Tensor, classes: Tensor, p: float = 0.5) -> Tensor:
+def local_augmentation(images: Tensor, classes: Tensor, num_classes: int, p: float = 0.5) -> Tensor:
     """LLA: in each sample and channel, one decreasing random map for each class.
 
     Args:
-        images: Images in [0, 1], ``(B, C, *spatial)``. Voxels of at most 0.01 keep their value.
-        classes: Class of each voxel, ``(B, *spatial)``, integers. Class 0, the background, is always mapped.
+        images: Images in [0, 1], ``(B, C, *spatial)``, float32. Voxels of at most 0.01 keep their value.
+        classes: Class of each voxel, ``(B, *spatial)``, int64. Class 0, the background, is always mapped.
+        num_classes: Number of classes.
         p: Probability that another class is mapped in a sample; otherwise it keeps its values.
 
     >>> images, classes = torch.tensor([[[0.0, 0.4, 0.6, 1.0]]]), torch.tensor([[0, 0, 0, 1]])
-    >>> local_augmentation(images, classes, p=0.0)[..., [0, 3]]
+    >>> local_augmentation(images, classes, num_classes=2, p=0.0)[..., [0, 3]]
     tensor([[[0., 1.]]])
     """
-    changed = images.clone()
-    for sample, labels in enumerate(classes):
-        for label in labels.unique().tolist():
-            if label and float(torch.rand(())) >= p:
-                continue
-            voxels = labels == label
-            for channel in changed[sample]:
-                channel[voxels] = random_map(channel[voxels], inverted=True)
-    return torch.where(images > FLOOR, changed, images)
+    samples, channels = images.shape[:2]
+    mapped = torch.rand(samples, num_classes) < p
+    mapped[:, 0] = True
+    channel = torch.arange(samples * channels, device=images.device).reshape(samples, channels)
+    group = per_channel(channel, images) * num_classes + classes[:, None]
+    changed = map_groups(images.flatten(), group.flatten(), draw_maps(samples * channels * num_classes), inverted=True)
+    of_class = to_device(mapped[:, None].expand(-1, channels, -1).flatten(), images.device)
+    return torch.where(of_class[group] & (images > FLOOR), changed.reshape(images.shape), images)
 
 
 @torch.no_grad()
@@ -151,8 +181,8 @@ class SLAug(Method):
     mapped as background. Voxels outside a mask and padding stay zero.
 
     The sensitivity needs a forward pass of its own, since compiled networks free the buffers of a pass with its first
-    gradient. Together, a step has three forward passes and about two and a half backward passes. Networks with batch
-    norm update their running statistics in all of them.
+    gradient. It does not change the running statistics of batch norm. Together, a step has three forward passes and
+    about two and a half backward passes.
 
     Attributes:
         p: Probability that a class other than the background is mapped in the local version.
@@ -205,7 +235,7 @@ class SLAugTraining(TrainingModule):
         def scaled_back(changed: Tensor) -> Tensor:
             return (low + (high - low) * changed).to(images.dtype).masked_fill(hidden, 0)
 
-        self.local = scaled_back(local_augmentation(unit, classes, self.settings.p))
+        self.local = scaled_back(local_augmentation(unit, classes, self.student.num_classes, self.settings.p))
         return batch.with_images(scaled_back(global_augmentation(unit)))
 
     def weights(self, epoch: int) -> dict[str, float]:
@@ -222,7 +252,8 @@ class SLAugTraining(TrainingModule):
         """The data of the fused version: the global one where a first pass is sensitive to it, else the local one."""
         batch = step.batch
         images = batch.images.detach().requires_grad_()
-        first = step.forward(batch.with_images(images).data)
-        (gradient,) = torch.autograd.grad(self.student.scaled(step.segmentation(first.output)), images)
+        with self.student.aside():
+            first = step.forward(batch.with_images(images).data)
+            (gradient,) = torch.autograd.grad(self.student.scaled(step.segmentation(first.output)), images)
         share = saliency(gradient, self.settings.grid).to(local.dtype)
         return batch.with_images(share * batch.images + (1 - share) * local).data

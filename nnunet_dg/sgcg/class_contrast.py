@@ -6,6 +6,7 @@ https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.sgcg.contrast import contrastive_upper_bound
 from nnunet_dg.sgcg.statistics import ClassStatistics
-from nnunet_dg.tensors import wide
+from nnunet_dg.tensors import sortable, wide
 
 FULL_CLASSES = 4  # more classes than this share the voxels of this many classes
 
@@ -76,12 +77,12 @@ class ClassContrast(nn.Module):
             self.statistics.update(*self._chosen(maps, classes))
 
     def _chosen(self, maps: Sequence[Tensor], classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized features ``(n, A)`` and classes ``(n,)`` of the chosen voxels of all maps."""
+        """Normalized features ``(n, A)`` and classes ``(n,)`` of the chosen voxels of all maps; -1: none is there."""
         y = classes.flatten()
         per_map = max(self.voxels_per_class // len(maps), 1)
-        drawn = draw_voxels(y, len(self.statistics.count), per_map, len(maps))
+        drawn, labels = draw_voxels(y, len(self.statistics.count), per_map, len(maps))
         q = torch.cat([_Take.apply(features, index) for features, index in zip(maps, drawn, strict=True)])
-        return normalized(wide(q)), y[torch.cat(drawn)]
+        return normalized(wide(q)), labels.repeat(len(maps))
 
 
 def normalized(voxels: Tensor) -> Tensor:
@@ -92,18 +93,22 @@ def normalized(voxels: Tensor) -> Tensor:
 def choose_voxels(classes: Tensor, num_classes: int, most: int) -> Tensor:
     """Indices of at most ``most`` voxels of each class, drawn without replacement from ``classes (N,)``.
 
+    The host waits for the device, since the number of indices depends on the classes.
+
     >>> classes = torch.tensor([0, 0, 0, 1, -1])
     >>> classes[choose_voxels(classes, num_classes=2, most=2)]
     tensor([0, 0, 1])
     """
-    return draw_voxels(classes, num_classes, most, 1)[0]
+    (drawn,), labels = draw_voxels(classes, num_classes, most, 1)
+    return drawn[labels >= 0]
 
 
-def draw_voxels(classes: Tensor, num_classes: int, most: int, draws: int) -> list[Tensor]:
+def draw_voxels(classes: Tensor, num_classes: int, most: int, draws: int) -> tuple[list[Tensor], Tensor]:
     """`choose_voxels` several times: a voxel is drawn again only after all other voxels of its class were drawn.
 
     All classes are processed at once: frequent classes are thinned at random, one sort groups the remaining voxels by
-    class, and each draw starts in every group where the previous draw stopped.
+    class, and each draw starts in every group where the previous draw stopped. Every class has ``most`` places, also
+    one with fewer voxels, so that no size depends on values of the device, and the host does not wait for it.
 
     Args:
         classes: Class of each voxel, ``(N,)``, integers; voxels outside 0 ... K-1 are not drawn.
@@ -112,35 +117,52 @@ def draw_voxels(classes: Tensor, num_classes: int, most: int, draws: int) -> lis
         draws: Number of draws.
 
     Returns:
-        Indices of each draw, sorted by class.
+        Indices of each draw, ``(K * most,)`` each, sorted by class, and the class at each place, ``(K * most,)``; -1
+        where a class has too few voxels, so that the index is that of any voxel.
+
+    >>> (first, second), labels = draw_voxels(torch.tensor([1, 0, -1]), num_classes=2, most=2, draws=2)
+    >>> labels, first[labels >= 0]
+    (tensor([ 0, -1,  1, -1]), tensor([1, 0]))
     """
-    slots = torch.where((classes >= 0) & (classes < num_classes), classes, num_classes)
-    key = torch.rand(len(slots), device=slots.device)
+    device = classes.device
+    slots = torch.where((classes >= 0) & (classes < num_classes), classes, num_classes).long()
+    key = torch.rand(len(slots), device=device)
     wanted = most * draws
     # this margin makes it practically impossible that fewer voxels remain than wanted
-    share = (wanted + 10 * wanted**0.5 + 50) / torch.bincount(slots, minlength=num_classes + 1).clamp(min=1)
+    share = (wanted + 10 * wanted**0.5 + 50) / _counts(slots, num_classes + 1).clamp(min=1)
     share[num_classes] = 0
-    kept = (key < share[slots]).nonzero().squeeze(1)
-    slots, key = slots[kept], key[kept]
-    order = key.argsort()
-    kept = kept[order[slots[order].argsort(stable=True)]]  # grouped by class, in random order within each class
-    sizes = torch.bincount(slots, minlength=num_classes)[:num_classes]
-    return [kept[_places(sizes, most, draw)] for draw in range(draws)]
+    kept = _first_places(key < share[slots], num_classes * math.ceil(wanted + 20 * wanted**0.5 + 200))
+    padded = torch.cat([slots, slots.new_full((1,), num_classes)])  # the place after the last voxel has no class
+    keys, order = sortable(torch.cat([key, key.new_zeros(1)])[kept], padded[kept]).sort()
+    start = torch.searchsorted(keys, torch.arange(num_classes + 1, device=device) << 32)
+    sizes, rank = start.diff()[:, None], torch.arange(most, device=device)
+    labels = torch.where(rank < sizes, torch.arange(num_classes, device=device)[:, None], -1).flatten()
+    drawn = []
+    for draw in range(draws):
+        place = start[:-1, None] + (draw * most + rank) % sizes.clamp(min=1)
+        index = kept[order[place.clamp(max=len(order) - 1)]]
+        drawn.append(torch.where(rank < sizes, index, (rank % len(slots)).expand_as(index)).flatten())
+    return drawn, labels
 
 
-def _places(sizes: Tensor, most: int, draw: int) -> Tensor:
-    """Positions from ``draw * most`` on in each of the consecutive groups; past its end, a group starts over."""
-    taken = sizes.clamp(max=most)
-    group = torch.repeat_interleave(taken)
-    rank = torch.arange(len(group), device=sizes.device) - (taken.cumsum(0) - taken)[group]
-    return (sizes.cumsum(0) - sizes)[group] + (draw * most + rank) % sizes[group]
+def _counts(slots: Tensor, number: int) -> Tensor:
+    """How often each of the numbers 0 ... number - 1 occurs, float32. `torch.bincount` would wait for a GPU."""
+    return torch.histc(slots.float(), number, -0.5, number - 0.5)
+
+
+def _first_places(chosen: Tensor, most: int) -> Tensor:
+    """The first ``most`` indices at which ``chosen (N,)`` is True; at places without one, N."""
+    places, most = chosen.cumsum(0) - 1, min(most, len(chosen))
+    result = torch.full((most + 1,), len(chosen), device=chosen.device)
+    index = torch.arange(len(chosen), device=chosen.device)
+    result.scatter_(0, torch.where(chosen, places.clamp(max=most), most), index)  # the last place is for all others
+    return result[:most]
 
 
 class _Take(torch.autograd.Function):
-    """Features ``(n, A)`` of the distinct voxels ``index (n,)`` from ``(B, A, *spatial)``.
+    """Features ``(n, A)`` of the voxels ``index (n,)`` from ``(B, A, *spatial)``.
 
-    Voxels are numbered as in ``(B, *spatial)``. Since they are distinct, the gradient is written and not accumulated,
-    as it would be by indexing.
+    Voxels are numbered as in ``(B, *spatial)``. The gradient of a voxel that occurs several times is the sum.
     """
 
     @staticmethod
@@ -157,5 +179,5 @@ class _Take(torch.autograd.Function):
         result = gradients[0].new_zeros(ctx.shape)
         flat = result.flatten(2)
         size = flat.shape[2]
-        flat[index // size, :, index % size] = gradients[0]
+        flat.transpose(1, 2).index_put_((index // size, index % size), gradients[0], accumulate=True)
         return result, None

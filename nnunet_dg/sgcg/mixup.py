@@ -133,5 +133,5 @@ def _from_low_frequencies(spectrum: Tensor, spatial: Sequence[int]) -> Tensor:
 def _rows(size: int, reach: int, device: torch.device) -> Tensor:
     """Indices of the frequencies -reach ... reach along an axis in the output of `torch.fft.fft`."""
     reach = min(reach, size // 2)
-    negative = range(max(size - reach, reach + 1), size)  # the highest frequency of an even size occurs only once
-    return torch.tensor([*range(reach + 1), *negative], device=device)
+    first = max(size - reach, reach + 1)  # the highest frequency of an even size occurs only once
+    return torch.cat([torch.arange(reach + 1, device=device), torch.arange(first, size, device=device)])

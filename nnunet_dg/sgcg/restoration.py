@@ -37,11 +37,13 @@ class DomainBatchNorm(nn.Module):
         numbers = domains.tolist()
         if len(set(numbers)) == 1:
             return self._normalize(x, numbers[0])
-        result = torch.empty_like(x)
-        for domain in set(numbers):
+        samples, normalized = x.unbind(), list(x.unbind())
+        for domain in set(numbers):  # samples are stacked, since indexing with a list copies it to the device
             members = [i for i, number in enumerate(numbers) if number == domain]
-            result[members] = self._normalize(x[members], domain).to(result.dtype)
-        return result
+            of_domain = self._normalize(torch.stack([samples[i] for i in members]), domain).to(x.dtype)
+            for i, sample in zip(members, of_domain, strict=True):
+                normalized[i] = sample
+        return torch.stack(normalized)
 
     def _normalize(self, x: Tensor, domain: int) -> Tensor:
         return F.batch_norm(x, None, None, self.weight[domain], self.bias[domain], training=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
+BLOCK = 64  # rows of a block of one class
+
 
 class ClassStatistics(nn.Module):
     """Count, mean and full covariance of the features of each class.
@@ -106,20 +108,32 @@ class ClassStatistics(nn.Module):
 def _count_and_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Count ``(K,)`` and mean ``(K, A)`` over all processes. Labels are 0 ... K; label K is excluded."""
     total = features.new_zeros(num_classes + 1, features.shape[1] + 1)
-    total[:, 0] = torch.bincount(labels, minlength=num_classes + 1)
-    total[:, 1:].index_add_(0, labels, features)
+    total.index_add_(0, labels, torch.cat([torch.ones_like(features[:, :1]), features], 1))
     total = _over_processes(total[:num_classes].contiguous())
     count = total[:, 0]
     return count, total[:, 1:] / count.clamp(min=1)[:, None]
 
 
 def _scatter(features: Tensor, labels: Tensor, mean: Tensor) -> Tensor:
-    """The sum of ``(q - mean)(q - mean)^T`` for each class, ``(K, A, A)``: one sort, then one product per class."""
-    order = labels.argsort()
-    labels, sizes = labels[order], torch.bincount(labels, minlength=len(mean) + 1).tolist()
-    known = len(labels) - sizes[-1]
-    centered = features[order[:known]] - mean[labels[:known]]
-    return torch.stack([group.T @ group for group in centered.split(sizes[:-1])])
+    """The sum of ``(q - mean)(q - mean)^T`` for each class, ``(K, A, A)``. Labels are 0 ... K; label K is excluded.
+
+    One sort groups the rows by class. Each class begins a block of `BLOCK` rows, whose rest is zero; the products of
+    all blocks are then added up per class. The number of blocks does not depend on the labels, so that the host does
+    not wait for a GPU.
+    """
+    classes, width = mean.shape
+    labels, order = labels.sort()
+    start = torch.searchsorted(labels, torch.arange(classes + 2, device=labels.device))
+    ends = ((start.diff() + BLOCK - 1) // BLOCK).cumsum(0)  # block after the last one of each class
+    first = torch.cat([ends.new_zeros(1), ends[:-1]])
+    place = first[labels] * BLOCK + torch.arange(len(labels), device=labels.device) - start[labels]
+    number = len(labels) // BLOCK + classes + 1
+    rows = torch.cat([mean, mean.new_zeros(1, width)])[labels]
+    blocks = features.new_zeros(number * BLOCK, width).index_copy_(0, place, features[order] - rows)
+    blocks = blocks.reshape(number, BLOCK, width)
+    of_block = torch.searchsorted(ends, torch.arange(number, device=labels.device), right=True).clamp(max=classes)
+    result = features.new_zeros(classes + 1, width, width)
+    return result.index_add_(0, of_block, blocks.mT @ blocks)[:classes].contiguous()
 
 
 def _over_processes(value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nnunet_dg.baselines.crossnorm import crossnorm_channels_statistics, crossnorm_statistics
 from nnunet_dg.baselines.dsu import dsu_statistics
 from nnunet_dg.baselines.mixstyle import mixstyle_statistics
-from nnunet_dg.tensors import Statistics, statistics
+from nnunet_dg.tensors import Statistics, statistics, to_device
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def universal_statistics(reference: Tensor, concentration: float = 0.1) -> Stati
     (torch.Size([2, 3]), False)
     """
     mean, std = statistics(reference)
-    q = torch.distributions.Beta(concentration, concentration).sample(mean.shape).to(mean.device)
+    q = to_device(torch.distributions.Beta(concentration, concentration).sample(mean.shape), mean.device)
     chance = torch.bernoulli(q).bool()
     return torch.where(chance, torch.rand_like(mean), mean), torch.where(chance, torch.rand_like(std), std)
 

@@ -18,6 +18,7 @@ from nnunet_dg.host import unwrap
 from nnunet_dg.method import AroundPlanned, Student, full_resolution
 from nnunet_dg.outside import Outside
 from nnunet_dg.step import Scales
+from nnunet_dg.tensors import to_device
 from nnunet_dg.training.nonlinearity import last_nonlinearity
 from nnunet_dg.training.voxel_classes import Classes
 
@@ -157,7 +158,7 @@ class HostStudent(Student):
 
     def agreed(self, value: Tensor) -> Tensor:
         if self.trainer.is_ddp:
-            value = value.to(self.trainer.device)
+            value = to_device(value, self.trainer.device)
             distributed.broadcast(value, 0)
         return value
 

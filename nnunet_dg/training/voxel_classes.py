@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_dg.tensors import to_device
+
 
 class Classes:
     """The classes 0 ... K-1 of voxels: labels or, with regions, combinations of regions.
@@ -45,7 +47,7 @@ class Classes:
         regions = target if self.ignore is None else target[:, :-1]
         bits = 2 ** torch.arange(regions.shape[1], device=target.device)
         codes = (regions.long() * bits.reshape(-1, *[1] * (target.ndim - 2))).sum(1)
-        known = torch.tensor(self.combinations, device=target.device)
+        known = to_device(torch.tensor(self.combinations), target.device)
         classes = torch.searchsorted(known, codes).clamp(max=self.num - 1)
         classes = torch.where(known[classes] == codes, classes, -1)
         return classes if self.ignore is None else classes.masked_fill(target[:, -1] > 0, -1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_dg.baselines.bezier import bezier_curve, bezier_map, look_up
+from nnunet_dg.baselines.bezier import bezier_curve, bezier_map, look_up, look_up_groups
 
 INNER = torch.tensor([[0.2, 0.7], [0.6, 0.9]])
 VALUES = torch.tensor([0, 0.25, 0.5, 0.75, 1])
@@ -63,3 +63,14 @@ def test_constant_values_stay(values):
 def test_values_beyond_the_ends_get_the_value_of_the_end():
     x, y = torch.tensor([0.0, 1, 1, 2]), torch.tensor([5.0, 6, 7, 9])
     assert look_up(torch.tensor([-3.0, 0, 0.5, 1.5, 2, 10]), x, y).tolist() == [5, 5, 5.5, 8, 9, 9]
+
+
+def test_groups_are_looked_up_in_their_own_curves():
+    torch.manual_seed(0)
+    values, group = torch.cat([torch.rand(300), torch.tensor([0.0, 1.0, 0.5])]), torch.randint(5, (303,))
+    x = torch.rand(5, 20).sort().values
+    x[0] = 0.5  # a jump
+    y = torch.rand(5, 20)
+    result = look_up_groups(values, group, x, y)
+    for k in range(5):
+        assert torch.equal(result[group == k], look_up(values[group == k], x[k], y[k]))

@@ -1,5 +1,7 @@
 """SLAug: values of the specification, agreement with naive loops, properties, and the versions of a step."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,22 +9,34 @@ from plain_student import PlainStudent, a_batch, a_step
 from torch import nn
 
 from nnunet_dg.baselines import slaug
+from nnunet_dg.baselines.bezier import bezier_map
 from nnunet_dg.baselines.slaug import (
+    Maps,
     SLAug,
+    draw_maps,
     global_augmentation,
     local_augmentation,
-    random_map,
+    map_groups,
     saliency,
-    shift_and_scale,
 )
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import Step
 from nnunet_dg.outside import Outside
 
 
+def straight(scale, location):
+    """A map without a curve."""
+    return Maps(torch.tensor([[[1 / 3, 1 / 3], [2 / 3, 2 / 3]]]), torch.tensor([scale]), torch.tensor([location]))
+
+
+def mapped(values, maps, inverted=False):
+    """The values, which are one group."""
+    return map_groups(values, torch.zeros(len(values), dtype=torch.long), maps, inverted)
+
+
 def test_hand_value_of_scale_and_location():
     """The example of the specification: the location of 0.4 is limited to 0.2."""
-    result = shift_and_scale(torch.tensor([0, 0.25, 0.5, 0.75, 1]), 0.9, 0.4)
+    result = mapped(torch.tensor([0, 0.25, 0.5, 0.75, 1]), straight(0.9, 0.4))
     torch.testing.assert_close(result, torch.tensor([0.2, 0.425, 0.65, 0.875, 1]))
 
 
@@ -36,60 +50,80 @@ def test_hand_value_of_the_share_of_the_global_version():
 @pytest.mark.parametrize("size", [1, 2, 7, 60])
 def test_the_location_agrees_with_numpys_percentiles(location, size):
     torch.manual_seed(0)
-    values = torch.rand(size, dtype=torch.float64) ** 2
+    values = torch.rand(size) ** 2
     limits = -np.percentile(values, 20), 1 - np.percentile(values, 80)
-    expected = (1.1 * values + np.clip(location, *limits)).clamp(0, 1)
-    torch.testing.assert_close(shift_and_scale(values, 1.1, location), expected)
+    expected = (1.1 * values + np.clip(location, *limits)).clamp(0, 1).float()
+    torch.testing.assert_close(mapped(values, straight(1.1, location)), expected, atol=1e-5, rtol=0)
+
+
+def naive(values, maps, k, inverted):
+    """One map of the values, one after the other: curve, limits of the location, scale and location."""
+    curve = bezier_map(values, maps.inner[k], inverted)
+    limits = -np.percentile(curve, 20), 1 - np.percentile(curve, 80)
+    return (maps.scale[k] * curve + np.clip(maps.location[k].item(), *limits)).clamp(0, 1).float()
 
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Values and direction of all random maps, which are replaced by ``values / 2``, or ``1 - values / 2``."""
-    calls = []
-
-    def recorded_map(values, inverted=False):
-        calls.append((values.clone(), inverted))
-        return 1 - values / 2 if inverted else values / 2
-
-    monkeypatch.setattr(slaug, "random_map", recorded_map)
-    return calls
+    """All maps that are drawn."""
+    drawn = []
+    monkeypatch.setattr(slaug, "draw_maps", lambda number: drawn.append(draw_maps(number)) or drawn[-1])
+    return drawn
 
 
-def test_the_global_version_has_one_increasing_map_for_each_sample_and_channel(recorded):
-    images = torch.rand(2, 3, 4, 5)
-    torch.testing.assert_close(global_augmentation(images), images / 2)
-    assert [(values.shape, inverted) for values, inverted in recorded] == [((4, 5), False)] * 6
+@pytest.mark.parametrize("inverted", [False, True])
+def test_groups_agree_with_one_map_at_a_time(inverted):
+    torch.manual_seed(0)
+    group = torch.randint(6, (500,))
+    group[group == 3] = 2  # an empty group
+    group[0] = 6  # a group of one value
+    values, maps = torch.rand(500) * torch.linspace(0.1, 1, 500), draw_maps(8)
+    maps.inner[1] = 0  # a degenerate curve
+    values[group == 4] = 0.5  # a constant group
+    values[1:4] = 0
+    result = map_groups(values, group, maps, inverted)
+    for k in (0, 1, 2, 4, 5, 6):
+        expected = naive(values[group == k], maps, k, inverted)
+        torch.testing.assert_close(result[group == k], expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5)])
-def test_the_local_version_agrees_with_a_loop_over_voxels(recorded, shape):
+def test_the_global_version_has_one_increasing_map_for_each_sample_and_channel(recorded, shape):
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, *shape)
+    changed = global_augmentation(images).flatten(0, 1)
+    for k, image in enumerate(images.flatten(0, 1)):
+        torch.testing.assert_close(changed[k], naive(image, recorded[0], k, False), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5)])
+def test_the_local_version_agrees_with_a_loop_over_classes(recorded, shape):
     torch.manual_seed(0)
     images, classes = torch.rand(2, 2, *shape), torch.randint(3, (2, *shape))
     images[:, :, 0] = 0.005
-    changed = local_augmentation(images, classes, p=1.0)
-    expected = torch.tensor([x if x <= 0.01 else 1 - x / 2 for x in images.flatten().tolist()]).reshape(images.shape)
-    torch.testing.assert_close(changed, expected)
-    assert len(recorded) == 2 * 2 * 3
-    assert all(inverted for _, inverted in recorded)
-    sizes = [int((classes[b] == k).sum()) for b in range(2) for k in range(3) for _ in range(2)]
-    assert [len(values) for values, _ in recorded] == sizes
+    changed = local_augmentation(images, classes, 4, p=1.0)  # one class is absent
+    for b, c, k in itertools.product(range(2), range(2), range(3)):
+        values = images[b, c][classes[b] == k]
+        expected = naive(values, recorded[0], (2 * b + c) * 4 + k, True).where(values > 0.01, values)
+        torch.testing.assert_close(changed[b, c][classes[b] == k], expected, atol=1e-6, rtol=0)
 
 
-def test_background_is_always_mapped_and_other_classes_with_probability_p(recorded):
+def test_background_is_always_mapped_and_other_classes_with_probability_p():
     torch.manual_seed(0)
-    images, classes = torch.full((200, 1, 2, 2), 0.5), torch.tensor([[0, 1], [2, 2]]).expand(200, 2, 2)
-    changed = local_augmentation(images, classes, p=0.3) != images
-    assert changed[:, 0, 0, 0].all()
-    assert changed[:, 0, 0, 1].float().mean().item() == pytest.approx(0.3, abs=0.1)
-    assert torch.equal(changed[:, 0, 1, 0], changed[:, 0, 1, 1])
-    assert 0.01 < (changed[:, 0, 0, 1] & changed[:, 0, 1, 0]).float().mean() < 0.2
+    images = torch.linspace(0.3, 0.7, 8).reshape(1, 1, 2, 4).expand(200, 1, 2, 4)
+    classes = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 2]]).expand(200, 2, 4)
+    changed = local_augmentation(images, classes, 3, p=0.3) != images
+    assert changed[:, 0, 0, :2].any(1).float().mean() > 0.95
+    first, second = changed[:, 0, 0, 2:].any(1), changed[:, 0, 1].any(1)
+    assert first.float().mean().item() == pytest.approx(0.3, abs=0.1)
+    assert 0.01 < (first & second).float().mean() < 0.2
 
 
-def test_random_maps_are_monotone_in_0_1_and_drawn_again_in_every_call():
+def test_maps_are_monotone_in_0_1_and_drawn_again_in_every_call():
     torch.manual_seed(0)
     values = torch.linspace(0, 1, 100)
-    maps = torch.stack([random_map(values) for _ in range(200)])
-    inverted = torch.stack([random_map(values, inverted=True) for _ in range(50)])
+    maps = torch.stack([mapped(values, draw_maps(1)) for _ in range(200)])
+    inverted = torch.stack([mapped(values, draw_maps(1), inverted=True) for _ in range(50)])
     assert (maps.diff() >= 0).all()
     assert (inverted.diff() <= 0).all()
     for each in (maps, inverted):
@@ -100,27 +134,20 @@ def test_random_maps_are_monotone_in_0_1_and_drawn_again_in_every_call():
     assert len(locations) > 40
 
 
-def test_scales_and_locations_have_the_published_distribution(monkeypatch):
+def test_scales_and_locations_have_the_published_distribution():
     torch.manual_seed(0)
-    given = []
-    monkeypatch.setattr(slaug, "shift_and_scale", lambda values, *drawn: given.append(drawn))
-    for _ in range(2000):
-        random_map(torch.rand(4))
-    scales, locations = torch.tensor(given).T
-    assert scales.min() == 0.9
+    _, scales, locations = draw_maps(2000)
+    assert scales.min().item() == pytest.approx(0.9)
     assert scales.max().item() == pytest.approx(1.1)
     inside = (scales > 0.9) & (scales < 1.1)
     assert inside.float().mean().item() == pytest.approx(0.683, abs=0.04)  # within one deviation
     assert locations.std().item() == pytest.approx(0.5, abs=0.03)
+    assert torch.corrcoef(torch.stack([scales, locations]))[0, 1].abs() < 0.1
 
 
-def test_inner_points_are_in_the_square_below_the_one_that_is_drawn_first(monkeypatch):
+def test_inner_points_are_in_the_square_below_the_one_that_is_drawn_first():
     torch.manual_seed(0)
-    given = []
-    monkeypatch.setattr(slaug, "bezier_map", lambda values, inner, inverted: given.append(inner) or values)
-    for _ in range(2000):
-        random_map(torch.rand(4))
-    lower, upper = torch.stack(given, 1)
+    lower, upper = draw_maps(2000).inner.unbind(1)
     assert (lower <= upper).all()
     assert upper.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.03)
     assert lower.mean(0).tolist() == pytest.approx([0.25, 0.25], abs=0.02)
@@ -224,12 +251,25 @@ def test_a_single_cell_has_no_sensitive_places_so_that_the_local_version_is_trai
     assert not torch.equal(local, batch.data)
 
 
-def test_voxels_outside_a_mask_are_the_darkest_for_the_maps(recorded):
+@pytest.fixture
+def given(monkeypatch):
+    """Values, groups and direction that are given to `map_groups`, which returns them as they are."""
+    calls = []
+
+    def unchanged(values, group, maps, inverted=False):
+        calls.append((values, group, inverted))
+        return values
+
+    monkeypatch.setattr(slaug, "map_groups", unchanged)
+    return calls
+
+
+def test_voxels_outside_a_mask_are_the_darkest_for_the_maps(given):
     student = PlainStudent(outside=Outside((True,), (True,)))
     data = torch.randn(1, 1, 6, 6)  # zero is in the middle of the range
     data[..., :2] = 0
     SLAug(p=1.0).training_module(student).augment(a_batch(data, torch.zeros(1, 1, 6, 6)))
-    (whole,) = (values for values, inverted in recorded if not inverted)
+    (whole,) = (values.reshape(6, 6) for values, _, inverted in given if not inverted)
     assert (whole[:, :2] == 0).all()
     assert (whole[:, 2:] == 0).sum() == 1
 
@@ -250,18 +290,28 @@ def test_versions_are_in_the_range_of_each_channel_and_padding_stays_zero():
         assert (changed != inside).float().mean() > 0.5
 
 
-def test_ignored_voxels_are_mapped_as_background(recorded):
+def test_ignored_voxels_are_mapped_as_background(given):
     student = PlainStudent(ignore=2)
     target = torch.tensor([[0, 2], [2, 1]])[None, None]
     SLAug(p=0.0).training_module(student).augment(a_batch(torch.rand(1, 1, 2, 2), target))
-    assert [len(values) for values, inverted in recorded if inverted] == [3]
+    assert [group.tolist() for _, group, inverted in given if inverted] == [[0, 0, 0, 1]]
 
 
-def test_regions_are_mapped_in_combinations(recorded):
+def test_regions_are_mapped_in_combinations(given):
     student = PlainStudent(regions=True)
     target = torch.tensor([[[[0, 1], [1, 1]], [[0, 0], [1, 0]]]])
     SLAug(p=1.0).training_module(student).augment(a_batch(torch.rand(1, 1, 2, 2), target))
-    assert sorted(len(values) for values, inverted in recorded if inverted) == [1, 1, 2]
+    assert [group.tolist() for _, group, inverted in given if inverted] == [[0, 1, 2, 1]]
+
+
+def test_the_pass_for_the_sensitivity_is_aside():
+    """It does not change running statistics, and devices do not synchronize it."""
+    student = PlainStudent()
+    student.network = nn.Sequential(nn.BatchNorm2d(1), student.network)
+    training, seen = SLAug().training_module(student), []
+    student.before_each_pass(lambda data: seen.append((student._aside, student.network[0].num_batches_tracked.item())))
+    a_step(training, student, a_batch(torch.randn(2, 1, 6, 6), torch.randint(2, (2, 1, 6, 6))))
+    assert seen == [(True, 0), (False, 0), (False, 1)]
 
 
 @pytest.mark.parametrize("value", [3.0, float("nan")])

@@ -7,8 +7,10 @@ import pytest
 import torch
 from helpers import set_nnunets_folders
 from on_noise import DATASET, initialized
+from pretended_gpu import GPU, pretended_gpu
 from small_trainers import CPU, batch, planned, step
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import SLOTS, Method, describe_settings
@@ -31,6 +33,7 @@ ALWAYS = {  # settings of methods that would act on some batches, samples or pas
 ONLY_3D = ("anatomix_finetune",)
 DETERMINISTIC = ("anatomix_finetune",)  # another network, without randomness in a step
 IN_2D = {"tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]}}  # teachers in 2-D are large ViTs
+NNUNETS_WAITS, MORE_WAITS = 1, 2  # of the host for a GPU in a step
 LABELS = {
     "labels": ({"background": 0, "a": 1, "b": 2}, None),
     "regions": ({"background": 0, "whole": [1, 2], "core": 2}, [1, 2]),
@@ -43,7 +46,7 @@ def make(tmp_path, monkeypatch):
     """Function that makes a trainer of one method, initialized and with its frozen weights."""
     set_nnunets_folders(monkeypatch, tmp_path)
 
-    def make(method, dims=3, channels=1, samples=2, labels="labels", network=None, **settings):
+    def make(method, dims=3, channels=1, samples=2, labels="labels", network=None, device=CPU, **settings):
         class Trainer(MethodsTrainer):
             methods = (METHODS[method](),) if network is None else (METHODS[method](), network)
 
@@ -53,7 +56,7 @@ def make(tmp_path, monkeypatch):
         dataset = DATASET | {"labels": names, "channel_names": {str(i): "MRI" for i in range(channels)}}
         dataset |= {"regions_class_order": order} if order else {}
         torch.manual_seed(0)
-        trainer = initialized(Trainer, content, CPU, "2d" if dims == 2 else "3d_fullres", dataset)
+        trainer = initialized(Trainer, content, device, "2d" if dims == 2 else "3d_fullres", dataset)
         trainer.prepare_training()
         trainer.current_epoch = trainer.num_epochs - 1  # all terms are computed
         return trainer
@@ -160,6 +163,63 @@ def test_at_inference_an_unchanged_network_computes_the_same_as_the_planned_one(
     data = batch(trainer, seed=5)["data"]
     with torch.no_grad():
         assert torch.equal(trainer.network.eval()(data)[0], plain(data)[0])
+
+
+def waits_of_a_step(trainer, gpu):
+    """How often the host waits for the pretended GPU in a step, by place."""
+    content = tree_map_only(torch.Tensor, torch.Tensor.pin_memory, batch(trainer))  # as nnU-Net's loaders give it
+    gpu.waits.clear()
+    loss = step(trainer, content)["loss"]
+    return dict(gpu.waits), float(loss)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setenv("nnUNet_compile", "f")
+    with pretended_gpu() as gpu:
+        yield gpu
+
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks/gpu.py counts the waits for a real GPU")
+
+
+@no_gpu
+@every_method
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch does not find the GPU
+def test_a_step_waits_for_a_gpu_at_most_twice_more_than_nnunets(make, gpu, method):
+    waits, loss = waits_of_a_step(make(method, device=GPU, **ALWAYS.get(method, {})), gpu)
+    assert sum(waits.values()) <= NNUNETS_WAITS + MORE_WAITS, waits
+    assert np.isfinite(loss)
+
+
+@no_gpu
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("cutout", {"labels": "regions"}), ("slaug", {"labels": "regions"}), ("sgcg", {"labels": "ignore", "dims": 2}),
+     ("mixstyle", {"samples": 1}), ("mixup", {"samples": 1}), ("sgcg", {"samples": 1})],
+)  # fmt: skip
+def test_no_kind_of_data_makes_a_step_wait_for_a_gpu(make, gpu, method, kind):
+    waits, _ = waits_of_a_step(make(method, device=GPU, **kind, **ALWAYS.get(method, {})), gpu)
+    assert sum(waits.values()) <= NNUNETS_WAITS + MORE_WAITS, waits
+
+
+@no_gpu
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_step_of_nnunet_waits_for_a_gpu_once_and_has_the_loss_of_the_cpu(make, gpu):
+    """nnU-Net copies the value of the loss to the CPU."""
+
+    class Plain(MethodsTrainer):
+        methods = ()
+
+    def trainer(device):
+        torch.manual_seed(0)
+        return initialized(Plain, planned() | {"plans_name": "others"}, device)
+
+    waits, loss = waits_of_a_step(trainer(GPU), gpu)
+    assert sum(waits.values()) == NNUNETS_WAITS, waits
+    on_cpu = trainer(CPU)
+    assert step(on_cpu, batch(on_cpu))["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 @every_method

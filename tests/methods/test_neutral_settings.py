@@ -20,7 +20,9 @@ def trained(trainer):
     for seed in range(2):
         torch.manual_seed(seed)
         trainer.network.train()
+        state = torch.get_rng_state()
         trainer.train_step(batch(trainer, seed))
+        assert torch.equal(torch.get_rng_state(), state)  # no random numbers are drawn
     return trainer.network.state_dict()
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from pretended_gpu import GPU, pretended_gpu
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.sgcg import ClassContrast, Partners, SgCGSettings, contrastive_upper_bound, random_ratio
@@ -95,29 +95,51 @@ def test_many_classes_share_the_voxels_of_four():
     assert contrast.statistics.count.unique().tolist() == [4000 // 118]
 
 
-class Waits(TorchDispatchMode):
-    """Counts how often the CPU waits for a value or a size."""
-
-    def __init__(self):
-        super().__init__()
-        self.number = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        waits = ("aten::nonzero", "aten::_local_scalar_dense", "aten::repeat_interleave.Tensor", "aten::index.Tensor")
-        masks = (a for a in args[1] if a is not None) if func.name() == "aten::index.Tensor" else ()
-        if func.name() in waits and (func.name() != waits[-1] or any(mask.dtype == torch.bool for mask in masks)):
-            self.number += 1
-        return func(*args, **(kwargs or {}))
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is a pretended one")
+@pytest.mark.parametrize("num_classes", [3, 60])
+def test_the_host_does_not_wait_for_a_gpu(num_classes):
+    with pretended_gpu() as gpu:
+        contrast = ClassContrast(num_classes, A).to(GPU)
+        features = [torch.randn(2, A, 20, 20, device=GPU, requires_grad=True) for _ in range(2)]
+        classes = torch.randint(num_classes, (2, 20, 20), device=GPU)
+        gpu.waits.clear()
+        contrast(features, classes).backward()
+        assert not gpu.waits
+        assert contrast.statistics.count.sum().item() == 1600  # each of the 800 voxels in both maps
 
 
-def test_the_number_of_waits_does_not_depend_on_the_number_of_classes():
-    numbers = []
-    for num_classes in (3, 60):
-        contrast = ClassContrast(num_classes, A)
-        with Waits() as waits:
-            contrast([torch.randn(2, A, 20, 20)], torch.randint(num_classes, (2, 20, 20)))
-        numbers.append(waits.number)
-    assert numbers[0] == numbers[1]
+def with_variable_sizes(classes, num_classes, most, draws):
+    """The indices of `draw_voxels`, one class at a time."""
+    key = torch.rand(len(classes))
+    result = [[] for _ in range(draws)]
+    for k in range(num_classes):
+        members = (classes == k).nonzero().squeeze(1)
+        members = members[key[members].argsort()]
+        for draw in range(draws):
+            ranks = (draw * most + torch.arange(min(most, len(members)))) % max(len(members), 1)
+            result[draw].append(members[ranks])
+    return [torch.cat(parts) for parts in result]
+
+
+@pytest.mark.parametrize(("number", "num_classes", "most"), [(50, 3, 4), (3000, 3, 40), (20_000, 3, 40), (500, 60, 5)])
+def test_drawn_voxels_agree_with_a_loop_over_classes(number, num_classes, most):
+    classes = torch.randint(-1, num_classes + 1, (number,), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    drawn, labels = draw_voxels(classes, num_classes, most, 3)
+    torch.manual_seed(1)
+    for index, expected in zip(drawn, with_variable_sizes(classes, num_classes, most, 3), strict=True):
+        assert torch.equal(index[labels >= 0], expected)
+        assert torch.equal(classes[expected], labels[labels >= 0])
+        assert ((index >= 0) & (index < number)).all()
+
+
+def test_the_gradient_of_a_map_is_that_of_indexing_where_classes_have_too_few_voxels():
+    """Places without a voxel add a gradient of zero to any voxel, also one that was chosen."""
+    features, classes = step(spatial=(3, 4), maps=1)
+    contrast = ClassContrast(K, A, voxels_per_class=500)
+    (own,) = torch.autograd.grad(contrast(features, classes), features)
+    (expected,) = torch.autograd.grad(reference(features, classes), features)
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_all_voxels_of_a_rare_class_are_chosen():
@@ -140,7 +162,8 @@ def test_every_voxel_of_a_class_is_chosen_equally_often():
 @pytest.mark.parametrize(("members", "most"), [(30, 10), (25, 10), (12, 10), (4, 10)])
 def test_a_voxel_is_drawn_again_only_after_all_others_of_its_class(members, most):
     classes = torch.tensor([1] * members + [0] * 200)
-    draws = draw_voxels(classes, 2, most, 3)
+    draws, labels = draw_voxels(classes, 2, most, 3)
+    draws = [draw[labels >= 0] for draw in draws]
     own = [draw[classes[draw] == 1].tolist() for draw in draws]
     assert all(len(draw) == len(set(draw)) == min(most, members) for draw in own)
     times = [sum(draw.count(voxel) for draw in own) for voxel in range(members)]

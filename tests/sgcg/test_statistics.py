@@ -124,6 +124,21 @@ def test_reset_forgets_everything():
         assert torch.equal(buffer, new.get_buffer(name))
 
 
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (64, 0, 128), (1, 63, 65), (200, 1, 0), (0, 0, 5)])
+def test_classes_of_any_size_equal_one_class_at_a_time(sizes):
+    """Features are multiplied in blocks of 64."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    features = torch.randn(len(labels), A, generator=generator)
+    statistics = ClassStatistics(3, A)
+    statistics.update(features, labels)
+    for k, size in enumerate(sizes):
+        own = features[labels == k]
+        covariance = torch.cov(own.T, correction=0) if size else torch.zeros(A, A)
+        torch.testing.assert_close(statistics.covariance[k], covariance, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("num_classes", [2, 118])
 def test_an_update_of_many_classes_equals_one_class_at_a_time(num_classes):
     generator = torch.Generator().manual_seed(0)

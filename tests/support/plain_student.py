@@ -19,7 +19,7 @@ class PlainStudent(Student):
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
         torch.manual_seed(0)
         self.network = convolution(channels + rest, outputs, 1).train()
-        self.image_channels, self.num_outputs, self.num_classes = channels, outputs, outputs
+        self.image_channels, self.num_outputs, self.num_classes = channels, outputs, outputs + regions
         self.regions, self.ignore = regions, ignore
         self.outside = outside or Outside.nowhere(channels)
         self.voxel_size, self.samples_per_device = (1.0,) * dims, 2
