@@ -22,6 +22,15 @@ class nnUNetTrainerTinyMIG_DINOv2(MethodsTrainer):
 
 
 class nnUNetTrainerTinyMIG_Paper(TinyMIGPaperRecipe, MethodsTrainer):
-    """The paper's optimizer: AdamW 1e-4, polynomial decay with exponent 0.9 (appendix B.2)."""
+    """The paper's recipe, see TinyMIGPaperRecipe, for 200 epochs, as for prostate.
+
+    Plan with nnUNetPlannerTinyMIG_Paper to have the paper's network and batch size as well.
+    """
 
     methods = (TinyMIG(),)
+
+
+class nnUNetTrainerTinyMIG_Paper_100epochs(nnUNetTrainerTinyMIG_Paper):
+    """100 epochs, as for fundus."""
+
+    paper_epochs = 100

@@ -354,11 +354,15 @@ class TestTinyMIG(Capabilities):
 
     @pytest.fixture(autouse=True)
     def _a_teacher_for_two_dimensions(self, host):
-        """Use a small ViT with random weights, since SAM's weights would have to be downloaded."""
-        preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
-        plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": self.plans_2d}
-        plans["nnunet_dg"] = {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}}
-        (preprocessed / f"{self.plans_2d}.json").write_text(json.dumps(plans))
+        write_plans_with_a_vit(host, self.plans_2d, "tinymig")
+
+
+def write_plans_with_a_vit(host, name, method):
+    """Plans whose teacher is a small ViT with random weights, since SAM's weights would have to be downloaded."""
+    preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
+    plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": name}
+    plans["nnunet_dg"] = {method: {"teacher": "random:vit_tiny_patch16_224"}}
+    (preprocessed / f"{name}.json").write_text(json.dumps(plans))
 
 
 class TestGIN(Capabilities):
@@ -427,6 +431,9 @@ FAMILIES = {
     "nnUNetTrainerERM_Paper_FewShot": "nnUNetTrainerDropGen_Paper",
     "nnUNetTrainerTinyMIG_DINOv2": "nnUNetTrainerTinyMIG",
     "nnUNetTrainerTinyMIG_Paper": "nnUNetTrainerTinyMIG",
+    "nnUNetTrainerTinyMIG_Paper_100epochs": "nnUNetTrainerTinyMIG",
+    "nnUNetTrainerSgCG_Paper": "nnUNetTrainerSgCG",
+    "nnUNetTrainerSgCG_Paper_200epochs": "nnUNetTrainerSgCG",
 }
 OF_SLOT = {  # trainers whose columns stand for others of the same slot
     "images": "nnUNetTrainerGIN",
@@ -442,7 +449,7 @@ SLOT_MATES = (
     "nnUNetTrainerAnatomix_FinetuneDecoder",
 )  # fmt: skip
 COMBINATIONS = {"nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerTinyMIG", "nnUNetTrainerDropGen")}
-CHANGED = {"configure_optimizers", "configure_rotation_dummyDA_mirroring_and_inital_patch_size"}
+CHANGED = {"configure_optimizers", "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "paper_epochs"}
 
 
 @pytest.mark.parametrize("variant", FAMILIES)

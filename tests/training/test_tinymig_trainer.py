@@ -9,7 +9,11 @@ from nnunet_dg.outside import Outside
 from nnunet_dg.tensors import statistics
 from nnunet_dg.tinymig import cross_distribution_consistency
 from nnunet_dg.tinymig.teachers import fingerprint
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
+    nnUNetTrainerTinyMIG,
+    nnUNetTrainerTinyMIG_Paper,
+    nnUNetTrainerTinyMIG_Paper_100epochs,
+)
 from nnunet_dg.training.train_step import loss_terms, on_device
 
 TERMS = {"segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency"}
@@ -266,6 +270,8 @@ def test_the_papers_optimizer_is_adamw_with_a_polynomial_decay(make):
     assert len(groups) == 2
     assert type(trainer.optimizer) is torch.optim.AdamW
     assert all((group["betas"], group["weight_decay"]) == ((0.9, 0.999), 0.01) for group in groups)
-    for epoch in (0, 500, 999):
+    assert trainer.num_epochs == 200
+    for epoch in (0, 100, 199):
         trainer.lr_scheduler.step(epoch)
-        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * (1 - epoch / 1000) ** 0.9] * 2)
+        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * (1 - epoch / 200) ** 0.9] * 2)
+    assert make(trainer=nnUNetTrainerTinyMIG_Paper_100epochs).num_epochs == 100
