@@ -5,6 +5,7 @@ Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.pres
 """
 
 from nnunet_dg.tinymig import TinyMIG
+from nnunet_dg.tinymig.teacher_model import Teacher
 from nnunet_dg.training.recipes import TinyMIGPaperRecipe
 from nnunet_dg.training.trainer import MethodsTrainer
 
@@ -34,3 +35,9 @@ class nnUNetTrainerTinyMIG_Paper_100epochs(nnUNetTrainerTinyMIG_Paper):
     """100 epochs, as for fundus."""
 
     paper_epochs = 100
+
+
+class nnUNetTrainerTeacher(MethodsTrainer):
+    """The teacher as the model itself, as in the rows of table 3. Predicting needs this package."""
+
+    methods = (Teacher(),)

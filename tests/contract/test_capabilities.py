@@ -446,7 +446,7 @@ SLOT_MATES = (
     "nnUNetTrainerGIN_IPA", "nnUNetTrainerRandConv", "nnUNetTrainerCutOut", "nnUNetTrainerSLAug", "nnUNetTrainerBigAug",
     "nnUNetTrainerCrossNorm", "nnUNetTrainerDSU", "nnUNetTrainerTriD", "nnUNetTrainerEFDM", "nnUNetTrainerMaxStyle",
     "nnUNetTrainerChannelDropout", "nnUNetTrainerDSBN", "nnUNetTrainerAnatomix_FinetuneAll",
-    "nnUNetTrainerAnatomix_FinetuneDecoder",
+    "nnUNetTrainerAnatomix_FinetuneDecoder", "nnUNetTrainerTeacher",
 )  # fmt: skip
 COMBINATIONS = {"nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerTinyMIG", "nnUNetTrainerDropGen")}
 CHANGED = {"configure_optimizers", "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "paper_epochs"}
@@ -497,7 +497,11 @@ def test_shares_the_slot_of_another_trainer_and_trains_resumes_and_predicts(
     assert (results / "validation" / "summary.json").is_file()
     host.predict(tiny, one_image, tmp_path, NNUNET_DG_HOME=str(tmp_path / "empty"))
     assert segmentation_in(tmp_path).shape == (20, 24, 20)
-    in_2d = host.train(tiny, configuration="2d", status=None, **UNVALIDATED)
+    plans = "tinyPlans"
+    if method.key == "teacher":
+        plans = "tinyTeacherPlans"
+        write_plans_with_a_vit(host, plans, method.key)
+    in_2d = host.train(tiny, configuration="2d", plans=plans, status=None, **UNVALIDATED)
     assert ("Training done." in in_2d) != ("is 3-D only" in in_2d)
 
 
