@@ -65,7 +65,8 @@ class SymmetricRangeNormalization(UnitRangeNormalization):
 
     def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
         """Scale ``(*spatial)`` of any dtype to float32 of the same shape. Constant images become -1."""
-        return 2 * super().run(image, seg) - 1
+        scaled: np.ndarray = 2 * super().run(image, seg) - 1
+        return scaled
 
 
 def _is_ct(image: np.ndarray) -> bool:
