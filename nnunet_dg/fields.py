@@ -122,18 +122,25 @@ def found(where: str) -> Any:
     return setting(None, f"left unset: {where}", lambda value: value is None or isinstance(value, dict))
 
 
-def encoder_stages(*default: int) -> Any:
-    """A list of different encoder stages."""
-    return setting(
-        default,
-        "a list of different encoder stages, numbered from 0",
-        lambda value: (
+def encoder_stages(*default: int, null: bool = False) -> Any:
+    """A list of different encoder stages.
+
+    Args:
+        default: Default stages.
+        null: Whether None is accepted as well, and is the default; default False.
+    """
+
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return null
+        return (
             isinstance(value, (list, tuple))
             and len(value) == len({*map(repr, value)}) > 0
             and all(is_number(stage, whole=True) and 0 <= stage < MOST_STAGES for stage in value)
-        ),
-        tuple,
-    )
+        )
+
+    accepted = f"a list of different encoder stages, numbered from 0{', or null' if null else ''}"
+    return setting(None if null else default, accepted, accepts, lambda value: None if value is None else tuple(value))
 
 
 def numbers(default: tuple[float, ...], names: Sequence[str], instead_of_zero: str) -> Any:

@@ -5,6 +5,7 @@ Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.pres
 """
 
 from nnunet_dg.tinymig import TinyMIG
+from nnunet_dg.tinymig.teacher_model import Teacher
 from nnunet_dg.training.recipes import TinyMIGPaperRecipe
 from nnunet_dg.training.trainer import MethodsTrainer
 
@@ -22,6 +23,21 @@ class nnUNetTrainerTinyMIG_DINOv2(MethodsTrainer):
 
 
 class nnUNetTrainerTinyMIG_Paper(TinyMIGPaperRecipe, MethodsTrainer):
-    """The paper's optimizer: AdamW 1e-4, polynomial decay with exponent 0.9 (appendix B.2)."""
+    """The paper's recipe, see TinyMIGPaperRecipe, for 200 epochs, as for prostate.
+
+    Plan with nnUNetPlannerTinyMIG_Paper to have the paper's network and batch size as well.
+    """
 
     methods = (TinyMIG(),)
+
+
+class nnUNetTrainerTinyMIG_Paper_100epochs(nnUNetTrainerTinyMIG_Paper):
+    """100 epochs, as for fundus."""
+
+    paper_epochs = 100
+
+
+class nnUNetTrainerTeacher(MethodsTrainer):
+    """The teacher as the model itself, as in the rows of table 3. Predicting needs this package."""
+
+    methods = (Teacher(),)

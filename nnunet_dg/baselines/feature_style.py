@@ -6,7 +6,8 @@ and when the features change, the partner of each sample, and the earlier sample
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from nnunet_dg.baselines.partners import EarlierSamples, partner_order
 from nnunet_dg.hooks import Change
-from nnunet_dg.method import PLACES, Batch, Method, Student, TrainingModule, choice, encoder_stages, probability
+from nnunet_dg.method import PLACES, Batch, Method, Step, Student, TrainingModule, choice, encoder_stages, probability
 from nnunet_dg.tensors import Statistics, to_device
 
 Draw = tuple[Tensor, ...]
@@ -94,9 +95,10 @@ class FeatureStyleTraining(TrainingModule):
     Args:
         settings: Settings, see `FeatureStyle`.
         student: Network in training.
+        always: Whether features are changed in every pass; False: only inside `styling`. Default True.
     """
 
-    def __init__(self, settings: FeatureStyle, student: Student) -> None:
+    def __init__(self, settings: FeatureStyle, student: Student, always: bool = True) -> None:
         super().__init__()
         self.settings, self.student = settings, student
         self.domains = torch.zeros(0, dtype=torch.long)
@@ -106,17 +108,32 @@ class FeatureStyleTraining(TrainingModule):
         self.draws: dict[int, Draw] = {}
         self.changes: list[Change] = []
         if settings.p > 0:
-            self.register()
+            self.register(always)
 
-    def register(self) -> None:
-        """Register that each pass draws random numbers, and that the stages use them."""
-        self.student.before_each_pass(self.draw)
-        self.change_stages(always=True)
-
-    def change_stages(self, always: bool) -> None:
-        """Register the changes of the stages, for all passes or only inside ``with change:``."""
+    def register(self, always: bool) -> None:
+        """Register the changes of the stages and, if they act in every pass, that it draws random numbers before."""
+        if always:
+            self.student.before_each_pass(self.draw)
         at = self.settings.at
         self.changes = [self.student.change(s, partial(self.styled, s), always, at) for s in self.settings.stages]
+
+    @contextmanager
+    def styling(self, step: Step, acting: Tensor) -> Iterator[None]:
+        """Inside this context, passes have new styles, which are drawn here.
+
+        Args:
+            step: Training step.
+            acting: Whether each stage acts, ``(stages,)``, bool, on the CPU.
+        """
+        self.draw_stages(step.batch.data, acting)
+        with ExitStack() as stack:
+            for change in self.changes:
+                stack.enter_context(change)
+            self.search(step, acting)
+            yield
+
+    def search(self, step: Step, acting: Tensor) -> None:
+        """Change the drawn styles before they are used, for methods that search them. Here: not."""
 
     def augment(self, batch: Batch) -> Batch:
         """Store the domains of the batch's samples. The batch is not changed."""

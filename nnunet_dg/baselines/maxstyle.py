@@ -6,7 +6,6 @@ Image Segmentation, MICCAI 2022, https://arxiv.org/abs/2206.01737.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -106,9 +105,8 @@ class MaxStyleTraining(FeatureStyleTraining):
 
     settings: MaxStyle
 
-    def register(self) -> None:
-        """Register the changes of the stages, which act only in the passes of this method."""
-        self.change_stages(always=False)
+    def __init__(self, settings: MaxStyle, student: Student, always: bool = False) -> None:
+        super().__init__(settings, student, always)
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The segmentation loss, which the styled pass replaces."""
@@ -126,16 +124,13 @@ class MaxStyleTraining(FeatureStyleTraining):
         data = step.batch.data
         if not acting.any() and len(data) > 1:
             return {}
-        self.draw_stages(data, acting)
-        with ExitStack() as stack:
-            for change in self.changes:
-                stack.enter_context(change)
-            if acting.any():
-                self._ascend(step)
+        with self.styling(step, acting):
             return {"segmentation": step.segmentation(step.forward(data).output)}
 
-    def _ascend(self, step: Step) -> None:
+    def search(self, step: Step, acting: Tensor) -> None:
         """Change shares and noise so that they increase the loss, with the network fixed."""
+        if not acting.any():
+            return
         styles = [numbers.requires_grad_() for _, _, *draw in self.draws.values() for numbers in draw]
         optimizer = torch.optim.Adam(styles, self.settings.learning_rate, maximize=True)
         with self.student.aside():

@@ -76,8 +76,8 @@ class TriD(FeatureStyle):
 class TriDTraining(FeatureStyleTraining):
     """Logs the features' own statistics in every epoch, in addition."""
 
-    def __init__(self, settings: TriD, student: Student) -> None:
-        super().__init__(settings, student)
+    def __init__(self, settings: TriD, student: Student, always: bool = True) -> None:
+        super().__init__(settings, student, always)
         unknown = torch.tensor(torch.nan)
         self.seen: dict[int, Statistics] = dict.fromkeys(settings.stages, (unknown, unknown))
 

@@ -55,6 +55,20 @@ class UnitRangeNormalization(RescaleTo01Normalization):
         return result
 
 
+class SymmetricRangeNormalization(UnitRangeNormalization):
+    """Whole images scaled to [-1, 1], as in SgCG's experiments; CT from [-1024, 1024], others from their own range.
+
+    Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+    https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization. If the plans name this class,
+    preprocessing and prediction need this package.
+    """
+
+    def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
+        """Scale ``(*spatial)`` of any dtype to float32 of the same shape. Constant images become -1."""
+        scaled: np.ndarray = 2 * super().run(image, seg) - 1
+        return scaled
+
+
 def _is_ct(image: np.ndarray) -> bool:
     return bool(np.count_nonzero(image < BELOW_MR) >= SHARE * image.size)
 

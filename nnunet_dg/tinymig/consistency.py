@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.tensors import symmetric_kl, wide
 
@@ -18,6 +19,8 @@ def cross_distribution_consistency(
     logits_a: Tensor, logits_b: Tensor, regions: bool = False, divergence: str = "kl"
 ) -> Tensor:
     """``KL(a || b) + KL(b || a)``, summed over classes, averaged over voxels. The gradient flows into both.
+
+    It is computed in at least float32. Other divergences take its place, see `DIVERGENCES`.
 
     Args:
         logits_a: Logits of the student, ``(B, K, *spatial)``.
@@ -58,8 +61,19 @@ def _divergence_to_mean(a: Tensor, b: Tensor) -> Tensor:
     return sum((torch.xlogy(p, p.clamp(min=1e-12)) - torch.xlogy(p, mean.clamp(min=1e-12)) for p in (a, b)), a * 0) / 2
 
 
+def _one_way(logits_a: Tensor, logits_b: Tensor, regions: bool) -> Tensor:
+    """``KL(a || b)``."""
+    a, b = wide(logits_a), wide(logits_b)
+    if regions:
+        sides = ((a, b), (-a, -b))
+        return sum((x.sigmoid() * (F.logsigmoid(x) - F.logsigmoid(y)) for x, y in sides), a * 0).sum(1).mean()
+    a, b = a.log_softmax(1), b.log_softmax(1)
+    return (a.exp() * (a - b)).sum(1).mean()
+
+
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
     "kl": symmetric_kl,
     "mse": _mean_squared,
     "js": _jensen_shannon,
+    "kl_one_way": _one_way,
 }

@@ -7,26 +7,27 @@ Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.pres
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nnunet_dg.errors import SettingsError
-from nnunet_dg.extractors import with_architecture
-from nnunet_dg.extractors.base import SCALINGS
-from nnunet_dg.method import PLACES, Method, Paper, Student, choice, found, number, numbers, subset, text
+from nnunet_dg.method import PLACES, Paper, Student, choice, encoder_stages, numbers, subset
 from nnunet_dg.tinymig.alignment import SCALES
 from nnunet_dg.tinymig.consistency import DIVERGENCES
+from nnunet_dg.tinymig.distillation import FEATURE_TERMS
 from nnunet_dg.tinymig.modulation import OWN_STATISTICS
+from nnunet_dg.tinymig.style import METHODS as STYLE_METHODS
+from nnunet_dg.tinymig.teacher_settings import PAPER, TeacherSettings
 from nnunet_dg.tinymig.training import TinyMIGTraining
 
 TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency")  # l1 ... l5
 ABLATIONS = ("ufdm", "cdc", "lra", "amplitude", "phase", "channel_refiner", "co_training")
-STATISTICS = ("ufdm", *OWN_STATISTICS)
-TEACHER_SCALINGS = (*SCALINGS, "timm")
-MOST_WIDTH = 4096
+ENHANCEMENT = ("amplitude", "phase", "channel_refiner")  # the parts of FDCE
+ALIGNMENTS = ("lra", *FEATURE_TERMS, "mlkd")
+STATISTICS = ("ufdm", *OWN_STATISTICS, *STYLE_METHODS)
 
 
 @dataclass(frozen=True)
-class TinyMIG(Method):
+class TinyMIG(TeacherSettings):
     """TinyMIG: a foundation model teaches the planned network. Only the planned network is used for inference.
 
     C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision
@@ -38,27 +39,26 @@ class TinyMIG(Method):
     `alignment_scale`.
 
     Attributes:
-        teacher: Name of the teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension)
-            or the name of a ViT in timm (2-D). ``"random:NAME"`` is the same model with random weights. None:
-            ``"samvit_base_patch16.sa1b"`` in 2-D and ``"anatomix"`` in 3-D.
-        weights: Checkpoint file of the teacher (MedSAM's for ``"samvit_base_patch16"``), or for `nnunet` the model
-            folder; None: the published file. It is read whenever a training starts or resumes.
-        teacher_scaling: Scaling of each patch before the teacher: ``"minmax"`` to [0, 1], with which MedSAM was
-            trained; ``"zscore"``, with which most nnU-Nets are trained; or ``"timm"``, for ViTs in timm (SAM, DINOv2),
-            min-max followed by the mean and deviation of their training images. None: ``"timm"`` for a ViT and
-            ``"minmax"`` for other teachers.
-        architecture: Architecture of the network in the model folder of `nnunet`; filled in when a training starts.
-        adapter_width: Hidden width of the bottleneck adapters; None: a quarter of their block's width, at least 4.
         loss_weights: Weights l1 ... l5 of the teacher's segmentation loss, the styled student's, the student's, the
             alignment and the consistency.
         statistics: Source of the mean and deviation of the styled features (table 5): ``"ufdm"`` takes those of the
-            teacher's features or random ones, the others change the student's own.
-        at: Place at which the styled pass changes features: the output of the first two stages (as published), or the
+            teacher's features or random ones, the others change the student's own. ``"maxstyle"`` takes five more
+            passes in each step, ``"efdm"`` sorts all voxels of a stage.
+        at: Place at which the styled pass changes features: the output of the styled stages (as published), or the
             input of their last non-linearity, where the mean has an effect in networks with instance norm as well.
-        divergence: Divergence between the two predictions in the consistency term (table 8).
-        alignment_scale: How enhanced features are compared. ``"free"``: after normalizing each to zero mean and unit
+        divergence: Divergence between the two predictions in the consistency term (table 8). ``"kl"`` is the symmetric
+            one of eq. 4, ``"kl_one_way"`` that of the styled prediction from the other.
+        alignment: What is distilled (table 7). ``"lra"`` compares frequency-enhanced features, as published. The
+            others compare the teacher's own maps or logits, without gradient, with the student's: ``"cwd"`` the
+            distribution of each channel over space, ``"at"`` the mean of squares over channels, ``"attnfd"`` maps
+            refined by attention, ``"mlkd"`` the logits of the teacher's decoder.
+        alignment_scale: How `lra` compares enhanced features. ``"free"``: after normalizing each to zero mean and unit
             RMS per sample and channel. ``"paper"``: without normalization (eq. 13), so that the filters can reduce the
             loss by shrinking the features.
+        styled_stages: Encoder stages whose features the styled pass changes, numbered from 0 (figure 8b). None: the
+            first two, as published.
+        aligned_stages: Encoder stages whose features are aligned (figure 8c). None: all for which there are maps of the
+            teacher, at most the first four.
         ablate: Parts of the method that are disabled (tables 4 and 6). If both lra and co_training are
             disabled, the reprogramming is not trained, and styles are random combinations of the teacher's features.
 
@@ -68,35 +68,56 @@ class TinyMIG(Method):
 
     key: ClassVar[str] = "tinymig"
     slot: ClassVar[str] = "distillation"
-    paper: ClassVar[Paper] = Paper(
-        "TinyMIG: Transferring Generalization from Vision Foundation Models to Single-Domain Medical Imaging",
-        "Chuang Liu, Hongyan Xu, Yichao Cao, Xiu Su, Zhe Qu, Tianfa Li, Shan An, Haogang Zhu",
-        "Proceedings of the 42nd International Conference on Machine Learning, PMLR 267",
-        2025,
-        "https://proceedings.mlr.press/v267",
-    )
+    paper: ClassVar[Paper] = PAPER
 
-    teacher: str | None = text(None, "a name or a path, or null", lambda value: value.removeprefix("random:") != "")
-    weights: str | None = text(None, "a name or a path, or null")
-    teacher_scaling: str | None = choice(None, *TEACHER_SCALINGS)
-    architecture: dict[str, Any] | None = found("it is read from the model folder")  # noqa: RUF009
-    adapter_width: int | None = number(None, 1, MOST_WIDTH, whole=True, null=True)
     loss_weights: tuple[float, ...] = numbers((1.0, 1.0, 0.5, 0.5, 0.5), TERMS, "to leave one out, ablate its part")
     statistics: str = choice(*STATISTICS)
     at: str = choice(*PLACES)
     divergence: str = choice(*DIVERGENCES)
+    alignment: str = choice(*ALIGNMENTS)
     alignment_scale: str = choice(*SCALES)
+    styled_stages: tuple[int, ...] | None = encoder_stages(null=True)
+    aligned_stages: tuple[int, ...] | None = encoder_stages(null=True)
     ablate: tuple[str, ...] = subset(*ABLATIONS)
 
     def check(self) -> None:
-        """Raise a SettingsError for settings that do not fit a random teacher."""
-        if self.teacher == "random:nnunet":
+        """Raise a SettingsError for settings that cannot be combined."""
+        super().check()
+        self._check_ablated()
+        self._check_alignment()
+
+    def _check_ablated(self) -> None:
+        """Refuse settings of a part that is ablated."""
+        unused = {"alignment": "lra", "aligned_stages": "lra", "styled_stages": "ufdm"}
+        default = {"alignment": ALIGNMENTS[0], "aligned_stages": None, "styled_stages": None}
+        for name, part in unused.items():
+            if part in self.ablate and getattr(self, name) != default[name]:
+                raise SettingsError(
+                    f"{name} {getattr(self, name)!r} has no effect, since ablate has {part!r}. Leave {name} unset, or "
+                    f"remove {part!r} from ablate."
+                )
+
+    def _check_alignment(self) -> None:
+        """Refuse settings that an alignment other than LRA does not use, or whose teacher has no logits."""
+        if self.alignment == "lra":
+            return
+        unused = [f"ablate {part!r}" for part in ENHANCEMENT if part in self.ablate]
+        if self.alignment_scale != SCALES[0]:
+            unused.append(f"alignment_scale {self.alignment_scale!r}")
+        if unused:
             raise SettingsError(
-                "teacher 'random:nnunet' has no architecture: set teacher to nnunet and weights to a model folder."
+                f"{unused[0]} has no effect on alignment {self.alignment!r}, which does not enhance features. Leave it "
+                f"unset, or set alignment to 'lra'."
             )
-        if self.random and self.weights is not None:
+        if self.alignment == "mlkd" and not self.uses("co_training"):
             raise SettingsError(
-                f"teacher {self.teacher!r} has random weights: leave weights unset; got {self.weights!r}."
+                "alignment 'mlkd' needs the teacher's logits, but ablate has 'co_training', which trains its decoder. "
+                "Remove it from ablate, or choose another alignment."
+            )
+        if self.alignment == "mlkd" and self.aligned_stages is not None:
+            raise SettingsError(
+                f"aligned_stages {self.aligned_stages!r} has no effect on alignment 'mlkd', which compares logits. "
+                f"Leave it unset, or choose another alignment."
             )
 
     def training_module(self, student: Student) -> TinyMIGTraining:
@@ -104,15 +125,25 @@ class TinyMIG(Method):
         return TinyMIGTraining(self, student)
 
     @property
-    def random(self) -> bool:
-        """Whether the settings name a teacher with random weights."""
-        return self.teacher is not None and self.teacher.startswith("random:")
+    def adapts(self) -> bool:
+        """Whether the teacher has adapters, which the labels train."""
+        return self.uses("co_training")
 
     @property
     def needs_teacher(self) -> bool:
         """Whether an enabled part of the method uses the teacher."""
         styled = self.uses("ufdm") and self.statistics == "ufdm"
         return styled or self.uses("lra") or self.uses("co_training")
+
+    @property
+    def reprogramming_learns(self) -> bool:
+        """Whether a loss trains the reprogramming and, with the labels, the adapters."""
+        return self.uses("co_training") or self.enhances
+
+    @property
+    def enhances(self) -> bool:
+        """Whether frequency-enhanced features are aligned (LRA)."""
+        return self.uses("lra") and self.alignment == "lra"
 
     def uses(self, part: str) -> bool:
         """Whether ``part``, one of `ABLATIONS`, is enabled. Consistency (cdc) requires the styled student (ufdm)."""
@@ -124,7 +155,3 @@ class TinyMIG(Method):
         part_of |= {"alignment": "lra", "consistency": "cdc"}
         weights = zip(TERMS, self.loss_weights, strict=True)
         return {term: weight for term, weight in weights if term not in part_of or self.uses(part_of[term])}
-
-    def completed(self, earlier: TinyMIG | None = None) -> TinyMIG:
-        """The settings, with the architecture of the teacher's model folder filled in, see `with_architecture`."""
-        return with_architecture(self, self.teacher or "", earlier)

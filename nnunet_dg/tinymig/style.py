@@ -6,11 +6,37 @@ https://proceedings.mlr.press/v267, eq. 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 
+from nnunet_dg.baselines.efdm import EFDM
+from nnunet_dg.baselines.feature_style import FeatureStyle, FeatureStyleTraining
+from nnunet_dg.baselines.maxstyle import MaxStyle, MaxStyleTraining
 from nnunet_dg.baselines.partners import EarlierSamples
+from nnunet_dg.baselines.trid import TriD, TriDTraining
+from nnunet_dg.method import Student
 from nnunet_dg.tensors import Statistics, modulate, statistics
 from nnunet_dg.tinymig.modulation import OwnStatistics
+
+METHODS: dict[str, tuple[type[FeatureStyle], Callable[..., FeatureStyleTraining]]] = {
+    "trid": (TriD, TriDTraining),
+    "efdm": (EFDM, FeatureStyleTraining),
+    "maxstyle": (MaxStyle, MaxStyleTraining),
+}
+
+
+def style_of_method(name: str, student: Student, stages: Sequence[int], at: str) -> FeatureStyleTraining:
+    """The styled pass of another method, one of `METHODS`, which acts inside `FeatureStyleTraining.styling`.
+
+    Args:
+        name: Name of the method.
+        student: Network in training.
+        stages: Encoder stages whose features are changed.
+        at: Place at which they are changed, see `FeatureStyle`.
+    """
+    method, training = METHODS[name]
+    return training(method(p=1.0, stages=tuple(stages), at=at), student, always=False)
 
 
 class Style:

@@ -25,7 +25,7 @@ from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter, hidde
 from nnunet_dg.tinymig.reprogramming import MODES
 
 if TYPE_CHECKING:
-    from nnunet_dg.tinymig.method import TinyMIG
+    from nnunet_dg.tinymig.teacher_settings import TeacherSettings
 
 DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
 
@@ -134,11 +134,11 @@ class Teacher(nn.Module):
         return [m.unflatten(0, (images, channels)).mean(1) for m in maps]
 
 
-def build_teacher(settings: TinyMIG, patch_size: Sequence[int], depths: int) -> Teacher:
+def build_teacher(settings: TeacherSettings, patch_size: Sequence[int], depths: int) -> Teacher:
     """The teacher that ``settings`` name, without its weights.
 
     Args:
-        settings: Settings, see `TinyMIG`.
+        settings: Settings, see `TeacherSettings`.
         patch_size: Patch size of the configuration, two or three sizes.
         depths: Maximum number of maps.
 
@@ -174,17 +174,17 @@ def build_teacher(settings: TinyMIG, patch_size: Sequence[int], depths: int) -> 
     return teacher
 
 
-def teacher_name(settings: TinyMIG, dims: int) -> str:
+def teacher_name(settings: TeacherSettings, dims: int) -> str:
     """The name of the teacher's model, without ``random:``."""
     return (settings.teacher or DEFAULT_TEACHERS[dims]).removeprefix("random:")
 
 
-def load_teacher(teacher: Teacher, settings: TinyMIG, dims: int) -> str:
+def load_teacher(teacher: Teacher, settings: TeacherSettings, dims: int) -> str:
     """Load the teacher's weights from the given file, or from the published one, which is fetched once.
 
     Args:
         teacher: Teacher whose frozen model gets the weights.
-        settings: Settings, see `TinyMIG`.
+        settings: Settings, see `TeacherSettings`.
         dims: Number of spatial axes, 2 or 3.
 
     Returns:
@@ -230,7 +230,7 @@ def fingerprint(model: nn.Module) -> int:
     return int.from_bytes(digest.digest()[:7], "little") or 1
 
 
-def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIG, depths: int) -> Teacher:
+def _convolutional(extractor: FrozenExtractor, dims: int, settings: TeacherSettings, depths: int) -> Teacher:
     """A U-Net as teacher: the finest levels of its decoder are read, from fine to coarse. All levels have adapters."""
     if isinstance(extractor, Anatomix):
         encoder, decoder = list(extractor.encoder), list(extractor.decoder)
@@ -240,7 +240,7 @@ def _convolutional(extractor: FrozenExtractor, dims: int, settings: TinyMIG, dep
         encoder, decoder = list(unet.encoder.stages), list(unet.decoder.stages)
         widths, in_channels = list(unet.encoder.output_channels), int(extractor.input_channels)  # type: ignore[arg-type]
     adapters = []
-    if settings.uses("co_training"):
+    if settings.adapts:
         levels = zip([*encoder, *decoder], [*widths, *reversed(widths[:-1])], strict=True)
         adapters = [_level_adapter(level, dims, width, settings.adapter_width) for level, width in levels]
     finest = list(reversed(decoder))[:depths]
@@ -272,14 +272,14 @@ def _last_block(level: nn.Module) -> nn.Module:
     return _last_block(level[-1]) if isinstance(level, nn.Sequential) else level
 
 
-def _vit(model: Any, settings: TinyMIG, depths: int) -> Teacher:
+def _vit(model: Any, settings: TeacherSettings, depths: int) -> Teacher:
     """A ViT as teacher: evenly spaced blocks are read as 2-D maps (3, 6, 9, 12 of 12). All MLPs have adapters."""
     blocks: list[Any] = list(model.blocks)
     depths = min(depths, len(blocks))
     indices = [len(blocks) * (i + 1) // depths - 1 for i in range(depths)]
     width = vit.width(model)
     hidden = hidden_width(width, settings.adapter_width)
-    adapters = [(block.mlp, TokenAdapter(width, hidden)) for block in blocks] if settings.uses("co_training") else []
+    adapters = [(block.mlp, TokenAdapter(width, hidden)) for block in blocks] if settings.adapts else []
 
     def run(x: Tensor) -> list[Tensor]:
         options = {"indices": indices, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}

@@ -7,7 +7,7 @@ https://proceedings.mlr.press/v267.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,20 @@ from nnunet_dg.tinymig.teachers import Teacher
 
 MOST_NUMBERS = 2**21  # elements of a feature that the alignment enhances at once
 REVISION = 2  # increased when the modules around the teacher change but their parameters keep their names
+
+
+class Taught(NamedTuple):
+    """What a teacher says about a batch.
+
+    Attributes:
+        features: X_R, one ``(B, widths[i], *pooled_shape(grids[i]))`` per stage.
+        logits: Logits of the teacher's decoder, ``(B, outputs, *patch)``; None without a decoder.
+        maps: The teacher's own maps, one ``(B, teacher.widths[i], *any)`` per stage.
+    """
+
+    features: list[Tensor]
+    logits: Tensor | None
+    maps: list[Tensor]
 
 
 class Teaching(nn.Module):
@@ -49,19 +63,11 @@ class Teaching(nn.Module):
         )
         self.decoder = None if outputs is None else TeacherDecoder(widths, outputs, grids[0])
 
-    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """X_R and the logits of the teacher.
-
-        Args:
-            image: Images, ``(B, C, *patch)``.
-
-        Returns:
-            X_R, one ``(B, widths[i], *pooled_shape(grids[i]))`` per stage, and logits ``(B, outputs, *patch)``, None
-            without a decoder.
-        """
+    def forward(self, image: Tensor) -> Taught:
+        """X_R, the logits and the maps of the teacher for images ``(B, C, *patch)``."""
         maps = self.teacher.features(image)
         reprogrammed = [block(feature) for block, feature in zip(self.reprogramming, maps, strict=True)]
-        return reprogrammed, None if self.decoder is None else self.decoder(reprogrammed)
+        return Taught(reprogrammed, None if self.decoder is None else self.decoder(reprogrammed), maps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         revision = int(state_dict.get(f"{prefix}revision", 1))

@@ -7,16 +7,21 @@ https://proceedings.mlr.press/v267.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 
+from nnunet_dg.baselines.feature_style import FeatureStyleTraining
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import Step, Student, TrainingModule, full_resolution
 from nnunet_dg.tinymig.consistency import cross_distribution_consistency
+from nnunet_dg.tinymig.distillation import FeatureDistillation
 from nnunet_dg.tinymig.modulation import OWN_STATISTICS, universal_statistics
-from nnunet_dg.tinymig.style import Style
+from nnunet_dg.tinymig.multilevel import multilevel_distillation
+from nnunet_dg.tinymig.style import METHODS, Style, style_of_method
 from nnunet_dg.tinymig.teachers import build_teacher, load_teacher
-from nnunet_dg.tinymig.teaching import ContentAlignment, Teaching
+from nnunet_dg.tinymig.teaching import ContentAlignment, Taught, Teaching
 
 if TYPE_CHECKING:
     from nnunet_dg.tinymig.method import TinyMIG
@@ -26,7 +31,7 @@ STYLED_STAGES = 2  # number of first encoder stages whose statistics the styled 
 
 
 class TinyMIGTraining(TrainingModule):
-    """Teacher, reprogramming and alignment around the student's passes.
+    """Teacher, reprogramming, alignment and styles around the student's passes.
 
     Args:
         settings: Settings, see `TinyMIG`.
@@ -44,13 +49,26 @@ class TinyMIGTraining(TrainingModule):
         depths = min(MOST_DEPTHS, len(student.widths))
         if settings.needs_teacher:
             depths = self._build_teaching(depths)
-        if settings.uses("lra"):
-            amplitude, phase, refine = (settings.uses(part) for part in ("amplitude", "phase", "channel_refiner"))
-            widths, grids = student.widths[:depths], student.grids[:depths]
-            self.alignment = ContentAlignment(widths, grids, amplitude, phase, refine, settings.alignment_scale)
-        self.taps = [student.tap(stage) for stage in range(depths)]
-        self.styles = [Style(self.own) for _ in range(min(STYLED_STAGES, depths))]
-        self.changes = [student.change(stage, style, at=settings.at) for stage, style in enumerate(self.styles)]
+        self.aligned = settings.aligned_stages or tuple(range(depths))
+        self.styled_stages = settings.styled_stages or tuple(range(min(STYLED_STAGES, depths)))
+        self._check_stages(depths)
+        if settings.uses("lra") and settings.alignment != "mlkd":
+            self.alignment = self._build_alignment()
+        self.taps = [student.tap(stage) for stage in self.aligned]
+        self._build_styles()
+
+    def _build_styles(self) -> None:
+        """Register the changes of features that the styled pass makes."""
+        settings, student, stages = self.settings, self.student, self.styled_stages
+        self.styles: list[Style] = []
+        self.method: FeatureStyleTraining | None = None
+        if settings.statistics in METHODS:
+            if settings.uses("ufdm"):
+                self.method = style_of_method(settings.statistics, student, stages, settings.at)
+            return
+        self.styles = [Style(self.own) for _ in stages]
+        pairs = zip(stages, self.styles, strict=True)
+        self.changes = [student.change(stage, style, at=settings.at) for stage, style in pairs]
 
     def _build_teaching(self, depths: int) -> int:
         """Build the teacher and the modules around it. Returns the number of its maps."""
@@ -59,9 +77,32 @@ class TinyMIGTraining(TrainingModule):
         depths = len(teacher.widths)
         outputs = student.num_outputs if settings.uses("co_training") else None
         self.teaching = Teaching(teacher, student.widths[:depths], student.grids[:depths], outputs)
-        if not (settings.uses("co_training") or settings.uses("lra")):
+        if not settings.reprogramming_learns:
             self.teaching.requires_grad_(False)
         return depths
+
+    def _check_stages(self, depths: int) -> None:
+        """Refuse stages for which the teacher has no map."""
+        of_teacher = {"aligned_stages": self.aligned}
+        if self.settings.statistics == "ufdm":
+            of_teacher["styled_stages"] = self.styled_stages
+        for name, stages in of_teacher.items():
+            if beyond := [stage for stage in stages if stage >= depths]:
+                raise SettingsError(
+                    f"{name} has {beyond[0]}, but there are maps of the teacher for stages 0 to {depths - 1} only. "
+                    f"Leave out that stage."
+                )
+
+    def _build_alignment(self) -> ContentAlignment | FeatureDistillation:
+        """The module that compares the features of the aligned stages with the teacher's."""
+        settings, student = self.settings, self.student
+        widths = [student.widths[stage] for stage in self.aligned]
+        if settings.enhances:
+            amplitude, phase, refine = (settings.uses(part) for part in ("amplitude", "phase", "channel_refiner"))
+            grids = [student.grids[stage] for stage in self.aligned]
+            return ContentAlignment(widths, grids, amplitude, phase, refine, settings.alignment_scale)
+        teacher_widths = [self.teaching.teacher.widths[stage] for stage in self.aligned]
+        return FeatureDistillation(settings.alignment, teacher_widths, widths, len(student.patch_size))
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The weights l1 ... l5 of the enabled terms."""
@@ -71,20 +112,31 @@ class TinyMIGTraining(TrainingModule):
         """The enabled ones of the five terms, by name."""
         settings, student = self.settings, self.student
         terms = {"segmentation": step.segmentation(step.output)}
-        taught: list[Tensor] = []
+        taught = Taught([], None, [])
         if settings.needs_teacher:
-            taught, logits = self.teaching(student.outside.to_minimum(step.batch.images))
-            if logits is not None:
-                terms["segmentation_teacher"] = student.full_resolution_loss(logits, step.batch.target)
+            taught = self.teaching(student.outside.to_minimum(step.batch.images))
+            if taught.logits is not None:
+                terms["segmentation_teacher"] = student.full_resolution_loss(taught.logits, step.batch.target)
         if settings.uses("lra"):
-            terms["alignment"] = self.alignment(taught, [step.own.features(tap) for tap in self.taps])
+            terms["alignment"] = self._aligned(step, taught)
         if settings.uses("ufdm"):
-            styled = self.styled(step, taught)
+            styled = self.styled(step, taught.features)
             terms["segmentation_styled"] = step.segmentation(styled)
         if settings.uses("cdc"):
             outputs = full_resolution(step.output), full_resolution(styled)
             terms["consistency"] = cross_distribution_consistency(*outputs, student.regions, settings.divergence)
         return terms
+
+    def _aligned(self, step: Step, taught: Taught) -> Tensor:
+        """The alignment term, of features or of logits."""
+        if self.settings.alignment == "mlkd":
+            valid = self.student.classes(step.batch.target) >= 0
+            student = full_resolution(step.output)
+            return multilevel_distillation(cast("Tensor", taught.logits), student, valid, self.student.regions)
+        given = taught.features if self.settings.enhances else taught.maps
+        student_features = [step.own.features(tap) for tap in self.taps]
+        aligned: Tensor = self.alignment([given[stage] for stage in self.aligned], student_features)
+        return aligned
 
     def styled(self, step: Step, taught: list[Tensor]) -> Any:
         """The student's output when its first stages have other statistics.
@@ -94,8 +146,11 @@ class TinyMIGTraining(TrainingModule):
             taught: Reprogrammed features of the teacher, one per depth. They are not used if `statistics` changes the
                 student's own.
         """
+        if self.method is not None:
+            with self.method.styling(step, torch.ones(len(self.styled_stages), dtype=torch.bool)):
+                return step.forward(step.batch.data).output
         with ExitStack() as stack:
-            for stage, (style, change) in enumerate(zip(self.styles, self.changes, strict=True)):
+            for stage, style, change in zip(self.styled_stages, self.styles, self.changes, strict=True):
                 style.begin(None if self.own else universal_statistics(taught[stage]))
                 stack.callback(style.end)
                 stack.enter_context(change)
@@ -106,6 +161,8 @@ class TinyMIGTraining(TrainingModule):
         if self.settings.needs_teacher:
             dims = len(self.student.patch_size)
             self.student.log(load_teacher(self.teaching.teacher, self.settings, dims))
+        if self.method is not None:
+            self.method.prepare()
         self.note_idle_statistics()
 
     def note_idle_statistics(self) -> None:
@@ -122,6 +179,9 @@ class TinyMIGTraining(TrainingModule):
             self.student.log(f"Statistics '{name}': one sample per device, so partners are earlier samples.")
 
     def end_epoch(self, epoch: int) -> None:
-        """Log how much the enhancement scales the features that the alignment compares."""
-        if self.settings.uses("lra"):
-            self.student.log("alignment: std(enhanced) / std(given)", round(self.alignment.take_gain(), 4))
+        """Log how much the enhancement scales the features that the alignment compares, and notes on the styles."""
+        if self.settings.enhances:
+            gain = cast("ContentAlignment", self.alignment).take_gain()
+            self.student.log("alignment: std(enhanced) / std(given)", round(gain, 4))
+        if self.method is not None:
+            self.method.end_epoch(epoch)

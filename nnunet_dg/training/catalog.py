@@ -23,6 +23,7 @@ from nnunet_dg.dropgen.finetune import AnatomixFinetune
 from nnunet_dg.method import Method
 from nnunet_dg.sgcg import SgCG
 from nnunet_dg.tinymig import TinyMIG
+from nnunet_dg.tinymig.teacher_model import Teacher
 
 METHODS: dict[str, type[Method]] = {
     "dropgen": DropGen,
@@ -45,4 +46,5 @@ METHODS: dict[str, type[Method]] = {
     "channel_dropout": ChannelDropout,
     "dsbn": DSBN,
     "anatomix_finetune": AnatomixFinetune,
+    "teacher": Teacher,
 }

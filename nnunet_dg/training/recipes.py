@@ -12,7 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dg.outside import Outside
 from nnunet_dg.training.paper_augmentation import paper_augmentation
-from nnunet_dg.training.schedules import CosinePerStep
+from nnunet_dg.training.schedules import CosinePerStep, PolynomialDecay
+from nnunet_dg.training.student import planned_network
 
 
 class DropGenPaperRecipe(nnUNetTrainer):
@@ -94,12 +95,35 @@ class FewShotRecipe(nnUNetTrainer):
         self.num_epochs = 160
 
 
-class TinyMIGPaperRecipe(nnUNetTrainer):
-    """AdamW 1e-4, polynomial decay with exponent 0.9.
+class PaperEpochs(nnUNetTrainer):
+    """Base of recipes with a number of epochs of their own. An epoch has 250 steps, as in nnU-Net.
+
+    Attributes:
+        paper_epochs: Number of epochs.
+    """
+
+    paper_epochs: int
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.paper_epochs
+
+
+class TinyMIGPaperRecipe(PaperEpochs):
+    """AdamW 1e-4, polynomial decay with exponent 0.9, 200 epochs (those of prostate).
 
     C. Liu, H. Xu, Y. Cao, X. Su, Z. Qu, T. Li, S. An, H. Zhu, TinyMIG: Transferring Generalization from Vision
     Foundation Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.press/v267, appendix B.2.
     """
+
+    paper_epochs = 200
 
     def configure_optimizers(self) -> Any:
         """AdamW and the polynomial decay."""
@@ -107,3 +131,25 @@ class TinyMIGPaperRecipe(nnUNetTrainer):
         self.weight_decay = 1e-2  # PyTorch's default for AdamW; the paper gives no value
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0.9)
+
+
+class SgCGPaperRecipe(PaperEpochs):
+    """Adam 1e-3, half of it for the encoder, polynomial decay with exponent 0.9, 400 epochs (those of fundus).
+
+    Semantic-Guided Contrastive Generalization for Medical Image Segmentation, submission to ICLR 2025,
+    https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization, section 4.1. The encoder's rate and
+    the exponent are those of Z. Zhou, L. Qi, Y. Shi, Generalizable Medical Image Segmentation via Random Amplitude
+    Mixup and Domain-Specific Image Restoration, ECCV 2022, https://arxiv.org/abs/2208.03901, whose settings it keeps.
+    """
+
+    paper_epochs = 400
+
+    def configure_optimizers(self) -> Any:
+        """Adam with two parameter groups, and the polynomial decay."""
+        self.initial_lr, self.weight_decay = 1e-3, 0.0
+        encoder = list(planned_network(self.network).encoder.parameters())
+        ids = {id(parameter) for parameter in encoder}
+        others = [parameter for parameter in self.network.parameters() if id(parameter) not in ids]
+        groups = [{"params": encoder, "rate": 0.5}, {"params": others, "rate": 1.0}]
+        optimizer = torch.optim.Adam(groups, lr=self.initial_lr)
+        return optimizer, PolynomialDecay(optimizer, self.initial_lr, self.num_epochs, exponent=0.9)

@@ -1,4 +1,4 @@
-"""A schedule that changes the learning rate in every step, for nnU-Net, whose schedules change it in every epoch."""
+"""Schedules of the learning rate that nnU-Net lacks: one that changes in every step, and one with parts of the rate."""
 
 from __future__ import annotations
 
@@ -40,3 +40,27 @@ class CosinePerStep:
         lr = self.initial_lr * (1 + math.cos(math.pi * min(step / self.total_steps, 1))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+
+class PolynomialDecay:
+    """The learning rate ``initial_lr * (1 - epoch / num_epochs) ** exponent``, times the ``rate`` of each group.
+
+    nnU-Net's own schedule gives all parameter groups the same rate. A group without the key ``rate`` has 1.
+
+    Args:
+        optimizer: Optimizer, whose parameter groups get the rate.
+        initial_lr: First learning rate.
+        num_epochs: Number of epochs.
+        exponent: Exponent of the decay.
+    """
+
+    def __init__(self, optimizer: Optimizer, initial_lr: float, num_epochs: int, exponent: float) -> None:
+        self.optimizer = optimizer
+        self.initial_lr, self.num_epochs, self.exponent = initial_lr, num_epochs, exponent
+        self.step(0)
+
+    def step(self, epoch: int) -> None:
+        """Set the rate of ``epoch``."""
+        lr = self.initial_lr * (1 - epoch / self.num_epochs) ** self.exponent
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("rate", 1.0)

@@ -342,11 +342,15 @@ class TestTinyMIG(Capabilities):
 
     @pytest.fixture(autouse=True)
     def _a_teacher_for_two_dimensions(self, host):
-        """Use a small ViT with random weights, since SAM's weights would have to be downloaded."""
-        preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
-        plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": self.plans_2d}
-        plans["nnunet_dg"] = {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}}
-        (preprocessed / f"{self.plans_2d}.json").write_text(json.dumps(plans))
+        write_plans_with_a_vit(host, self.plans_2d, "tinymig")
+
+
+def write_plans_with_a_vit(host, name, method):
+    """Plans whose teacher is a small ViT with random weights, since SAM's weights would have to be downloaded."""
+    preprocessed = host.folder / "nnUNet_preprocessed" / DATASET
+    plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"plans_name": name}
+    plans["nnunet_dg"] = {method: {"teacher": "random:vit_tiny_patch16_224"}}
+    (preprocessed / f"{name}.json").write_text(json.dumps(plans))
 
 
 class TestGIN(Capabilities):
@@ -415,6 +419,9 @@ FAMILIES = {
     "nnUNetTrainerERM_Paper_FewShot": "nnUNetTrainerDropGen_Paper",
     "nnUNetTrainerTinyMIG_DINOv2": "nnUNetTrainerTinyMIG",
     "nnUNetTrainerTinyMIG_Paper": "nnUNetTrainerTinyMIG",
+    "nnUNetTrainerTinyMIG_Paper_100epochs": "nnUNetTrainerTinyMIG",
+    "nnUNetTrainerSgCG_Paper": "nnUNetTrainerSgCG",
+    "nnUNetTrainerSgCG_Paper_200epochs": "nnUNetTrainerSgCG",
 }
 OF_SLOT = {  # trainers whose columns stand for others of the same slot
     "images": "nnUNetTrainerGIN",
@@ -427,10 +434,10 @@ SLOT_MATES = (
     "nnUNetTrainerGIN_IPA", "nnUNetTrainerRandConv", "nnUNetTrainerCutOut", "nnUNetTrainerSLAug", "nnUNetTrainerBigAug",
     "nnUNetTrainerCrossNorm", "nnUNetTrainerDSU", "nnUNetTrainerTriD", "nnUNetTrainerEFDM", "nnUNetTrainerMaxStyle",
     "nnUNetTrainerChannelDropout", "nnUNetTrainerDSBN", "nnUNetTrainerAnatomix_FinetuneAll",
-    "nnUNetTrainerAnatomix_FinetuneDecoder",
+    "nnUNetTrainerAnatomix_FinetuneDecoder", "nnUNetTrainerTeacher",
 )  # fmt: skip
 COMBINATIONS = {"nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerTinyMIG", "nnUNetTrainerDropGen")}
-CHANGED = {"configure_optimizers", "configure_rotation_dummyDA_mirroring_and_inital_patch_size"}
+CHANGED = {"configure_optimizers", "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "paper_epochs"}
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
@@ -478,7 +485,11 @@ def test_shares_the_slot_of_another_trainer_and_trains_resumes_and_predicts(
     assert (results / "validation" / "summary.json").is_file()
     host.predict(tiny, one_image, tmp_path, NNUNET_DG_HOME=str(tmp_path / "empty"))
     assert segmentation_in(tmp_path).shape == (20, 24, 20)
-    in_2d = host.train(tiny, configuration="2d", status=None, **UNVALIDATED)
+    plans = "tinyPlans"
+    if method.key == "teacher":
+        plans = "tinyTeacherPlans"
+        write_plans_with_a_vit(host, plans, method.key)
+    in_2d = host.train(tiny, configuration="2d", plans=plans, status=None, **UNVALIDATED)
     assert ("Training done." in in_2d) != ("is 3-D only" in in_2d)
 
 

@@ -24,6 +24,7 @@ WITHOUT_DOWNLOADS = {  # settings that need no published weights and few passes
     "maxstyle": {"steps": 1},
     "tinymig": {"teacher": "random:anatomix"},
     "anatomix_finetune": {"initial": "random"},
+    "teacher": {"teacher": "random:anatomix"},
 }
 ALWAYS = {  # settings of methods that would act on some batches, samples or passes only
     method: {"p": 1.0}
@@ -31,8 +32,11 @@ ALWAYS = {  # settings of methods that would act on some batches, samples or pas
                    "maxstyle", "dsbn")
 }  # fmt: skip
 ONLY_3D = ("anatomix_finetune",)
-DETERMINISTIC = ("anatomix_finetune",)  # another network, without randomness in a step
-IN_2D = {"tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]}}  # teachers in 2-D are large ViTs
+DETERMINISTIC = ("anatomix_finetune", "teacher")  # other networks, without randomness in a step
+IN_2D = {  # teachers in 2-D are large ViTs
+    "tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]},
+    "teacher": {"teacher": "random:vit_tiny_patch16_224"},
+}
 NNUNETS_WAITS, MORE_WAITS = 1, 2  # of the host for a GPU in a step
 LABELS = {
     "labels": ({"background": 0, "a": 1, "b": 2}, None),

@@ -5,12 +5,18 @@ import torch
 from helpers import set_nnunets_folders
 from on_noise import batch, initialized, plans
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.hooks import Tap
 from nnunet_dg.outside import Outside
 from nnunet_dg.tensors import statistics
 from nnunet_dg.tinymig import cross_distribution_consistency
+from nnunet_dg.tinymig.multilevel import multilevel_distillation
 from nnunet_dg.tinymig.teachers import fingerprint
-from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG, nnUNetTrainerTinyMIG_Paper
+from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
+    nnUNetTrainerTinyMIG,
+    nnUNetTrainerTinyMIG_Paper,
+    nnUNetTrainerTinyMIG_Paper_100epochs,
+)
 from nnunet_dg.training.train_step import loss_terms, on_device
 
 TERMS = {"segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency"}
@@ -54,7 +60,7 @@ def test_every_term_has_the_value_of_its_definition(make, monkeypatch):
     plain_pass, styled_pass = outputs[:3], outputs[3:]
     outputs.clear()
 
-    reprogrammed, logits = trainer.auxiliary["tinymig"].teaching(data)
+    reprogrammed, logits, _ = trainer.auxiliary["tinymig"].teaching(data)
     for reference, feature in zip(references, reprogrammed, strict=False):
         torch.testing.assert_close(reference, feature)
     for feature, (mean, std) in zip(styled_pass[:2], new_statistics, strict=True):  # of stages 0 and 1
@@ -126,6 +132,17 @@ def test_the_loss_is_the_weighted_sum(make):
         ({"statistics": "dsu"}, TERMS, BOTH),
         ({"divergence": "mse"}, TERMS, BOTH),
         ({"divergence": "js"}, TERMS, BOTH),
+        ({"divergence": "kl_one_way"}, TERMS, BOTH),
+        ({"alignment": "cwd"}, TERMS, BOTH),
+        ({"alignment": "cwd", "ablate": ["co_training"]}, TERMS - {"segmentation_teacher"}, BOTH),
+        ({"alignment": "at"}, TERMS, BOTH),
+        ({"alignment": "attnfd", "aligned_stages": [2, 0]}, TERMS, BOTH),
+        ({"alignment": "mlkd"}, TERMS, {"teaching"}),
+        ({"styled_stages": [2], "aligned_stages": [1]}, TERMS, BOTH),
+        ({"statistics": "trid"}, TERMS, {*BOTH, "method"}),
+        ({"statistics": "efdm", "styled_stages": [1]}, TERMS, {*BOTH, "method"}),
+        ({"statistics": "maxstyle", "at": "pre-activation"}, TERMS, {*BOTH, "method"}),
+        ({"statistics": "maxstyle", "ablate": ["ufdm"]}, TERMS - {"segmentation_styled", "consistency"}, BOTH),
     ],
 )
 def test_ablated_parts_do_not_exist_and_all_others_learn(make, settings, terms, modules):
@@ -137,11 +154,83 @@ def test_ablated_parts_do_not_exist_and_all_others_learn(make, settings, terms, 
     trainable = [p for p in trainer.auxiliary.parameters() if p.requires_grad]
     assert not [n for n, p in trainer.auxiliary.named_parameters() if p.requires_grad and p.grad is None]
     assert bool(trainable) == bool(terms & {"alignment", "segmentation_teacher"})
-    if "alignment" in modules:
+    if "alignment" in modules and "alignment" not in settings:
         names = {name.split(".")[2] for name, _ in trainer.auxiliary["tinymig"].alignment.named_parameters()}
         assert names == (
             {"amplitude_filter", "phase_filter", "refiner"} if len(settings.get("ablate", ())) < 3 else set()
         )
+
+
+@pytest.mark.parametrize("kind", ["cwd", "at", "attnfd", "mlkd"])
+def test_other_alignments_compare_the_teachers_own_maps_or_logits_and_do_not_train_it(make, kind):
+    trainer = make(alignment=kind)
+    method, content = trainer.auxiliary["tinymig"], batch(trainer)
+    terms = loss_terms(trainer, on_device(trainer, content))
+    taps = [Tap(stage, "output") for stage in trainer.network.encoder.stages]
+    output = trainer.network(content["data"])
+    features = [tap.take() for tap in taps]
+    taught = method.teaching(content["data"])
+    if kind == "mlkd":
+        torch.manual_seed(0)
+        valid = torch.ones_like(content["target"][0][:, 0], dtype=torch.bool)
+        expected = multilevel_distillation(taught.logits, output[0], valid)
+        assert float(terms["alignment"]) == pytest.approx(float(expected), rel=0.1)  # other voxels are drawn
+    else:
+        torch.testing.assert_close(terms["alignment"], method.alignment(taught.maps, features))
+    terms["alignment"].backward()
+    assert all(parameter.grad is None for parameter in method.teaching.parameters())
+    assert all(p.grad is not None for p in trainer.network.encoder.parameters())
+
+
+def test_mlkd_leaves_out_voxels_of_the_ignore_label(make):
+    trainer = make(alignment="mlkd")
+    content = batch(trainer)
+    torch.manual_seed(0)
+    everywhere = float(loss_terms(trainer, on_device(trainer, content))["alignment"])
+    trainer.student.classes = lambda target: torch.full_like(target[0][:, 0], -1)
+    assert float(loss_terms(trainer, on_device(trainer, content))["alignment"]) == 0 < everywhere
+
+
+def test_stages_are_those_that_are_set(make):
+    trainer = make(styled_stages=[2, 0], aligned_stages=[1], statistics="trid")
+    method, seen = trainer.auxiliary["tinymig"], [[], [], []]
+    for stage, outputs in zip(trainer.network.encoder.stages, seen, strict=True):
+        stage.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(statistics(output)[0]))
+    compared = []
+    method.alignment.register_forward_hook(lambda _, inputs, __: compared.append([x.shape[1] for x in inputs[1]]))
+    loss_terms(trainer, on_device(trainer, batch(trainer)))
+    assert compared == [[8]]
+    assert method.method.settings.stages == (2, 0)
+    new = seen[2][1]
+    assert ((new >= 0) & (new <= 1)).any()
+    assert not torch.equal(seen[0][0], seen[0][1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"aligned_stages": [3]}, "aligned_stages has 3, but there are maps of the teacher for stages 0 to 2 only"),
+        ({"styled_stages": [5]}, "styled_stages has 5, but there are maps"),
+        ({"styled_stages": [5], "statistics": "trid"}, "stage 5 does not exist"),
+    ],
+)
+def test_a_stage_without_features_is_refused(make, settings, message):
+    with pytest.raises(SettingsError, match=message):
+        make(**settings)
+
+
+def test_maxstyle_searches_styles_that_increase_the_loss_and_does_not_change_the_plain_pass(make):
+    values = {}
+    for steps in (0, 5):
+        trainer = make(statistics="maxstyle")
+        method = trainer.auxiliary["tinymig"].method
+        object.__setattr__(method.settings, "steps", steps)
+        torch.manual_seed(1)
+        content = batch(trainer)
+        values[steps] = loss_terms(trainer, on_device(trainer, content))
+    assert values[5]["segmentation_styled"] > values[0]["segmentation_styled"]
+    torch.testing.assert_close(values[5]["segmentation"], values[0]["segmentation"])
+    assert all(parameter.grad is None for parameter in trainer.network.parameters())
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -169,16 +258,19 @@ def test_zeros_of_an_image_that_is_not_centered_are_ordinary_intensities(make):
     assert torch.equal(seen[0], step["data"])
 
 
-@pytest.mark.parametrize(("statistics", "words"), [("dsu", "need two samples per device"), ("mixstyle", "earlier")])
+@pytest.mark.parametrize(
+    ("statistics", "words"),
+    [("dsu", "need two samples per device"), ("mixstyle", "earlier"), ("efdm", "earlier"), ("maxstyle", "earlier")],
+)
 @pytest.mark.parametrize("samples", [1, 2])
 def test_a_note_is_logged_if_the_statistics_need_more_samples_per_device(make, capsys, statistics, words, samples):
     trainer = make(samples=samples, statistics=statistics, ablate=["lra", "co_training"])
     capsys.readouterr()
-    trainer.auxiliary["tinymig"].note_idle_statistics()
+    trainer.auxiliary["tinymig"].prepare()
     assert (words in capsys.readouterr().out) == (samples == 1)
 
 
-@pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu"])
+@pytest.mark.parametrize("statistics", ["mixstyle", "crossnorm", "dsu", "efdm", "maxstyle"])
 def test_with_one_sample_per_step_the_statistics_come_from_earlier_samples(make, statistics):
     trainer = make(samples=1, statistics=statistics, ablate=["lra", "co_training"])
     values = [float(trainer.train_step(batch(trainer))["consistency"]) for _ in range(4)]
@@ -266,6 +358,8 @@ def test_the_papers_optimizer_is_adamw_with_a_polynomial_decay(make):
     assert len(groups) == 2
     assert type(trainer.optimizer) is torch.optim.AdamW
     assert all((group["betas"], group["weight_decay"]) == ((0.9, 0.999), 0.01) for group in groups)
-    for epoch in (0, 500, 999):
+    assert trainer.num_epochs == 200
+    for epoch in (0, 100, 199):
         trainer.lr_scheduler.step(epoch)
-        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * (1 - epoch / 1000) ** 0.9] * 2)
+        assert [group["lr"] for group in groups] == pytest.approx([1e-4 * (1 - epoch / 200) ** 0.9] * 2)
+    assert make(trainer=nnUNetTrainerTinyMIG_Paper_100epochs).num_epochs == 100

@@ -22,6 +22,7 @@ from nnunet_dg.trainers.nnUNetTrainerDropGenSgCG import nnUNetTrainerDropGenSgCG
 from nnunet_dg.trainers.nnUNetTrainerDropGenTinyMIG import nnUNetTrainerDropGenTinyMIG
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
+    nnUNetTrainerTeacher,
     nnUNetTrainerTinyMIG,
     nnUNetTrainerTinyMIG_DINOv2,
     nnUNetTrainerTinyMIG_Paper,
@@ -68,6 +69,13 @@ def test_a_released_name_of_tinymig_keeps_its_meaning(trainer, teacher):
     )  # fmt: skip
     assert DEFAULT_TEACHERS == {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
     assert trainer.methods[:-1] == ((DropGenSettings(),) if trainer is nnUNetTrainerDropGenTinyMIG else ())
+
+
+def test_the_teacher_as_a_model_has_tinymigs_default_teacher():
+    (method,) = nnUNetTrainerTeacher.methods
+    default = TinyMIGSettings()
+    names = ("teacher", "weights", "teacher_scaling", "architecture", "adapter_width")
+    assert {name: getattr(method, name) for name in names} == {name: getattr(default, name) for name in names}
 
 
 @pytest.mark.parametrize(("image_channels", "previous_stage"), [(1, 0), (4, 0), (1, 2), (2, 3)])
