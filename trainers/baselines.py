@@ -16,6 +16,7 @@ from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
 from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.baselines.trid import TriD
+from nnunet_dg.sgcg import SgCG
 from nnunet_dg.training.trainer import MethodsTrainer
 
 
@@ -113,3 +114,9 @@ class nnUNetTrainerDSBN(MethodsTrainer):
     """Dual normalization: half of the images through Bezier curves, and a batch norm for each kind of curve."""
 
     methods = (DSBN(),)
+
+
+class nnUNetTrainerRAM(MethodsTrainer):
+    """RAM-DSIR: SgCG's amplitude-mixed images, consistency and restoration, without its contrast."""
+
+    methods = (SgCG(contrast=0.0),)
