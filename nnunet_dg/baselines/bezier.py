@@ -31,7 +31,11 @@ def bezier_curve(control: Tensor, points: int = POINTS) -> tuple[Tensor, Tensor]
 
 
 def control_points(inner: Tensor) -> Tensor:
-    """All control points of curves from (0, 0) to (1, 1), ``(..., 4, 2)``, from the two inner ones, ``(..., 2, 2)``."""
+    """All control points of curves from (0, 0) to (1, 1), ``(..., 4, 2)``, from the two inner ones, ``(..., 2, 2)``.
+
+    >>> control_points(torch.tensor([[0.2, 0.7], [0.6, 0.9]]))[:, 0]
+    tensor([0.0000, 0.2000, 0.6000, 1.0000])
+    """
     first, last = torch.zeros_like(inner[..., :1, :]), torch.ones_like(inner[..., :1, :])
     return torch.cat([first, inner, last], -2)
 

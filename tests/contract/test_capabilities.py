@@ -422,6 +422,7 @@ FAMILIES = {
     "nnUNetTrainerTinyMIG_Paper_100epochs": "nnUNetTrainerTinyMIG",
     "nnUNetTrainerSgCG_Paper": "nnUNetTrainerSgCG",
     "nnUNetTrainerSgCG_Paper_200epochs": "nnUNetTrainerSgCG",
+    "nnUNetTrainerRAM": "nnUNetTrainerSgCG",
 }
 OF_SLOT = {  # trainers whose columns stand for others of the same slot
     "images": "nnUNetTrainerGIN",
