@@ -7,6 +7,7 @@ from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
+from nnunet_dg.baselines.feddg import FedDG
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.maxstyle import MaxStyle
@@ -120,3 +121,9 @@ class nnUNetTrainerRAM(MethodsTrainer):
     """RAM-DSIR: SgCG's amplitude-mixed images, consistency and restoration, without its contrast."""
 
     methods = (SgCG(contrast=0.0),)
+
+
+class nnUNetTrainerFedDG(MethodsTrainer):
+    """FedDG's episodic learning and border contrast on batches of all domains, without federation."""
+
+    methods = (FedDG(),)

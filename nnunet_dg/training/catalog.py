@@ -9,6 +9,7 @@ from nnunet_dg.baselines.cutout import CutOut
 from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
+from nnunet_dg.baselines.feddg import FedDG
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
 from nnunet_dg.baselines.maxstyle import MaxStyle
@@ -44,5 +45,6 @@ METHODS: dict[str, type[Method]] = {
     "maxstyle": MaxStyle,
     "channel_dropout": ChannelDropout,
     "dsbn": DSBN,
+    "feddg": FedDG,
     "anatomix_finetune": AnatomixFinetune,
 }
