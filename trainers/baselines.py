@@ -10,6 +10,7 @@ from nnunet_dg.baselines.efdm import EFDM
 from nnunet_dg.baselines.feddg import FedDG
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
+from nnunet_dg.baselines.jigen import JiGen
 from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
@@ -127,3 +128,9 @@ class nnUNetTrainerFedDG(MethodsTrainer):
     """FedDG's episodic learning and border contrast on batches of all domains, without federation."""
 
     methods = (FedDG(),)
+
+
+class nnUNetTrainerJiGen(MethodsTrainer):
+    """JiGen: a tenth of the images are shown with their tiles in one of 31 orders, which must be recognized."""
+
+    methods = (JiGen(),)

@@ -12,6 +12,7 @@ from nnunet_dg.baselines.efdm import EFDM
 from nnunet_dg.baselines.feddg import FedDG
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
+from nnunet_dg.baselines.jigen import JiGen
 from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
@@ -46,5 +47,6 @@ METHODS: dict[str, type[Method]] = {
     "channel_dropout": ChannelDropout,
     "dsbn": DSBN,
     "feddg": FedDG,
+    "jigen": JiGen,
     "anatomix_finetune": AnatomixFinetune,
 }
