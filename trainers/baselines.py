@@ -1,6 +1,7 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
 from nnunet_dg.baselines.bigaug import BigAug
+from nnunet_dg.baselines.c2sdg import C2SDG
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
 from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.cutout import CutOut
@@ -134,3 +135,9 @@ class nnUNetTrainerJiGen(MethodsTrainer):
     """JiGen: a tenth of the images are shown with their tiles in one of 31 orders, which must be recognized."""
 
     methods = (JiGen(),)
+
+
+class nnUNetTrainerC2SDG(MethodsTrainer):
+    """C2SDG: content and style channels of the first stage, from three versions of each image."""
+
+    methods = (C2SDG(),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nnunet_dg.baselines.bigaug import BigAug
+from nnunet_dg.baselines.c2sdg import C2SDG
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
 from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.cutout import CutOut
@@ -48,5 +49,6 @@ METHODS: dict[str, type[Method]] = {
     "dsbn": DSBN,
     "feddg": FedDG,
     "jigen": JiGen,
+    "c2sdg": C2SDG,
     "anatomix_finetune": AnatomixFinetune,
 }
