@@ -17,6 +17,7 @@ from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
 from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.saml import SAML
 from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.baselines.trid import TriD
 from nnunet_dg.sgcg import SgCG
@@ -141,3 +142,9 @@ class nnUNetTrainerC2SDG(MethodsTrainer):
     """C2SDG: content and style channels of the first stage, from three versions of each image."""
 
     methods = (C2SDG(),)
+
+
+class nnUNetTrainerSAML(MethodsTrainer):
+    """SAML: a step of gradient descent on two domains, and losses of shape on a third."""
+
+    methods = (SAML(),)

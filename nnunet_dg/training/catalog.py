@@ -19,6 +19,7 @@ from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
 from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.saml import SAML
 from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.baselines.trid import TriD
 from nnunet_dg.dropgen import DropGen
@@ -50,5 +51,6 @@ METHODS: dict[str, type[Method]] = {
     "feddg": FedDG,
     "jigen": JiGen,
     "c2sdg": C2SDG,
+    "saml": SAML,
     "anatomix_finetune": AnatomixFinetune,
 }
