@@ -5,6 +5,7 @@ from nnunet_dg.baselines.c2sdg import C2SDG
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
 from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.cutout import CutOut
+from nnunet_dg.baselines.dofe import DoFE
 from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
@@ -148,3 +149,9 @@ class nnUNetTrainerSAML(MethodsTrainer):
     """SAML: a step of gradient descent on two domains, and losses of shape on a third."""
 
     methods = (SAML(),)
+
+
+class nnUNetTrainerDoFE(MethodsTrainer):
+    """DoFE: a memory of the source domains at the bottleneck, in training and at inference."""
+
+    methods = (DoFE(),)

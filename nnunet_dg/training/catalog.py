@@ -7,6 +7,7 @@ from nnunet_dg.baselines.c2sdg import C2SDG
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
 from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.cutout import CutOut
+from nnunet_dg.baselines.dofe import DoFE
 from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
@@ -52,5 +53,6 @@ METHODS: dict[str, type[Method]] = {
     "jigen": JiGen,
     "c2sdg": C2SDG,
     "saml": SAML,
+    "dofe": DoFE,
     "anatomix_finetune": AnatomixFinetune,
 }
