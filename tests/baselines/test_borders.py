@@ -39,7 +39,7 @@ def test_the_edge_of_the_patch_is_no_border():
 
 
 def test_embeddings_are_the_means_of_a_loop_and_skip_ignored_voxels():
-    masks, known = a_mask(8, 8), a_mask(8, 8, seed=1)[:, :1]
+    masks, known = a_mask(8, 8), ~a_mask(8, 8, seed=1)[:, :1]
     features = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     found = embeddings(features, masks, known)
     border, band = border_and_band(masks)
