@@ -37,6 +37,7 @@ def trainer_of(method, two):
     trainer.auxiliary.train()
     trainer.auxiliary[method].double()
     trainer.network.double()
+    trainer.loss.weight_factors = (0.7, 0.3)  # nnU-Net's depend on the number of processes
     unwrapped = unwrap(trainer.auxiliary[method])
     unwrapped.mix = lambda batch: batch.with_images(batch.images.flip(2))  # FedDG's partners depend on the process
     return trainer
