@@ -147,7 +147,7 @@ def _write_plain_model(results: Path, model: Path, sources: dict[str, Path]) -> 
         checkpoint = safe_checkpoint(source, WholeCheckpoint)
         check_trainer(results, plans, {source: checkpoint})
         (model / fold).mkdir()
-        _save(_plain_checkpoint(checkpoint), model / fold / source.name)
+        _save(_plain_checkpoint(_folded(checkpoint)), model / fold / source.name)
     crossval = f"crossval_results_folds_{folds_tuple_to_string([fold.removeprefix('fold_') for fold in sources])}"
     copied = ["dataset.json", "dataset_fingerprint.json"]
     copied += [f"{fold}/{name}" for fold in sources for name in COPIED]
@@ -190,7 +190,8 @@ def _check_complete(results: Path, folds: Sequence[str], checkpoint: str) -> Non
 
 def _refuse_other_networks(trainer: str) -> None:
     methods = getattr(trainer_class(trainer), "methods", ())
-    if changing := [type(method).__name__ for method in methods if method.changes_network]:
+    changing = [type(m).__name__ for m in methods if m.changes_network and not m.folds_at_export]
+    if changing:
         raise ExportError(
             f"{trainer}'s network is not nnU-Net's own: {' and '.join(changing)} changes it, so inference needs "
             f"nnunet-dg. Share it with nnUNetv2_export_model_to_zip, and install nnunet-dg where it is used."
@@ -236,6 +237,32 @@ def _configuration(results: Path, name: str) -> PlannedConfiguration:
 
 def _without_ours(plans: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plans.items() if key != KEY}
+
+
+def _folded(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint with the weights of the planned network, if a method changes the network in a foldable way.
+
+    The state of the optimizer does not fit to other weights, and is left out.
+    """
+    trainer: Any = trainer_class(checkpoint["trainer_name"])
+    folding = [method for method in getattr(trainer, "methods", ()) if method.folds_at_export]
+    if not folding:
+        return checkpoint
+    given = checkpoint["init_args"]
+    plans = PlansManager(given["plans"])
+    configuration = plans.get_configuration(given["configuration"])
+    channels = determine_num_input_channels(plans, configuration, given["dataset_json"])
+    outputs = plans.get_label_manager(given["dataset_json"]).num_segmentation_heads
+    network = trainer.build_network_architecture(plans, configuration, channels, outputs, False)
+    network.load_state_dict(checkpoint["network_weights"])
+    for method in folding:
+        method.fold_network(network)
+    group = checkpoint["optimizer_state"]["param_groups"][0]
+    group = group | {"params": list(range(len(list(network.parameters()))))}
+    return checkpoint | {
+        "network_weights": network.state_dict(),
+        "optimizer_state": {"state": {}, "param_groups": [group]},
+    }
 
 
 def _plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:

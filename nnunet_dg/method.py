@@ -153,8 +153,12 @@ class Method:
     """What the method acts on, one of `SLOTS`."""
     changes_network: ClassVar[bool] = False
     """Whether prediction needs this package, because the network is not the planned one."""
+    folds_at_export: ClassVar[bool] = False
+    """Whether `fold_network` makes a changed network the planned one, so that plain nnU-Net can run it."""
     deep_supervision: ClassVar[bool] = True
     """Whether the network can have outputs at several resolutions; False: nnU-Net trains one at full resolution."""
+    fewest_domains: ClassVar[int] = 1
+    """Number of domains, according to ``domains.json``, that the training cases must at least have."""
     memory_settings: ClassVar[tuple[str, ...]] = ()
     """Settings that determine the network's memory use, which a planner may have taken into account."""
 
@@ -175,6 +179,9 @@ class Method:
             inputs: Inputs of the network.
         """
         return build(inputs.channels)
+
+    def fold_network(self, network: nn.Module) -> None:
+        """Write the change of the network into the planned network's weights, in place, if `folds_at_export`."""
 
     def prepare_network(self, network: nn.Module, log: Callable[[str], None]) -> None:
         """Load the frozen weights of the network, before a training starts or resumes.
@@ -208,6 +215,14 @@ class Method:
     def balances_domains(self) -> bool:
         """Whether training batches are balanced over the domains of ``domains.json``."""
         return False
+
+    def for_domains(self: M, count: Callable[[], int]) -> M:
+        """The settings for a dataset. Called before `completed`.
+
+        Args:
+            count: Function that reads the number of the dataset's domains; 1 without ``domains.json``.
+        """
+        return self
 
     def completed(self: M, earlier: M | None = None) -> M:
         """The settings, with those filled in that are only known when a training starts.

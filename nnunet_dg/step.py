@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nnunet_dg.hooks import Change, Tap, activations, kept_buffers
 from nnunet_dg.outside import Outside
@@ -154,16 +155,33 @@ class Student(ABC):
         """
         self._before_pass.append(draw)
 
-    def run(self, data: Tensor) -> Pass:
-        """A forward pass of ``(B, C + R, *spatial)``, with the features that the taps read."""
+    def run(self, data: Tensor, weights: Mapping[str, Tensor] | None = None) -> Pass:
+        """A forward pass of ``(B, C + R, *spatial)``, with the features that the taps read.
+
+        Args:
+            data: Input of the network.
+            weights: Tensors by name that stand for the parameters of `bare` in this pass, which is not compiled and
+                leaves the running statistics of batch norm alone; None: the parameters themselves.
+        """
         for draw in self._before_pass:
             draw(data)
-        output = (self.undistributed if self._aside else self.network)(data)
+        if weights is not None:
+            with kept_buffers(self.network):
+                # nnU-Net registers a module under several names; if PyTorch replaced a parameter once for each name, it
+                # would not put the original back
+                output = functional_call(self.bare, dict(weights), (data,), tie_weights=False)
+        else:
+            output = (self.undistributed if self._aside else self.network)(data)
         return Pass(output, {tap: tap.take() for tap in self.taps})
 
     @property
     def undistributed(self) -> nn.Module:
         """The network without `DistributedDataParallel`, still compiled."""
+        return self.network
+
+    @property
+    def bare(self) -> nn.Module:
+        """The network without `DistributedDataParallel` and not compiled."""
         return self.network
 
     @contextmanager
@@ -228,6 +246,18 @@ class Student(ABC):
     @abstractmethod
     def agreed(self, value: Tensor) -> Tensor:
         """The first device's value, on all devices: use it for a random number that decides how many passes run."""
+
+    def averaged(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over all devices, without gradient. All devices must call it."""
+        return value.detach()
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The values ``(B, *shape)`` of the samples on all devices, one after the other. All devices must call it.
+
+        The gradient flows into the values of this device. A loss that every device computes from all of them then has
+        the same gradient as the loss of one device with the whole batch.
+        """
+        return values
 
     @abstractmethod
     def scaled(self, loss: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "extractors": ({"extractors"}, False),
     "dropgen": ({"dropgen", "extractors"}, False),
     "sgcg": ({"sgcg", "extractors"}, False),
-    "baselines": ({"baselines"}, False),
+    "baselines": ({"baselines", "sgcg"}, False),
     "tinymig": ({"tinymig", "extractors", "baselines"}, False),
     "errors": (set(), False),
     "extras": (set(), False),

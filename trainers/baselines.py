@@ -1,19 +1,24 @@
 """Trainers of published baselines, each with the defaults of its method."""
 
 from nnunet_dg.baselines.bigaug import BigAug
+from nnunet_dg.baselines.c2sdg import C2SDG
 from nnunet_dg.baselines.channel_dropout import ChannelDropout
 from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.cutout import CutOut
+from nnunet_dg.baselines.dofe import DoFE
 from nnunet_dg.baselines.dsbn import DSBN
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
+from nnunet_dg.baselines.feddg import FedDG
 from nnunet_dg.baselines.gin import GIN
 from nnunet_dg.baselines.gin_ipa import GIN_IPA
+from nnunet_dg.baselines.jigen import JiGen
 from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.mixup import MixUp
 from nnunet_dg.baselines.randconv import RandConv
 from nnunet_dg.baselines.rsc import RSC
+from nnunet_dg.baselines.saml import SAML
 from nnunet_dg.baselines.slaug import SLAug
 from nnunet_dg.baselines.trid import TriD
 from nnunet_dg.sgcg import SgCG
@@ -120,3 +125,33 @@ class nnUNetTrainerRAM(MethodsTrainer):
     """RAM-DSIR: SgCG's amplitude-mixed images, consistency and restoration, without its contrast."""
 
     methods = (SgCG(contrast=0.0),)
+
+
+class nnUNetTrainerFedDG(MethodsTrainer):
+    """FedDG's episodic learning and border contrast on batches of all domains, without federation."""
+
+    methods = (FedDG(),)
+
+
+class nnUNetTrainerJiGen(MethodsTrainer):
+    """JiGen: a tenth of the images are shown with their tiles in one of 31 orders, which must be recognized."""
+
+    methods = (JiGen(),)
+
+
+class nnUNetTrainerC2SDG(MethodsTrainer):
+    """C2SDG: content and style channels of the first stage, from three versions of each image."""
+
+    methods = (C2SDG(),)
+
+
+class nnUNetTrainerSAML(MethodsTrainer):
+    """SAML: a step of gradient descent on two domains, and losses of shape on a third."""
+
+    methods = (SAML(),)
+
+
+class nnUNetTrainerDoFE(MethodsTrainer):
+    """DoFE: a memory of the source domains at the bottleneck, in training and at inference."""
+
+    methods = (DoFE(),)

@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -161,6 +163,26 @@ class HostStudent(Student):
             value = to_device(value, self.trainer.device)
             distributed.broadcast(value, 0)
         return value
+
+    @property
+    def bare(self) -> nn.Module:
+        return unwrap(self.network)
+
+    def averaged(self, value: Tensor) -> Tensor:
+        if not self.trainer.is_ddp:
+            return value.detach()
+        value = value.detach().to(self.trainer.device, copy=True)
+        distributed.all_reduce(value)
+        return value / distributed.get_world_size()
+
+    def gathered(self, values: Tensor) -> Tensor:
+        if not self.trainer.is_ddp:
+            return values
+        values = values.to(self.trainer.device)
+        sizes = AllGatherGrad.apply(torch.tensor([len(values)], device=values.device))[:, 0].tolist()
+        padding = values.new_zeros(max(sizes) - len(values), *values.shape[1:])  # all devices send the same shape
+        of_devices = AllGatherGrad.apply(torch.cat([values, padding]))
+        return torch.cat([own[:size] for own, size in zip(of_devices, sizes, strict=True)])
 
     def scaled(self, loss: Tensor) -> Tensor:
         scaler = self.trainer.grad_scaler

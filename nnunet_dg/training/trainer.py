@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_dg.datasets.domains import locate, read_file
 from nnunet_dg.datasets.normalization import fitted_to_ct
-from nnunet_dg.errors import DimensionError, SettingsError, VersionError
+from nnunet_dg.errors import DataError, DimensionError, SettingsError, VersionError
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import SEGMENTATION, Inputs, Method, TrainingModule
+from nnunet_dg.names import printable
 from nnunet_dg.outside import Outside
 from nnunet_dg.training.augmentation import own_training_transforms
 from nnunet_dg.training.balanced_batches import CASES, balanced_data_loaders, cases_by_domain, is_balanced
@@ -79,9 +82,15 @@ class MethodsTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision &= all(method.deep_supervision for method in resolved)
         self.folds = Folds(Path(self.output_folder_base), f"fold_{self.fold}", type(self).methods)
-        self.methods = tuple(self.folds.completed(method, self.print_to_log_file) for method in resolved)
+        known = [method.for_domains(self._number_of_domains) for method in resolved]
+        self.methods = tuple(self.folds.completed(method, self.print_to_log_file) for method in known)
         for method in self.methods:
             record(self.plans_manager.plans, method)
+
+    def _number_of_domains(self) -> int:
+        raw = Path(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw else None
+        path = locate(raw, Path(self.preprocessed_dataset_folder_base))
+        return len(set(read_file(path).values())) if path.is_file() else 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check what a subclass lists, when it is defined.
@@ -242,8 +251,25 @@ class MethodsTrainer(nnUNetTrainer):
                 setattr(training, CASES, cases)
         return training, validation
 
+    def _refuse_too_few_domains(self) -> None:
+        for method in self.methods:
+            if method.fewest_domains == 1:
+                continue
+            training, _ = super().get_tr_and_val_datasets()
+            of_case, names = self.student.known_domains.of_case, self.student.domain_names
+            present = sorted({names[of_case[case]] for case in training.identifiers})
+            if len(present) < method.fewest_domains:
+                which = f": {', '.join(map(printable, present))}" if any(present) else ""
+                raise DataError(
+                    f"{type(self).__name__}: {type(method).__name__} needs training cases of at least "
+                    f"{method.fewest_domains} domains; those of {self.folds.fold} have {len(present)}{which}. Assign "
+                    f"cases to domains in domains.json in the raw dataset folder, choose splits with cases of more "
+                    f"domains, or train with another method."
+                )
+
     def get_dataloaders(self) -> Any:
         """nnU-Net's data loaders, with the methods' augmentation, and balanced over domains if a method requires it."""
+        self._refuse_too_few_domains()
         with balanced_data_loaders(), own_training_transforms(self):
             training, validation = super().get_dataloaders()
         if is_balanced(training):

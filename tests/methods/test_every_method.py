@@ -1,5 +1,6 @@
 """The contract of all methods of the catalog, tested on noise with nnU-Net's own trainer."""
 
+import json
 from dataclasses import fields
 
 import numpy as np
@@ -59,6 +60,10 @@ def make(tmp_path, monkeypatch):
         names, order = LABELS[labels]
         dataset = DATASET | {"labels": names, "channel_names": {str(i): "MRI" for i in range(channels)}}
         dataset |= {"regions_class_order": order} if order else {}
+        if METHODS[method].fewest_domains > 1:
+            folder = tmp_path / "nnUNet_preprocessed" / content["dataset_name"]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "domains.json").write_text(json.dumps({"case_0": "a", "case_1": "b"}))
         torch.manual_seed(0)
         trainer = initialized(Trainer, content, device, "2d" if dims == 2 else "3d_fullres", dataset)
         trainer.prepare_training()

@@ -25,6 +25,9 @@ METHOD_OF_SLOT = {  # with settings that need no published weights
 OTHER_MECHANISMS = {  # with a backend that is quicker than the default one
     "feature statistics before the non-linearity": METHODS["mixstyle"](p=1.0, at="pre-activation"),
     "several passes": METHODS["maxstyle"](p=1.0, steps=1),
+    "other parameters": METHODS["feddg"](),
+    "factors in weights": METHODS["c2sdg"](),
+    "a memory in the network": METHODS["dofe"](),
 }
 MECHANISMS = METHOD_OF_SLOT | OTHER_MECHANISMS
 

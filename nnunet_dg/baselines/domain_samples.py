@@ -1,0 +1,80 @@
+"""The samples of each domain: those of the batch, or the last one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nnunet_dg.method import Batch
+from nnunet_dg.step import Scales
+
+
+def each_scale(target: Scales, function: Callable[[Tensor], Tensor]) -> Scales:
+    """A function of every resolution of a target.
+
+    >>> each_scale([torch.ones(1), torch.zeros(1)], lambda scale: scale + 1)
+    [tensor([2.]), tensor([1.])]
+    """
+    return [function(scale) for scale in target] if isinstance(target, list) else function(target)
+
+
+def selected(batch: Batch, samples: Sequence[int]) -> Batch:
+    """Some samples of a batch.
+
+    >>> selected(Batch(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1), ("a", "b"), 1), [1]).keys
+    ('b',)
+    """
+    index = torch.tensor(samples, device=batch.data.device)
+    target = each_scale(batch.target, lambda scale: scale.index_select(0, index))
+    return replace(batch, data=batch.data.index_select(0, index), target=target,
+                   keys=tuple(batch.keys[i] for i in samples))  # fmt: skip
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The samples of several batches, one after the other.
+
+    >>> one = Batch(torch.tensor([[1.0]]), torch.zeros(1, 1), ("a",), 1)
+    >>> joined([one, one]).keys
+    ('a', 'a')
+    """
+    first = batches[0]
+    if isinstance(first.target, list):
+        target: Scales = [torch.cat(scales) for scales in zip(*(each.target for each in batches), strict=True)]
+    else:
+        target = torch.cat([each.target for each in batches])  # type: ignore[misc]
+    return replace(first, data=torch.cat([each.data for each in batches]), target=target,
+                   keys=tuple(key for each in batches for key in each.keys))  # fmt: skip
+
+
+class DomainSamples:
+    """The samples of each domain, of the last batch that has any. They are not saved in checkpoints.
+
+    A domain that the batch lacks is represented by the last sample before it.
+    """
+
+    def __init__(self) -> None:
+        self._batch: dict[int, Batch] = {}
+        self._last: dict[int, Batch] = {}
+
+    def see(self, batch: Batch, domains: Sequence[int]) -> None:
+        """Add a batch.
+
+        Args:
+            batch: Batch; its samples may be kept for later steps.
+            domains: Domain of each sample.
+        """
+        for domain, earlier in self._batch.items():
+            self._last[domain] = selected(earlier, [len(earlier.data) - 1])
+        of_domain = {d: [i for i, other in enumerate(domains) if other == d] for d in dict.fromkeys(domains)}
+        self._batch = {domain: selected(batch, samples) for domain, samples in of_domain.items()}
+
+    def known(self) -> set[int]:
+        """The domains that have samples."""
+        return {*self._batch, *self._last}
+
+    def of(self, domain: int) -> Batch:
+        """The samples of a known domain."""
+        return self._batch.get(domain) or self._last[domain]
