@@ -45,6 +45,21 @@ def label_kinds(host):
 
 
 @pytest.fixture(scope="session")
+def three_domains(host):
+    """The number of a copy of the host's dataset whose training cases are from three domains."""
+    name = "Dataset714_Domains"
+    raw, preprocessed = (host.folder / folder / name for folder in ("nnUNet_raw", "nnUNet_preprocessed"))
+    for folder in (raw, preprocessed):
+        shutil.copytree(folder.with_name(DATASET), folder, symlinks=True)
+    plans = json.loads((preprocessed / "tinyPlans.json").read_text()) | {"dataset_name": name}
+    (preprocessed / "tinyPlans.json").write_text(json.dumps(plans))
+    (raw / "domains.json").write_text(json.dumps({f"case_{i}": domain for i, domain in enumerate("aabcb")}))
+    split = {"train": [f"case_{i}" for i in range(1, 5)], "val": ["case_0"]}
+    (preprocessed / "splits_final.json").write_text(json.dumps([split]))
+    return 714
+
+
+@pytest.fixture(scope="session")
 def _lowres(host):
     host.run("nnUNetv2_preprocess -d 701 -plans_name tinyPlans -c 3d_lowres -np 1")
 
@@ -430,12 +445,14 @@ OF_SLOT = {  # trainers whose columns stand for others of the same slot
     "feature statistics": "nnUNetTrainerMixStyle",
     "gradients and masks": "nnUNetTrainerRSC",
     "network": "nnUNetTrainerDropGen",
+    "auxiliary task": "nnUNetTrainerSgCG",
 }
 SLOT_MATES = (
     "nnUNetTrainerGIN_IPA", "nnUNetTrainerRandConv", "nnUNetTrainerCutOut", "nnUNetTrainerSLAug", "nnUNetTrainerBigAug",
     "nnUNetTrainerCrossNorm", "nnUNetTrainerDSU", "nnUNetTrainerTriD", "nnUNetTrainerEFDM", "nnUNetTrainerMaxStyle",
     "nnUNetTrainerChannelDropout", "nnUNetTrainerDSBN", "nnUNetTrainerAnatomix_FinetuneAll",
     "nnUNetTrainerAnatomix_FinetuneDecoder", "nnUNetTrainerTeacher",
+    "nnUNetTrainerFedDG", "nnUNetTrainerJiGen", "nnUNetTrainerSAML", "nnUNetTrainerDoFE", "nnUNetTrainerC2SDG",
 )  # fmt: skip
 COMBINATIONS = {"nnUNetTrainerDropGenTinyMIG": ("nnUNetTrainerTinyMIG", "nnUNetTrainerDropGen")}
 CHANGED = {"configure_optimizers", "configure_rotation_dummyDA_mirroring_and_inital_patch_size", "paper_epochs"}
@@ -470,27 +487,29 @@ def test_combines_two_trainers_without_additions_and_trains(host, one_image, tmp
 
 @pytest.mark.parametrize("trainer", SLOT_MATES)
 def test_shares_the_slot_of_another_trainer_and_trains_resumes_and_predicts(
-    host, one_image, tmp_path, trainer, record_property
+    host, one_image, three_domains, tmp_path, trainer, record_property
 ):
     (entry,) = (e for e in entry_points(group="nnunetv2.trainers") if e.name == trainer)
     (method,) = entry.load().methods
     record_property("trainer", trainer)
     record_property("same_as", OF_SLOT[method.slot])
     tiny = f"Tiny_{trainer}"
-    host.train(tiny, status=-9, TINY_STOP_AFTER="1")
-    host.train(tiny, "--c")
-    results = host.results(tiny)
+    how = {"dataset": three_domains}
+    host.train(tiny, status=-9, TINY_STOP_AFTER="1", **how)
+    host.train(tiny, "--c", **how)
+    results = host.results(tiny, dataset="Dataset714_Domains")
     losses = torch.load(results / "checkpoint_final.pth", weights_only=False)["logging"]["train_losses"]
     assert len(losses) == 3
     assert np.isfinite(losses).all()
     assert (results / "validation" / "summary.json").is_file()
-    host.predict(tiny, one_image, tmp_path, NNUNET_DG_HOME=str(tmp_path / "empty"))
+    host.predict(tiny, one_image, tmp_path, NNUNET_DG_HOME=str(tmp_path / "empty"), **how)
     assert segmentation_in(tmp_path).shape == (20, 24, 20)
     plans = "tinyPlans"
     if method.key == "teacher":
         plans = "tinyTeacherPlans"
         write_plans_with_a_vit(host, plans, method.key)
-    in_2d = host.train(tiny, configuration="2d", plans=plans, status=None, **UNVALIDATED)
+        how = {}
+    in_2d = host.train(tiny, configuration="2d", plans=plans, status=None, **UNVALIDATED, **how)
     assert ("Training done." in in_2d) != ("is 3-D only" in in_2d)
 
 
