@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.hooks import Tap
 from nnunet_dg.method import AroundPlanned, Inputs, Method, Paper, Step, Student, TrainingModule, number
-from nnunet_dg.tensors import per_channel, wide
+from nnunet_dg.tensors import per_channel, to_device, wide
 
 OWN_SHARE = 0.8  # smallest target share of a sample's own domain
 
@@ -231,7 +231,7 @@ class DoFETraining(TrainingModule):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """nnU-Net's loss, and the squared error of the shares. The memory is updated from the batch's bottleneck."""
         terms = {"segmentation": step.segmentation(step.output)}
-        domains = self.student.domains(step.batch.keys).to(step.batch.data.device, non_blocking=True)
+        domains = to_device(self.student.domains(step.batch.keys), step.batch.data.device)
         self._remember(step.own.features(self.bottleneck), domains)
         if self.settings.code:
             shares = wide(step.own.features(self.shares)).softmax(1)

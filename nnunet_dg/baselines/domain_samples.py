@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunet_dg.method import Batch
 from nnunet_dg.step import Scales
+from nnunet_dg.tensors import to_device
 
 
 def each_scale(target: Scales, function: Callable[[Tensor], Tensor]) -> Scales:
@@ -27,7 +28,7 @@ def selected(batch: Batch, samples: Sequence[int]) -> Batch:
     >>> selected(Batch(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1), ("a", "b"), 1), [1]).keys
     ('b',)
     """
-    index = torch.tensor(samples, device=batch.data.device)
+    index = to_device(torch.tensor(samples), batch.data.device)
     target = each_scale(batch.target, lambda scale: scale.index_select(0, index))
     return replace(batch, data=batch.data.index_select(0, index), target=target,
                    keys=tuple(batch.keys[i] for i in samples))  # fmt: skip

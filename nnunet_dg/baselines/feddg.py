@@ -18,7 +18,7 @@ from nnunet_dg.baselines.meta import descended, gradients_of, trained_parameters
 from nnunet_dg.baselines.partners import partner_order
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, number
 from nnunet_dg.sgcg.mixup import Partners, random_amplitude_mixup
-from nnunet_dg.tensors import wide
+from nnunet_dg.tensors import to_device, wide
 
 LARGEST_GRADIENT = 100  # elements of the inner gradient are clamped to it, as in the reference implementation
 ONE_FREQUENCY = 1 + 1e-6  # with a margin for rounding
@@ -162,9 +162,9 @@ class FedDGTraining(TrainingModule):
         domains = self.student.domains(batch.keys)
         partners = self.partners.of(images, domains)  # earlier samples, for a batch of one domain
         if len(domains.unique()) > 1:
-            partners = images[partner_order(len(images), domains).to(images.device)]
+            partners = images[to_device(partner_order(len(images), domains), images.device)]
         ratio = torch.rand(len(images), device=images.device)
         shortest = min(images.shape[2:])
-        width = max(self.settings.half_width, ONE_FREQUENCY / shortest) if self.settings.half_width else 0
+        width = min(0.5, max(self.settings.half_width, ONE_FREQUENCY / shortest)) if self.settings.half_width else 0
         mixed = random_amplitude_mixup(images, partners, ratio, width)
         return batch.with_images(mixed.masked_fill(self.student.outside.channels(images), 0))

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from nnunet_dg.hooks import kept_buffers
 from nnunet_dg.method import Method, Paper, Step, Student, TrainingModule, number, probability
-from nnunet_dg.tensors import wide
+from nnunet_dg.tensors import to_device, wide
 
 CUBIC = 2  # the longest axis of a patch that is divided along all axes is at most this times the shortest
 
@@ -165,9 +166,10 @@ class JiGenTraining(TrainingModule):
         data = step.batch.data
         orders = self.draw(len(data))
         terms, shown = {"segmentation": step.segmentation(step.output)}, step.own
-        orders_on_device = orders.to(data.device, non_blocking=True)
+        orders_on_device = to_device(orders, data.device)
         if bool((self.student.gathered(orders) > 0).any()):
-            shown = step.forward(reordered(data, self.grid, self.orders[orders_on_device]))
+            with kept_buffers(self.student.network):  # shuffled images do not count in batch norm's statistics
+                shown = step.forward(reordered(data, self.grid, self.orders[orders_on_device]))
         with torch.autocast(data.device.type, enabled=False):
             logits = self.head(wide(shown.features(self.bottleneck)).flatten(2).mean(2).to(self.head.weight.dtype))
             return terms | {"jigsaw": F.cross_entropy(logits, orders_on_device)}

@@ -217,9 +217,12 @@ class SAMLTraining(TrainingModule):
         return terms
 
     def _compactness(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """The mean over samples of the sum over classes that the label has."""
+        """The mean over samples of the sum over classes that the label and the prediction have.
+
+        A prediction of less than a voxel has no shape, and its squared border over its area would be huge.
+        """
         probability = wide(logits).sigmoid() if self.student.regions else wide(logits).softmax(1)[:, 1:]
-        present = masks.flatten(2).any(2)
+        present = masks.flatten(2).any(2) & (probability.detach().flatten(2).sum(2) >= 1)
         return compactness(probability).masked_fill(~present, 0).sum(1).mean()
 
     def _smoothness(self, found: Embeddings, has_band: Tensor) -> Tensor:

@@ -183,6 +183,15 @@ def test_the_window_has_a_frequency_besides_the_mean_unless_it_is_switched_off(h
     assert (len(unclipped.mul(1e6).round().unique()) <= 2) == same  # one shift for each sample
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 16, 16)])
+def test_thin_patches_are_mixed(shape):
+    _, training = a_training()
+    images = torch.rand(2, 1, *shape, dtype=torch.float64)
+    twins = training.mix(a_batch(images, torch.zeros(2, 1, *shape)))
+    assert twins.data.isfinite().all()
+    assert not torch.allclose(twins.data, images)
+
+
 def test_a_contrast_of_weight_0_is_not_computed():
     student, training = a_training(contrast=0)
     assert set(training.losses(Step(student, the_batch(), 0))) == set(training.weights(0))

@@ -149,6 +149,16 @@ def test_only_the_second_domain_of_the_step_has_no_band():
     assert seen == [[True, False, True]]
 
 
+def test_the_compactness_skips_shapes_that_the_prediction_lacks():
+    _, training = a_training()
+    logits = torch.zeros(1, 3, 32, 32, 32)
+    logits[:, 1:] = -20
+    logits.requires_grad_()
+    value = training._compactness(logits, torch.ones(1, 2, 32, 32, 32, dtype=torch.bool))
+    assert value == 0
+    assert (torch.autograd.grad(value, logits)[0] == 0).all()
+
+
 def test_the_compactness_skips_classes_that_the_label_lacks():
     _, training = a_training()
     logits = torch.randn(2, 3, 8, 8, dtype=torch.float64)
