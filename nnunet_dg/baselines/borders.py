@@ -53,13 +53,15 @@ def grown(mask: Tensor, steps: int = 1) -> Tensor:
     return mask
 
 
-def border_and_band(mask: Tensor) -> tuple[Tensor, Tensor]:
+def border_and_band(mask: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The outermost voxels of the foreground, and the background that is at most 5 steps away from it.
 
     The edge of the patch is no border.
 
     Args:
         mask: Foreground, ``(B, F, *spatial)``, bool.
+        known: Voxels that are not ignored, ``(B, 1, *spatial)``, bool. Next to ignored voxels, as at the edge of the
+            patch, there is no border, since what is there is not known. Default: all.
 
     Returns:
         Border and band, each ``(B, F, *spatial)``, bool.
@@ -68,7 +70,8 @@ def border_and_band(mask: Tensor) -> tuple[Tensor, Tensor]:
     >>> border.int(), band.int()
     (tensor([[[0, 0, 1, 0]]], dtype=torch.int32), tensor([[[0, 0, 0, 1]]], dtype=torch.int32))
     """
-    return mask & grown(~mask), grown(mask, BAND) & ~mask
+    outside = ~mask if known is None else ~mask & known
+    return mask & grown(outside), grown(mask, BAND) & outside
 
 
 def region_means(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +130,7 @@ def embeddings(features: Tensor, masks: Tensor, known: Tensor) -> Embeddings:
     >>> result.border.item(), result.band.item(), result.present.item()
     (2.0, 3.0, True)
     """
-    border, band = border_and_band(masks)
+    border, band = border_and_band(masks, known)
     of_border, has_border = region_means(features, border & known)
     of_band, has_band = region_means(features, band & known)
     return Embeddings(of_border, of_band, has_border & has_band)

@@ -22,6 +22,15 @@ def each_scale(target: Scales, function: Callable[[Tensor], Tensor]) -> Scales:
     return [function(scale) for scale in target] if isinstance(target, list) else function(target)
 
 
+def part(target: Scales, samples: range) -> Scales:
+    """Consecutive samples of an output or target at one or several resolutions.
+
+    >>> part([torch.arange(3), torch.arange(3) * 10], range(1, 3))
+    [tensor([1, 2]), tensor([10, 20])]
+    """
+    return each_scale(target, lambda scale: scale[samples.start : samples.stop])
+
+
 def selected(batch: Batch, samples: Sequence[int]) -> Batch:
     """Some samples of a batch.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dg.baselines.borders import Embeddings, embeddings, foreground, gathered
-from nnunet_dg.baselines.domain_samples import DomainSamples, each_scale, joined
+from nnunet_dg.baselines.domain_samples import DomainSamples, each_scale, joined, part
 from nnunet_dg.baselines.meta import clipped, descended, gradients_of, trained_parameters
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, full_resolution, number
 from nnunet_dg.tensors import wide
@@ -199,7 +199,10 @@ class SAMLTraining(TrainingModule):
     def _after_a_step(self, step: Step, train: Batch, test: Batch, with_band: int) -> dict[str, Tensor]:
         student, settings = self.student, self.settings
         with student.aside():
-            inner = gradients_of(student, student.loss(step.forward(train.data).output, train.target))
+            output = step.forward(train.data).output
+            domains = [range(with_band), range(with_band, len(train.data))]
+            each = [student.loss(part(output, d), part(train.target, d)) for d in domains if len(d)]
+            inner = gradients_of(student, torch.stack(each).mean())
         parameters = trained_parameters(student)
         weights = descended(parameters, inner, settings.step_size, lambda gradient: clipped(gradient, LARGEST_NORM))
         batch, first = joined([train, test]), len(train.data)

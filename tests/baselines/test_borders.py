@@ -38,11 +38,22 @@ def test_the_edge_of_the_patch_is_no_border():
     assert border_and_band(mask)[0].sum() == 6
 
 
+def test_next_to_ignored_voxels_is_no_border():
+    mask, known = torch.zeros(1, 1, 8, 8, dtype=torch.bool), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., 2:6, 2:6] = known[..., 2:6, 2:6] = True
+    assert not torch.cat(border_and_band(mask, known)).any()
+    known[..., :] |= torch.arange(8) < 2  # the columns before the square
+    border, band = border_and_band(mask, known)
+    assert border.nonzero()[:, 2:].tolist() == [[row, 2] for row in range(2, 6)]
+    assert (band & ~known).sum() == 0
+    assert band.any()
+
+
 def test_embeddings_are_the_means_of_a_loop_and_skip_ignored_voxels():
     masks, known = a_mask(8, 8), ~a_mask(8, 8, seed=1)[:, :1]
     features = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     found = embeddings(features, masks, known)
-    border, band = border_and_band(masks)
+    border, band = border_and_band(masks, known)
     for i in range(2):
         for k in range(2):
             for values, region in ((found.border, border), (found.band, band)):

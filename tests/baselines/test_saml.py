@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,8 +120,7 @@ def test_the_terms_are_those_of_the_third_domain_after_a_step_on_two_others():
     terms = training.losses(Step(student, batch, 0))
     network = student.network
     torch.testing.assert_close(terms["segmentation"], student.loss(network(batch.data), batch.target))
-    order = torch.tensor([2, 0])
-    inner = student.loss(network(batch.data[order]), batch.target[order])
+    inner = sum(student.loss(network(batch.data[i : i + 1]), batch.target[i : i + 1]) for i in (2, 0)) / 2
     gradients = torch.autograd.grad(inner, list(network.parameters()))
     found = torch.autograd.grad(terms["segmentation_meta"], list(network.parameters()), retain_graph=True)
     with torch.no_grad():
@@ -137,6 +137,23 @@ def test_the_terms_are_those_of_the_third_domain_after_a_step_on_two_others():
     assert torch.isfinite(terms["smoothness"])
     terms["smoothness"].backward()
     assert all((parameter.grad != 0).any() for parameter in training.metric.parameters())
+
+
+def test_the_step_weighs_both_domains_alike_whatever_their_numbers_of_samples():
+    student, training = a_training(step_size=0.5, compactness=0, smoothness=0)
+    batch = the_batch(4)
+    batch = replace(batch, keys=("b", "b", "c", "a"))
+    training.draw = lambda: [0, 1, 2]
+    terms = training.losses(Step(student, batch, 0))
+    network = student.network
+    inner = (student.loss(network(batch.data[:2]), batch.target[:2])
+             + student.loss(network(batch.data[2:3]), batch.target[2:3])) / 2  # fmt: skip
+    gradients = torch.autograd.grad(inner, list(network.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter -= 0.5 * gradient * min(1, 10 / gradient.norm())
+    meta = student.loss(network(batch.data[3:]), batch.target[3:])
+    torch.testing.assert_close(terms["segmentation_meta"], meta)
 
 
 def test_only_the_second_domain_of_the_step_has_no_band():
