@@ -257,7 +257,7 @@ def _folded(checkpoint: dict[str, Any]) -> dict[str, Any]:
     network.load_state_dict(checkpoint["network_weights"])
     for method in folding:
         method.fold_network(network)
-    group = checkpoint["optimizer_state"]["param_groups"][0]
+    group = _group_of_network(checkpoint["optimizer_state"]["param_groups"])
     group = group | {"params": list(range(len(list(network.parameters()))))}
     return checkpoint | {
         "network_weights": network.state_dict(),
@@ -265,10 +265,20 @@ def _folded(checkpoint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _group_of_network(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """One group with the parameters of the network. Auxiliary modules have a group of their own, added after these.
+
+    A recipe may give the encoder another rate than the decoder: each group then has its ``rate``.
+    """
+    of_network = [group for group in groups if "rate" in group] or groups[:1]
+    rest = {name: value for name, value in of_network[-1].items() if name != "rate"}
+    return rest | {"params": [i for group in of_network for i in group["params"]]}
+
+
 def _plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint as nnUNetTrainer writes it: one parameter group, its own curves, plans without our settings."""
     optimizer = checkpoint["optimizer_state"]
-    own = optimizer["param_groups"][0]  # auxiliary modules have their own group, added after the network's
+    own = _group_of_network(optimizer["param_groups"])
     state = {i: optimizer["state"][i] for i in own["params"] if i in optimizer["state"]}
     return checkpoint | {
         "trainer_name": PLAIN,

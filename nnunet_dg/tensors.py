@@ -40,7 +40,7 @@ def sortable(values: Tensor, group: Tensor) -> Tensor:
     """Integers with the order of the groups and, within a group, of the values: one sort of them sorts each group.
 
     Args:
-        values: Values that are not negative, float32.
+        values: Values that are not negative. Other dtypes than float32 are rounded to it.
         group: Group of each value, int64, not negative, in a shape that broadcasts to that of the values.
 
     Returns:
@@ -49,7 +49,9 @@ def sortable(values: Tensor, group: Tensor) -> Tensor:
     >>> sortable(torch.tensor([0.5, 0.25, 0.0]), torch.tensor([0, 0, 1])).argsort()
     tensor([1, 0, 2])
     """
-    return (group << 32) + (values + 0.0).view(torch.int32)  # the bits of such floats are ordered; -0.0 becomes 0.0
+    return (group << 32) + (values.float() + 0.0).view(
+        torch.int32
+    )  # the bits of such floats are ordered; -0.0 becomes 0.0
 
 
 def minmax(x: Tensor) -> Tensor:

@@ -77,6 +77,27 @@ def test_a_full_disk_is_one_line(results, tmp_path, monkeypatch, capsys):
     assert path_open is os.open
 
 
+def test_groups_of_a_recipe_become_the_one_of_nnunets_optimizer(results, tmp_path):
+    count = 0
+
+    def of_a_recipe(checkpoint):
+        nonlocal count
+        count = len(checkpoint["network_weights"])
+        groups = [torch.nn.Parameter(torch.zeros(1)) for _ in range(count + 1)]  # the last one of an auxiliary module
+        optimizer = torch.optim.SGD(
+            [{"params": groups[:2], "rate": 0.5}, {"params": groups[2:-1], "rate": 1.0}], lr=0.1
+        )
+        optimizer.add_param_group({"params": groups[-1:]})
+        checkpoint["optimizer_state"] = optimizer.state_dict()
+
+    change_checkpoint(results, of_a_recipe)
+    assert export(tmp_path / "model") == 0
+    checkpoint = torch.load(tmp_path / "model" / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    (group,) = checkpoint["optimizer_state"]["param_groups"]
+    assert group["params"] == list(range(count))
+    assert "rate" not in group
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -59,8 +59,9 @@ class TinyMIG(TeacherSettings):
             first two, as published.
         aligned_stages: Encoder stages whose features are aligned (figure 8c). None: all for which there are maps of the
             teacher, at most the first four.
-        ablate: Parts of the method that are disabled (tables 4 and 6). If both lra and co_training are
-            disabled, the reprogramming is not trained, and styles are random combinations of the teacher's features.
+        ablate: Parts of the method that are disabled (tables 4 and 6). Without co_training, the
+            reprogramming learns from lra only, with `alignment` ``"lra"``; otherwise it is not trained, and styles are
+            random combinations of the teacher's features.
 
     Raises:
         SettingsError: A setting has a value that is not accepted. The message names the setting.

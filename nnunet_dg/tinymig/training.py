@@ -52,6 +52,7 @@ class TinyMIGTraining(TrainingModule):
         self.aligned = settings.aligned_stages or tuple(range(depths))
         self.styled_stages = settings.styled_stages or tuple(range(min(STYLED_STAGES, depths)))
         self._check_stages(depths)
+        self._freeze_unused_reprogramming()
         if settings.uses("lra") and settings.alignment != "mlkd":
             self.alignment = self._build_alignment()
         self.taps = [student.tap(stage) for stage in self.aligned]
@@ -80,6 +81,13 @@ class TinyMIGTraining(TrainingModule):
         if not settings.reprogramming_learns:
             self.teaching.requires_grad_(False)
         return depths
+
+    def _freeze_unused_reprogramming(self) -> None:
+        """Without co-training, only stages that are aligned give gradients. DDP waits for every other one in vain."""
+        if self.settings.needs_teacher and not self.settings.uses("co_training"):
+            for stage, block in enumerate(self.teaching.reprogramming):
+                if stage not in self.aligned:
+                    block.requires_grad_(False)
 
     def _check_stages(self, depths: int) -> None:
         """Refuse stages for which the teacher has no map."""

@@ -82,10 +82,16 @@ class MethodsTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision &= all(method.deep_supervision for method in resolved)
         self.folds = Folds(Path(self.output_folder_base), f"fold_{self.fold}", type(self).methods)
-        known = [method.for_domains(self._number_of_domains) for method in resolved]
+        known = [self._for_domains(method) for method in resolved]
         self.methods = tuple(self.folds.completed(method, self.print_to_log_file) for method in known)
         for method in self.methods:
             record(self.plans_manager.plans, method)
+
+    def _for_domains(self, method: Method) -> Method:
+        try:
+            return method.for_domains(self._number_of_domains)
+        except SettingsError as error:
+            raise SettingsError(f'plans["{KEY}"]["{method.key}"]: {error}') from error
 
     def _number_of_domains(self) -> int:
         raw = Path(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw else None

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers import set_nnunets_folders
 from on_noise import CASES, batch, initialized
 from small_trainers import CPU, planned, step
 
@@ -59,10 +60,9 @@ def test_targets_add_up_to_one():
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
+    set_nnunets_folders(monkeypatch, tmp_path)
 
-    def make(domains=("a", "b"), splits=None, **settings):
+    def make(domains=("a", "b"), splits=None, number=None, **settings):
         content = planned()
         folder = tmp_path / "nnUNet_preprocessed" / content["dataset_name"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def make(tmp_path, monkeypatch):
         if splits:
             (folder / "splits_final.json").write_text(json.dumps(splits))
         torch.manual_seed(0)
-        trainer = initialized(nnUNetTrainerDoFE, content | {"nnunet_dg": {"dofe": settings}}, CPU)
+        trainer = initialized(nnUNetTrainerDoFE, content | {"nnunet_dg": {"dofe": settings | {"domains": number}}}, CPU)
         trainer.current_epoch = trainer.num_epochs - 1
         return trainer
 
@@ -126,10 +126,8 @@ def test_the_number_of_domains_is_recorded_for_inference(make):
     trainer = make()
     assert trainer.plans_manager.plans["nnunet_dg"]["dofe"]["domains"] == 2
     assert trainer.network.memory.vectors.shape == (2, 16)
-    with pytest.raises(
-        SettingsError, match=r"domains must be the number of domains in domains.json, which is 2; got 3"
-    ):
-        DoFE(domains=3).for_domains(lambda: 2)
+    with pytest.raises(SettingsError, match=r'\["dofe"\]: domains must be the number of domains .* is 2; got 3'):
+        make(number=3)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def test_the_loss_is_the_weighted_sum(make):
         ({"alignment": "attnfd", "aligned_stages": [2, 0]}, TERMS, BOTH),
         ({"alignment": "mlkd"}, TERMS, {"teaching"}),
         ({"styled_stages": [2], "aligned_stages": [1]}, TERMS, BOTH),
+        ({"aligned_stages": [1], "ablate": ["co_training"]}, TERMS - {"segmentation_teacher"}, BOTH),
         ({"statistics": "trid"}, TERMS, {*BOTH, "method"}),
         ({"statistics": "efdm", "styled_stages": [1]}, TERMS, {*BOTH, "method"}),
         ({"statistics": "maxstyle", "at": "pre-activation"}, TERMS, {*BOTH, "method"}),
