@@ -39,7 +39,7 @@ GIB = 2**30
 
 
 class Single(NamedTuple):
-    """What a trainer shows by itself."""
+    """Measurements of one trainer that need no comparison."""
 
     first: float
     memory: float

@@ -60,8 +60,8 @@ def border_and_band(mask: Tensor, known: Tensor | None = None) -> tuple[Tensor, 
 
     Args:
         mask: Foreground, ``(B, F, *spatial)``, bool.
-        known: Voxels that are not ignored, ``(B, 1, *spatial)``, bool. Next to ignored voxels, as at the edge of the
-            patch, there is no border, since what is there is not known. Default: all.
+        known: Voxels that are not ignored, ``(B, 1, *spatial)``, bool. Ignored voxels do not count as background, so
+            that foreground next to them is not a border, as at the edge of the patch. Default: all voxels.
 
     Returns:
         Border and band, each ``(B, F, *spatial)``, bool.

@@ -112,7 +112,10 @@ def test_a_misspelled_section_with_a_method_in_it_is_refused(key):
 @pytest.mark.parametrize("value", ["2.6", 1, None, {"p": 0.5}, ["dropgen"], {"nnunet": {}}], ids=str)
 def test_keys_of_other_packages_are_ignored(key, value):
     configuration = {"patch_size": [16] * 3, key: value}
-    refuse_misplaced({key: value, "configurations": {"3d_fullres": configuration}})
+    plans = {key: value, "configurations": {"3d_fullres": configuration}}
+    refuse_misplaced(plans)
+    with pytest.raises(SettingsError, match="is not read"):  # which shows that the plans were looked at
+        refuse_misplaced(plans | {"nnunet_gd": {"dropgen": {"p": 0.5}}})
 
 
 def test_our_section_below_a_configuration_is_refused():
