@@ -107,9 +107,9 @@ class ClassStatistics(nn.Module):
 
 def _count_and_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Count ``(K,)`` and mean ``(K, A)`` over all processes. Labels are 0 ... K; label K is excluded."""
-    total = features.new_zeros(num_classes + 1, features.shape[1] + 1)
-    total.index_add_(0, labels, torch.cat([torch.ones_like(features[:, :1]), features], 1))
-    total = _over_processes(total[:num_classes].contiguous())
+    number = features.new_zeros(num_classes + 1).index_add_(0, labels, features.new_ones(len(labels)))
+    total = features.new_zeros(num_classes + 1, features.shape[1]).index_add_(0, labels, features)
+    total = _over_processes(torch.cat([number[:, None], total], 1)[:num_classes].contiguous())
     count = total[:, 0]
     return count, total[:, 1:] / count.clamp(min=1)[:, None]
 
@@ -117,23 +117,29 @@ def _count_and_mean(features: Tensor, labels: Tensor, num_classes: int) -> tuple
 def _scatter(features: Tensor, labels: Tensor, mean: Tensor) -> Tensor:
     """The sum of ``(q - mean)(q - mean)^T`` for each class, ``(K, A, A)``. Labels are 0 ... K; label K is excluded.
 
-    One sort groups the rows by class. Each class begins a block of `BLOCK` rows, whose rest is zero; the products of
-    all blocks are then added up per class. The number of blocks does not depend on the labels, so that the host does
-    not wait for a GPU.
+    One sort groups the rows by class, and each class is divided into blocks of `BLOCK` rows. The products of the blocks
+    are added up per class, a few blocks at a time, so that no tensor is larger than features or result. The number of
+    blocks does not depend on the labels: the host does not wait for a GPU.
     """
     classes, width = mean.shape
+    if not len(labels):
+        return mean.new_zeros(classes, width, width)
     labels, order = labels.sort()
     start = torch.searchsorted(labels, torch.arange(classes + 2, device=labels.device))
-    ends = ((start.diff() + BLOCK - 1) // BLOCK).cumsum(0)  # block after the last one of each class
-    first = torch.cat([ends.new_zeros(1), ends[:-1]])
-    place = first[labels] * BLOCK + torch.arange(len(labels), device=labels.device) - start[labels]
-    number = len(labels) // BLOCK + classes + 1
-    rows = torch.cat([mean, mean.new_zeros(1, width)])[labels]
-    blocks = features.new_zeros(number * BLOCK, width).index_copy_(0, place, features[order] - rows)
-    blocks = blocks.reshape(number, BLOCK, width)
-    of_block = torch.searchsorted(ends, torch.arange(number, device=labels.device), right=True).clamp(max=classes)
+    number = start.diff().add(BLOCK - 1) // BLOCK  # blocks of each class
+    ends = number.cumsum(0)
+    block = torch.arange(len(labels) // BLOCK + classes + 1, device=labels.device)
+    of_block = torch.searchsorted(ends, block, right=True).clamp(max=classes)
+    first = start[of_block] + BLOCK * (block - (ends - number)[of_block])
+    last = start[of_block + 1]
+    means = torch.cat([mean, mean.new_zeros(1, width)])
     result = features.new_zeros(classes + 1, width, width)
-    return result.index_add_(0, of_block, blocks.mT @ blocks)[:classes].contiguous()
+    for chosen in block.split(max(1, min(len(labels) // BLOCK, max(classes, len(labels) // width)))):
+        rows = first[chosen, None] + torch.arange(BLOCK, device=labels.device)
+        centered = features[order[rows.clamp(max=len(labels) - 1)]] - means[of_block[chosen], None]
+        centered = centered.masked_fill_((rows >= last[chosen, None])[..., None], 0)
+        result.index_add_(0, of_block[chosen], centered.mT @ centered)
+    return result[:classes].contiguous()
 
 
 def _over_processes(value: Tensor) -> Tensor:
