@@ -111,8 +111,8 @@ class DropGen(Method):
 
         if self.p_end is not None and not (self.sees_image and self.sees_features):
             raise SettingsError(
-                f"p_end {self.p_end!r} has no effect with inputs {self.inputs!r}, for which the dropout is off: leave "
-                f"it unset."
+                f"p_end {self.p_end!r} has no effect with inputs {self.inputs!r}, for which the dropout is off: set it "
+                f"to null (None)."
             )
 
         if self.squeeze != "mean" and self.fusion != "squeeze-excitation":
