@@ -14,7 +14,7 @@ import torch
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.domains import locate, read_file
@@ -189,7 +189,8 @@ class MethodsTrainer(nnUNetTrainer):
             return module
         if not any(parameter.requires_grad for parameter in module.parameters()):
             for value in module.state_dict().values():  # DDP refuses such a module, but it must be equal on all devices
-                distributed.broadcast(value, 0)
+                if isinstance(value, Tensor):  # not samples of earlier steps
+                    distributed.broadcast(value, 0)
             return module
         return DistributedDataParallel(module, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
@@ -204,7 +205,7 @@ class MethodsTrainer(nnUNetTrainer):
         saved = TrainingState.read(state, type(self).__name__, list(self.auxiliary))
         saved.refuse_other_conditions(self._conditions())
         for key, module in self.auxiliary.items():
-            unwrap(module).load_state_dict(saved.modules[key])
+            saved.load(key, unwrap(module))
         self.pretrained = saved.pretrained
 
     def on_train_start(self) -> None:
