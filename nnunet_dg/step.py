@@ -235,8 +235,8 @@ class Student(ABC):
 
     @property
     @abstractmethod
-    def num_training_domains(self) -> int:
-        """Number of domains with a training case in this fold."""
+    def training_domains(self) -> tuple[int, ...]:
+        """Numbers of the domains with a training case in this fold; all of them before the data are read."""
 
     @property
     @abstractmethod

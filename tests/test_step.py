@@ -22,7 +22,7 @@ class PlainStudent(Student):
         return (output.sum() - full_resolution(target).sum()).abs()
 
     full_resolution_loss = classes = domains = log = agreed = scaled = None
-    domain_names = num_training_domains = pretrained = None
+    domain_names = training_domains = pretrained = None
 
 
 def test_image_channels_are_replaced_and_those_of_a_cascades_previous_stage_are_kept():

@@ -58,23 +58,36 @@ def remembered(memory: Tensor, means: Tensor, domains: Tensor, keep: float) -> T
     return torch.where(samples > 0, keep * memory + (1 - keep) * new, memory)
 
 
-def softened(domains: Tensor, count: int, own: Tensor) -> Tensor:
-    """The target shares of the domains: ``own`` for a sample's own domain, the rest equally for the others.
+def shares_of(code: Tensor, present: Tensor) -> Tensor:
+    """The shares of the domains: the softmax over those that are present, and 0 for the others; in at least float32.
+
+    Args:
+        code: Predicted similarity to each domain, ``(B, D)``.
+        present: Whether a domain is present, ``(D,)``, bool; at least one is.
+
+    >>> shares_of(torch.tensor([[0.0, 5.0, 0.0]]), torch.tensor([True, False, True]))
+    tensor([[0.5000, 0.0000, 0.5000]])
+    """
+    return wide(code).masked_fill(~present, -torch.inf).softmax(1)
+
+
+def softened(domains: Tensor, present: Tensor, own: Tensor) -> Tensor:
+    """The target shares of the domains: ``own`` for a sample's own domain, the rest equally for the others present.
 
     Args:
         domains: Domain of each sample, ``(B,)``, int64.
-        count: Number of domains, D.
+        present: Whether a domain is present, ``(D,)``, bool.
         own: Share of the own domain, ``(B,)``.
 
     Returns:
         ``(B, D)``.
 
-    >>> softened(torch.tensor([1]), 3, torch.tensor([0.8]))
-    tensor([[0.1000, 0.8000, 0.1000]])
+    >>> softened(torch.tensor([1]), torch.tensor([True, True, True, False]), torch.tensor([0.8]))
+    tensor([[0.1000, 0.8000, 0.1000, 0.0000]])
     """
-    is_own = F.one_hot(domains, count).bool()
-    rest = (1 - own) / max(count - 1, 1)
-    return torch.where(is_own, own[:, None], rest[:, None])
+    is_own = F.one_hot(domains, len(present)).bool()
+    rest = (1 - own) / (present.sum() - 1).clamp(min=1)
+    return torch.where(is_own, own[:, None], rest[:, None] * present)
 
 
 class DomainMemory(nn.Module):
@@ -87,6 +100,7 @@ class DomainMemory(nn.Module):
     """
 
     vectors: Tensor
+    present: Tensor
     active: Tensor
 
     def __init__(self, width: int, domains: int, dims: int) -> None:
@@ -95,12 +109,13 @@ class DomainMemory(nn.Module):
         self.code = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, domains))
         self.selector = convolution(width, width, 1, bias=False)
         self.register_buffer("vectors", torch.zeros(domains, width))
+        self.register_buffer("present", torch.ones(domains, dtype=torch.bool))  # the domains with training cases
         self.register_buffer("active", torch.ones(()))  # 0 while the memory only collects
 
     def forward(self, feature: Tensor) -> Tensor:
         # the memory changes after the pass, before its gradient is computed from it
-        vectors, active = self.vectors.clone(), self.active.clone()
-        shares = wide(self.code(feature.flatten(2).amax(2))).softmax(1)
+        vectors, active, present = self.vectors.clone(), self.active.clone(), self.present.clone()
+        shares = shares_of(self.code(feature.flatten(2).amax(2)), present)
         with torch.autocast(feature.device.type, enabled=False):
             aggregated = active * (shares @ vectors.to(shares.dtype))
         return enriched(feature, self.selector(feature), aggregated)
@@ -147,7 +162,8 @@ class DoFE(Method):
     In the published code, the memory is never updated. Here, as in the paper, it is a moving average of the domains'
     mean bottlenecks in training, and it is not changed at inference. The paper fills it by a network trained before;
     here it only collects in the first tenth of the epochs. A layer norm stands for the paper's batch norm of the pooled
-    bottleneck, which needs several samples. A domain without training cases in a fold keeps a vector of zeros.
+    bottleneck, which needs several samples. A domain without training cases in a fold has no share, neither in training
+    nor at inference.
 
     Attributes:
         keep: Share of the memory that a step keeps.
@@ -221,7 +237,10 @@ class DoFETraining(TrainingModule):
         return self.student.num_epochs // 10
 
     def start_epoch(self, epoch: int) -> None:
-        """In the first tenth of the epochs, the memory only collects."""
+        """In the first tenth of the epochs, the memory only collects. Domains without training cases get no share."""
+        present = self.memory.present.new_zeros(len(self.memory.present), device="cpu")
+        present[list(self.student.training_domains)] = True
+        self.memory.present.copy_(present)
         self.memory.active.fill_(epoch >= self.first_epoch)
 
     def weights(self, epoch: int) -> dict[str, float]:
@@ -234,9 +253,11 @@ class DoFETraining(TrainingModule):
         domains = to_device(self.student.domains(step.batch.keys), step.batch.data.device)
         self._remember(step.own.features(self.bottleneck), domains)
         if self.settings.code:
-            shares = wide(step.own.features(self.shares)).softmax(1)
+            present = self.memory.present.clone()
+            shares = shares_of(step.own.features(self.shares), present)
             own = OWN_SHARE + (1 - OWN_SHARE) * torch.rand(len(shares), device=shares.device, dtype=shares.dtype)
-            terms["code"] = (shares - softened(domains, shares.shape[1], own)).square().mean()
+            errors = (shares - softened(domains, present, own)).square()
+            terms["code"] = (errors.sum(1) / present.sum()).mean()
         return terms
 
     @torch.no_grad()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_dg.method import Batch
 from nnunet_dg.step import Scales
@@ -59,13 +60,29 @@ def joined(batches: Sequence[Batch]) -> Batch:
                    keys=tuple(key for each in batches for key in each.keys))  # fmt: skip
 
 
-class DomainSamples:
-    """The samples of each domain, of the last batch that has any. They are not saved in checkpoints.
+def as_state(batch: Batch) -> dict[str, Any]:
+    """A batch as it is saved in a checkpoint."""
+    return vars(batch) | {"keys": list(batch.keys)}
 
-    A domain that the batch lacks is represented by the last sample before it.
+
+def of_state(state: Mapping[str, Any]) -> Batch:
+    """The batch that `as_state` got.
+
+    >>> of_state(as_state(Batch(torch.ones(1, 1), torch.zeros(1, 1), ("a",), 1))).keys
+    ('a',)
+    """
+    return Batch(**dict(state) | {"keys": tuple(state["keys"])})
+
+
+class DomainSamples(nn.Module):
+    """The samples of each domain, of the last batch that has any.
+
+    A domain that the batch lacks is represented by the last sample before it. The last sample of each domain is saved
+    in checkpoints, in DDP those of the first device.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._batch: dict[int, Batch] = {}
         self._last: dict[int, Batch] = {}
 
@@ -76,15 +93,22 @@ class DomainSamples:
             batch: Batch; its samples may be kept for later steps.
             domains: Domain of each sample.
         """
-        for domain, earlier in self._batch.items():
-            self._last[domain] = selected(earlier, [len(earlier.data) - 1])
         of_domain = {d: [i for i, other in enumerate(domains) if other == d] for d in dict.fromkeys(domains)}
         self._batch = {domain: selected(batch, samples) for domain, samples in of_domain.items()}
+        self._last |= {domain: selected(batch, samples[-1:]) for domain, samples in of_domain.items()}
 
     def known(self) -> set[int]:
         """The domains that have samples."""
-        return {*self._batch, *self._last}
+        return set(self._last)
 
     def of(self, domain: int) -> Batch:
         """The samples of a known domain."""
         return self._batch.get(domain) or self._last[domain]
+
+    def get_extra_state(self) -> dict[int, dict[str, Any]]:
+        """The last sample of each domain, for checkpoints."""
+        return {domain: as_state(sample) for domain, sample in self._last.items()}
+
+    def set_extra_state(self, state: dict[int, dict[str, Any]]) -> None:
+        """Restore the last sample of each domain."""
+        self._batch, self._last = {}, {domain: of_state(sample) for domain, sample in state.items()}

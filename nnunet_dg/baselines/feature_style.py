@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -179,6 +179,16 @@ class FeatureStyleTraining(TrainingModule):
             return partners
 
         return torch.where(acts, self.settings.styled(feature, tuple(draw), partner), feature)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The values of earlier single samples, for checkpoints."""
+        return {"earlier": {stage: earlier.state() for stage, earlier in self.earlier.items()}, "single": self.single}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the values of earlier single samples."""
+        for stage, values in state["earlier"].items():
+            self.earlier[stage].restore(values)
+        self.single = dict(state["single"])
 
     def prepare(self) -> None:
         """Log a note if each device has one sample, and the method needs more or takes earlier ones as partners."""

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -37,13 +38,24 @@ def distant_orders(tiles: int, count: int) -> tuple[tuple[int, ...], ...]:
     >>> distant_orders(tiles=4, count=5)
     ((0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0), (0, 2, 3, 1))
     """
-    every = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)
-    chosen, nearest = [0], np.full(len(every), tiles + 1)
+    every = _all_orders(tiles).T.copy()  # one row for each place
+    chosen, nearest = [0], np.full(every.shape[1], tiles + 1, dtype=np.int8)
     while len(chosen) < count:
-        nearest = np.minimum(nearest, (every != every[chosen[-1]]).sum(1))
+        last = every[:, chosen[-1]]
+        distance = sum((row != tile).view(np.int8) for row, tile in zip(every, last, strict=True))
+        nearest = np.minimum(nearest, distance)
         nearest[chosen[-1]] = -1
         chosen.append(int(nearest.argmax()))
-    return tuple(tuple(map(int, every[i])) for i in chosen)
+    return tuple(tuple(map(int, every[:, i])) for i in chosen)
+
+
+def _all_orders(tiles: int) -> NDArray[np.int8]:
+    """All orders of tiles, ``(tiles!, tiles)``, in lexicographic order."""
+    if tiles == 1:
+        return np.zeros((1, 1), dtype=np.int8)
+    rest = _all_orders(tiles - 1)
+    firsts = [np.full((len(rest), 1), first, dtype=np.int8) for first in range(tiles)]
+    return np.concatenate([np.hstack([first, rest + (rest >= first)]) for first in firsts]).astype(np.int8)
 
 
 def grid_of(patch_size: Sequence[int]) -> tuple[int, ...]:
@@ -60,39 +72,43 @@ def grid_of(patch_size: Sequence[int]) -> tuple[int, ...]:
     return tuple(1 if axis == thin else 3 for axis in range(len(patch_size)))
 
 
-def reordered(data: Tensor, grid: Sequence[int], orders: Tensor) -> Tensor:
+def reordered(data: Tensor, grid: Sequence[int], orders: Sequence[Sequence[int]]) -> Tensor:
     """Each sample with its tiles in another order: place i shows tile ``order[i]``.
 
-    Tiles are counted along the last axis first. Voxels behind the last whole tile of an axis become 0 if the order is
-    not the identity, so that they do not show which tile was there.
+    Tiles are counted along the last axis first. Together they cover the whole patch: if an axis cannot be divided
+    evenly, some tiles have one more voxel than others, and a place shows as many voxels as it has, from the tile's
+    first on, or the last ones of the axis. A remainder outside of all tiles would show which images are shuffled, by
+    its content or by its absence.
 
     Args:
         data: ``(B, C, *spatial)``.
         grid: Number of tiles along each spatial axis.
-        orders: Order of each sample, ``(B, tiles)``, int64.
+        orders: Order of each sample, ``(B, tiles)``.
 
     Returns:
         The same shape and dtype.
 
-    >>> reordered(torch.arange(4.0).reshape(1, 1, 2, 2), (2, 2), torch.tensor([[2, 0, 3, 1]]))
+    >>> reordered(torch.arange(4.0).reshape(1, 1, 2, 2), (2, 2), [(2, 0, 3, 1)])
     tensor([[[[2., 0.],
               [3., 1.]]]])
     """
-    samples, channels, *shape = data.shape
-    sizes = [size // parts for size, parts in zip(shape, grid, strict=True)]
-    inside = (slice(None), slice(None), *(slice(part * size) for part, size in zip(grid, sizes, strict=True)))
-    dims = len(grid)
-    split = [length for pair in zip(grid, sizes, strict=True) for length in pair]
-    tiles = data[inside].reshape(samples, channels, *split)
-    places, voxels = [2 + 2 * i for i in range(dims)], [3 + 2 * i for i in range(dims)]
-    axes = (0, *places, 1, *voxels)
-    tiles = tiles.permute(axes).reshape(samples, math.prod(grid), channels, *sizes)
-    shown = tiles[torch.arange(samples, device=data.device)[:, None], orders]
-    back = [axes.index(axis) for axis in range(len(axes))]
-    changed = (orders != torch.arange(orders.shape[1], device=orders.device)).any(1)
-    result = torch.where(changed.reshape(-1, *[1] * (data.ndim - 1)), 0, data)
-    result[inside] = shown.reshape(samples, *grid, channels, *sizes).permute(back).reshape(result[inside].shape)
+    axes = list(zip(data.shape[2:], grid, strict=True))
+    corners = list(itertools.product(*(range(parts) for parts in grid)))
+    result = data.clone()
+    for sample, order in enumerate(orders):
+        for place, tile in zip(corners, (corners[i] for i in order), strict=True):
+            if place != tile:
+                shown = [_shown(*axis, *at) for axis, *at in zip(axes, place, tile, strict=True)]
+                to, source = ((sample, slice(None), *slices) for slices in zip(*shown, strict=True))
+                result[to] = data[source]
     return result
+
+
+def _shown(size: int, parts: int, place: int, tile: int) -> tuple[slice, slice]:
+    """The voxels of a place along an axis that is divided into parts, and those of a tile that it shows."""
+    first, end = place * size // parts, (place + 1) * size // parts
+    source = min(tile * size // parts, size - (end - first))
+    return slice(first, end), slice(source, source + end - first)
 
 
 @dataclass(frozen=True)
@@ -143,14 +159,11 @@ class JiGenTraining(TrainingModule):
         student: Network in training.
     """
 
-    orders: Tensor
-
     def __init__(self, settings: JiGen, student: Student) -> None:
         super().__init__()
         self.settings, self.student = settings, student
         self.grid = grid_of(student.patch_size)
-        orders = distant_orders(math.prod(self.grid), settings.orders + 1)
-        self.register_buffer("orders", torch.tensor(orders), persistent=False)
+        self.orders = distant_orders(math.prod(self.grid), settings.orders + 1)
         self.bottleneck = student.tap(-1)
         self.head = nn.Linear(student.widths[-1], settings.orders + 1)
 
@@ -166,13 +179,12 @@ class JiGenTraining(TrainingModule):
         data = step.batch.data
         orders = self.draw(len(data))
         terms, shown = {"segmentation": step.segmentation(step.output)}, step.own
-        orders_on_device = to_device(orders, data.device)
         if bool((self.student.gathered(orders) > 0).any()):
             with kept_buffers(self.student.network):  # shuffled images do not count in batch norm's statistics
-                shown = step.forward(reordered(data, self.grid, self.orders[orders_on_device]))
+                shown = step.forward(reordered(data, self.grid, [self.orders[order] for order in orders.tolist()]))
         with torch.autocast(data.device.type, enabled=False):
             logits = self.head(wide(shown.features(self.bottleneck)).flatten(2).mean(2).to(self.head.weight.dtype))
-            return terms | {"jigsaw": F.cross_entropy(logits, orders_on_device)}
+            return terms | {"jigsaw": F.cross_entropy(logits, to_device(orders, data.device))}
 
     def draw(self, samples: int) -> Tensor:
         """The number of each sample's order, ``(B,)``, int64, on the CPU; 0: the usual order."""

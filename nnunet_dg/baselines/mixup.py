@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nnunet_dg.baselines.domain_samples import as_state, of_state
 from nnunet_dg.baselines.partners import partner_order
 from nnunet_dg.method import (
     SEGMENTATION,
@@ -131,7 +132,7 @@ class MixUpTraining(TrainingModule):
     def __init__(self, settings: MixUp, student: Student) -> None:
         super().__init__()
         self.settings, self.student = settings, student
-        self.earlier: Batch | None = None  # the last batch, if it had a single sample; not saved in checkpoints
+        self.earlier: Batch | None = None  # the last batch, if it had a single sample
         self.share = 1.0
         self.partner: Scales | None = None  # the target of the partners; None: the batch is not mixed
 
@@ -163,6 +164,14 @@ class MixUpTraining(TrainingModule):
         if partner is None:
             return {}
         return {SEGMENTATION: mix_losses(step.segmentation, step.output, step.batch.target, partner, self.share)}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The earlier single sample, for checkpoints; empty if there is none."""
+        return {} if self.earlier is None else as_state(self.earlier)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the earlier single sample."""
+        self.earlier = of_state(state) if state else None
 
     def _partner(self, batch: Batch) -> Batch:
         """The batch of the partners. A single sample's partner is the earlier one; the first sample is its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ T = TypeVar("T")  # statistics, or other values of a sample
 
 
 class EarlierSamples(Generic[T]):
-    """Statistics of the last samples, for batches of one sample. They are not saved in checkpoints."""
+    """Statistics of the last samples, for batches of one sample."""
 
     def __init__(self) -> None:
         self._statistics: deque[T] = deque(maxlen=MOST_EARLIER)
@@ -23,6 +24,14 @@ class EarlierSamples(Generic[T]):
     def remember(self, own: T) -> None:
         """Add the statistics of a sample, without gradient."""
         self._statistics.append(own)
+
+    def state(self) -> list[T]:
+        """The statistics, for checkpoints."""
+        return list(self._statistics)
+
+    def restore(self, state: Iterable[T]) -> None:
+        """Replace the statistics by those of a checkpoint."""
+        self._statistics = deque(state, maxlen=MOST_EARLIER)
 
     def draw(self) -> T | None:
         """Statistics of a random earlier sample; None before the first one."""

@@ -109,7 +109,7 @@ class SAML(Method):
     compactness of the predicted shapes, and a triplet loss of learned embeddings of the borders and of the background
     around them, in all three. nnU-Net's loss of the batch is added. Training cases of at least three domains are
     needed, according to ``domains.json``. Batches are balanced over the domains; a domain that a batch lacks is
-    represented by its last sample before, which is not saved in checkpoints.
+    represented by its last sample before.
 
     The paper trains nnU-Net's loss and the others by separate optimizers; here they are added. The published code
     multiplies perimeters by 0.01, which is a weight of 0.0001 here, and predicts with the statistics of the test

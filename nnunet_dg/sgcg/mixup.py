@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_dg.tensors import wide
 
@@ -63,15 +63,17 @@ def random_ratio(size: int, device: torch.device) -> Tensor:
     return torch.randint(1, 11, (size,), device=device) / 10
 
 
-class Partners:
+class Partners(nn.Module):
     """Chooses a random partner for each sample, from another domain if one has been seen.
 
     Candidates are the samples of the batch and the last earlier sample of each domain, so that a batch of a single
     domain has partners as well. If only one domain has been seen, the partner is another sample of the batch or, for a
-    batch of one, the last earlier sample. One sample per domain is remembered. It is not saved in checkpoints.
+    batch of one, the last earlier sample. One sample per domain is remembered and saved in
+    checkpoints, in DDP those of the first device.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._last: dict[int, Tensor] = {}
 
     def of(self, images: Tensor, domains: Tensor) -> Tensor:
@@ -88,6 +90,14 @@ class Partners:
         for domain, i in {domain: i for i, domain in enumerate(numbers)}.items():
             self._last[domain] = images[i].detach().clone()
         return partners
+
+    def get_extra_state(self) -> dict[int, Tensor]:
+        """The last sample of each domain, for checkpoints."""
+        return dict(self._last)
+
+    def set_extra_state(self, state: dict[int, Tensor]) -> None:
+        """Restore the last sample of each domain."""
+        self._last = dict(state)
 
     @staticmethod
     def _choose(i: int, domains: Sequence[int], in_batch: int) -> int:

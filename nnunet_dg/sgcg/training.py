@@ -68,7 +68,7 @@ class SgCGTraining(TrainingModule):
         if settings.amplitude_mixup:
             weights |= {"segmentation_mixed": 1.0, "consistency": settings.consistency}
         if self.restores:
-            weights["restoration"] = settings.restoration * self.student.num_training_domains
+            weights["restoration"] = settings.restoration * len(self.student.training_domains)
         if settings.contrast:
             weights["contrast"] = settings.contrast if epoch > self.statistics_epoch else 0.0
         return weights

@@ -50,7 +50,7 @@ class Style:
         self.own = own
         self._new: Statistics | None = None
         self._single: Statistics | None = None
-        self._earlier: EarlierSamples[Statistics] = EarlierSamples()
+        self.earlier: EarlierSamples[Statistics] = EarlierSamples()
 
     def begin(self, new: Statistics | None = None) -> None:
         """Set the statistics of the next pass.
@@ -59,12 +59,12 @@ class Style:
             new: Mean and deviation, each ``(B, A)``; None if the features' own statistics are changed. A batch of one
                 sample then uses the statistics of an earlier sample.
         """
-        self._new = new if self.own is None else self._earlier.draw()
+        self._new = new if self.own is None else self.earlier.draw()
 
     def end(self) -> None:
         """Forget the new statistics, and remember those of a batch of one sample for later batches."""
         if self._single is not None:
-            self._earlier.remember(self._single)
+            self.earlier.remember(self._single)
         self._new, self._single = None, None
 
     def __call__(self, feature: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from nnunet_dg.baselines.feature_style import FeatureStyleTraining
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import Step, Student, TrainingModule, full_resolution
+from nnunet_dg.tensors import Statistics
 from nnunet_dg.tinymig.consistency import cross_distribution_consistency
 from nnunet_dg.tinymig.distillation import FeatureDistillation
 from nnunet_dg.tinymig.modulation import OWN_STATISTICS, universal_statistics
@@ -81,6 +82,15 @@ class TinyMIGTraining(TrainingModule):
         if not settings.reprogramming_learns:
             self.teaching.requires_grad_(False)
         return depths
+
+    def get_extra_state(self) -> list[list[Statistics]]:
+        """The statistics of earlier single samples for each styled stage, for checkpoints."""
+        return [style.earlier.state() for style in self.styles]
+
+    def set_extra_state(self, state: list[list[Statistics]]) -> None:
+        """Restore the statistics of earlier single samples."""
+        for style, earlier in zip(self.styles, state, strict=True):
+            style.earlier.restore(earlier)
 
     def _freeze_unused_reprogramming(self) -> None:
         """Without co-training, only stages that are aligned give gradients. DDP waits for every other one in vain."""

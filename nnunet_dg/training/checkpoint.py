@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_dg.errors import DataError, VersionError
 
@@ -29,7 +29,7 @@ class TrainingState:
         pretrained: Whether the training started from pretrained weights.
     """
 
-    modules: dict[str, dict[str, Tensor]]
+    modules: dict[str, dict[str, Any]]
     conditions: dict[str, dict[str, Any]]
     pretrained: bool = False
 
@@ -73,6 +73,18 @@ class TrainingState:
                 f"{trainer} needs {', '.join(sorted(methods))}. Continue with the trainer that wrote it, {INSTEAD}."
             )
         return cls(**saved)
+
+    def load(self, method: str, module: nn.Module) -> None:
+        """Load the state of a method into its training module.
+
+        Development versions of 0.1.0 did not save earlier samples: with their checkpoints, these stay empty.
+
+        Args:
+            method: Key of the method.
+            module: Its training module, neither compiled nor distributed.
+        """
+        samples = {name: value for name, value in module.state_dict().items() if not isinstance(value, Tensor)}
+        module.load_state_dict(samples | self.modules[method])
 
     def refuse_other_conditions(self, now: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise an error if a condition has changed since the checkpoint was written.

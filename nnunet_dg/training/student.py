@@ -110,8 +110,8 @@ class HostStudent(Student):
         return self.trainer.pretrained
 
     @property
-    def num_training_domains(self) -> int:
-        return self.trainer.num_training_domains or len(self.domain_names)
+    def training_domains(self) -> tuple[int, ...]:
+        return self.trainer.training_domains or tuple(range(len(self.domain_names)))
 
     @property
     def domain_names(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.domains import locate, read_file
@@ -58,14 +58,14 @@ class MethodsTrainer(nnUNetTrainer):
         auxiliary: Training modules by the key of their method.
         pretrained: Whether the training started from pretrained weights (``-pretrained_weights``); known after
             `initialize`, and saved in checkpoints.
-        num_training_domains: Number of domains with a training case in this fold; None until the data are read.
+        training_domains: Numbers of the domains with a training case in this fold; None until the data are read.
         max_gradient_norm: Norm to which gradients are clipped; None: they are not clipped.
     """
 
     methods: tuple[Method, ...] = ()
     auxiliary: nn.ModuleDict
     pretrained = False
-    num_training_domains: int | None = None
+    training_domains: tuple[int, ...] | None = None
     max_gradient_norm: float | None = MAX_GRADIENT_NORM
 
     def __init__(
@@ -189,7 +189,8 @@ class MethodsTrainer(nnUNetTrainer):
             return module
         if not any(parameter.requires_grad for parameter in module.parameters()):
             for value in module.state_dict().values():  # DDP refuses such a module, but it must be equal on all devices
-                distributed.broadcast(value, 0)
+                if isinstance(value, Tensor):  # not samples of earlier steps
+                    distributed.broadcast(value, 0)
             return module
         return DistributedDataParallel(module, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
@@ -204,7 +205,7 @@ class MethodsTrainer(nnUNetTrainer):
         saved = TrainingState.read(state, type(self).__name__, list(self.auxiliary))
         saved.refuse_other_conditions(self._conditions())
         for key, module in self.auxiliary.items():
-            unwrap(module).load_state_dict(saved.modules[key])
+            saved.load(key, unwrap(module))
         self.pretrained = saved.pretrained
 
     def on_train_start(self) -> None:
@@ -251,8 +252,9 @@ class MethodsTrainer(nnUNetTrainer):
         training, validation = super().get_tr_and_val_datasets()
         balances = any(method.balances_domains() for method in self.methods)
         if balances or ("student" in vars(self) and self.student.reads_domains):
-            cases = cases_by_domain(list(training.identifiers), self.student.known_domains.of_case)
-            self.num_training_domains = len(cases)
+            of_case = self.student.known_domains.of_case
+            cases = cases_by_domain(list(training.identifiers), of_case)
+            self.training_domains = tuple(of_case[of_domain[0]] for of_domain in cases)
             if balances and len(cases) > 1:
                 setattr(training, CASES, cases)
         return training, validation
@@ -279,7 +281,7 @@ class MethodsTrainer(nnUNetTrainer):
         with balanced_data_loaders(), own_training_transforms(self):
             training, validation = super().get_dataloaders()
         if is_balanced(training):
-            self.print_to_log_file(f"Batches are balanced over {self.num_training_domains} domains")
+            self.print_to_log_file(f"Batches are balanced over {len(self.training_domains or ())} domains")
         return training, validation
 
     def term_weights(self) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Trained(Student):
         self.network = network
 
     module = loss = full_resolution_loss = classes = domains = agreed = scaled = log = None
-    domain_names = num_training_domains = pretrained = None
+    domain_names = training_domains = pretrained = None
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -14,6 +14,8 @@ from nnunet_dg.hooks import Tap
 from nnunet_dg.trainers.baselines import nnUNetTrainerDoFE
 from nnunet_dg.training.train_step import loss_terms, on_device
 
+THIRD = ("case_2",)
+
 
 def test_hand_value_of_the_enriched_feature():
     feature = torch.tensor([[[0.5], [-1.0]]])
@@ -45,14 +47,14 @@ def test_hand_value_of_the_memory():
 
 def test_hand_value_of_the_code():
     shares = torch.tensor([[0.25, 0.5, 0.25]])
-    target = softened(torch.tensor([1]), 3, torch.ones(1))
+    target = softened(torch.tensor([1]), torch.ones(3).bool(), torch.ones(1))
     assert 0.1 * (shares - target).square().mean().item() == pytest.approx(0.0125)
     assert DoFE().code == 0.1
 
 
 def test_targets_add_up_to_one():
     own = torch.tensor([0.8, 0.9, 1.0])
-    targets = softened(torch.tensor([0, 2, 1]), 4, own)
+    targets = softened(torch.tensor([0, 2, 1]), torch.ones(4).bool(), own)
     torch.testing.assert_close(targets.sum(1), torch.ones(3))
     torch.testing.assert_close(targets[torch.arange(3), torch.tensor([0, 2, 1])], own)
     assert targets[0, 1:].unique().numel() == 1
@@ -65,9 +67,13 @@ def make(tmp_path, monkeypatch):
     def make(domains=("a", "b"), splits=None, number=None, **settings):
         content = planned()
         folder = tmp_path / "nnUNet_preprocessed" / content["dataset_name"]
-        folder.mkdir(parents=True, exist_ok=True)
+        data = folder / content["configurations"]["3d_fullres"]["data_identifier"]
+        data.mkdir(parents=True, exist_ok=True)
         if domains:
-            (folder / "domains.json").write_text(json.dumps(dict(zip(CASES, domains, strict=True))))
+            cases = [*CASES, *THIRD][: len(domains)]
+            (folder / "domains.json").write_text(json.dumps(dict(zip(cases, domains, strict=True))))
+            for case in cases:
+                (data / f"{case}.b2nd").touch()
         if splits:
             (folder / "splits_final.json").write_text(json.dumps(splits))
         torch.manual_seed(0)
@@ -118,8 +124,31 @@ def test_the_term_is_the_squared_error_of_the_shares(make):
     terms = loss_terms(trainer, on_device(trainer, content))
     shares = tap.take().softmax(1)
     torch.manual_seed(3)
-    target = softened(torch.tensor([0, 1]), 2, 0.8 + 0.2 * torch.rand(2))
+    target = softened(torch.tensor([0, 1]), torch.ones(2).bool(), 0.8 + 0.2 * torch.rand(2))
     torch.testing.assert_close(terms["code"], (shares - target).square().mean())
+
+
+def test_a_domain_that_is_held_out_has_no_share_in_training_and_at_inference(make):
+    splits = [{"train": [CASES[0], *THIRD], "val": [CASES[1]]}]
+    trainer = make(("a", "b", "c"), splits)
+    trainer.get_tr_and_val_datasets()
+    trainer.on_train_epoch_start()
+    content = batch(trainer) | {"keys": [CASES[0], *THIRD]}
+    tap = Tap(trainer.network.memory.code, "output")
+    torch.manual_seed(3)
+    terms = loss_terms(trainer, on_device(trainer, content))
+    shares = tap.take()[:, [0, 2]].softmax(1)
+    torch.manual_seed(3)
+    own = 0.8 + 0.2 * torch.rand(2)
+    target = torch.stack([torch.stack([own[0], 1 - own[0]]), torch.stack([1 - own[1], own[1]])])
+    torch.testing.assert_close(terms["code"], (shares - target).square().mean())
+    predicting = make(("a", "b", "c"), splits)
+    predicting.network.load_state_dict(trainer.network.state_dict())
+    predicting.network.eval()
+    expected = predicting.network(content["data"])[0]
+    for domain, same in ((1, True), (2, False)):
+        predicting.network.memory.vectors[domain] = 100
+        assert torch.equal(predicting.network(content["data"])[0], expected) == same
 
 
 def test_the_number_of_domains_is_recorded_for_inference(make):

@@ -18,7 +18,7 @@ from nnunet_dg.method import Step
 def test_hand_value_of_reordered_tiles():
     image = torch.arange(16).reshape(1, 1, 4, 4)
     expected = [[8, 9, 0, 1], [12, 13, 4, 5], [10, 11, 2, 3], [14, 15, 6, 7]]
-    assert reordered(image, (2, 2), torch.tensor([[2, 0, 3, 1]]))[0, 0].tolist() == expected
+    assert reordered(image, (2, 2), [(2, 0, 3, 1)])[0, 0].tolist() == expected
 
 
 def test_hand_value_of_distant_orders():
@@ -34,22 +34,35 @@ def test_hand_value_of_the_loss():
     assert training.weights(0)["jigsaw"] == 0.7
 
 
-@pytest.mark.parametrize(("shape", "grid"), [((7, 9), (3, 3)), ((3, 8, 10), (1, 3, 3)), ((4, 5, 6), (2, 2, 2))])
+@pytest.mark.parametrize(
+    ("shape", "grid"), [((7, 9), (3, 3)), ((9, 11), (3, 3)), ((3, 8, 10), (1, 3, 3)), ((4, 5, 6), (2, 2, 2))]
+)
 def test_tiles_are_those_of_a_loop(shape, grid):
     torch.manual_seed(0)
     data, count = torch.rand(2, 3, *shape), math.prod(grid)
-    orders = torch.stack([torch.arange(count), torch.randperm(count)])
-    sizes = [size // parts for size, parts in zip(shape, grid, strict=True)]
+    order = torch.randperm(count).tolist()
     corners = list(itertools.product(*(range(parts) for parts in grid)))
+    edges = [[size * i // parts for i in range(parts + 1)] for size, parts in zip(shape, grid, strict=True)]
+    expected = data.clone()
+    for place, tile in zip(corners, (corners[number] for number in order), strict=True):
+        ranges = [range(edge[i], edge[i + 1]) for i, edge in zip(place, edges, strict=True)]
+        for voxel in itertools.product(*ranges):
+            moved = (
+                v - voxels.start + min(edge[t], edge[-1] - len(voxels))
+                for v, voxels, edge, t in zip(voxel, ranges, edges, tile, strict=True)
+            )
+            expected[(1, slice(None), *voxel)] = data[(1, slice(None), *moved)]
+    assert torch.equal(reordered(data, grid, [range(count), order]), expected)
 
-    def place(corner):
-        return (slice(None), *(slice(i * size, (i + 1) * size) for i, size in zip(corner, sizes, strict=True)))
 
-    expected = torch.zeros_like(data)
-    expected[0] = data[0]  # the identity keeps the remainders as well
-    for i, corner in enumerate(corners):
-        expected[1][place(corner)] = data[1][place(corners[orders[1, i]])]
-    assert torch.equal(reordered(data, grid, orders), expected)
+@pytest.mark.parametrize(("shape", "grid"), [((64, 65), (3, 3)), ((5, 16, 17), (1, 3, 3)), ((5, 7, 6), (2, 2, 2))])
+def test_no_voxel_shows_by_itself_whether_its_image_is_shuffled(shape, grid):
+    tiles = math.prod(grid)
+    data = torch.rand(1, 1, *shape) + 1
+    shuffled = reordered(data, grid, [[*range(1, tiles), 0]])
+    assert (shuffled > 0).all()  # an image in order has no zeros either
+    assert (shuffled[..., -1] != data[..., -1]).all()  # none keeps its place
+    assert torch.equal(reordered(data, grid, [range(tiles)]), data)
 
 
 @pytest.mark.parametrize(("tiles", "count"), [(8, 31), (9, 31)])

@@ -83,7 +83,7 @@ class Trained(Student):
         return 1024 * loss
 
     full_resolution_loss = classes = domains = log = None
-    domain_names = num_training_domains = pretrained = None
+    domain_names = training_domains = pretrained = None
 
 
 def step_of(student, data=X):

@@ -99,7 +99,7 @@ class Trained(Student):
         return 1024 * loss  # the order of the gradients does not depend on the scale
 
     full_resolution_loss = classes = domains = log = None
-    domain_names = num_training_domains = pretrained = None
+    domain_names = training_domains = pretrained = None
 
 
 def losses(p, chance=None, **settings):

@@ -221,6 +221,26 @@ def test_a_domain_that_the_batch_lacks_is_represented_by_its_last_sample():
     assert samples.of(1).data.any()
 
 
+def test_a_resumed_training_has_the_last_sample_of_each_domain_that_its_batch_lacks(tmp_path):
+    student, training = a_training()
+    first = replace(the_batch(4, 1), keys=("a", "c", "c", "a"))
+    training.losses(Step(student, first, 0))
+    torch.save(training.state_dict(), tmp_path / "checkpoint.pth")
+    other, resumed = a_training()
+    saved = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert {key: value for key, value in saved.items() if "metric" not in key}.keys() == {"samples._extra_state"}
+    assert [sample["data"].shape[0] for sample in saved["samples._extra_state"].values()] == [1, 1]
+    resumed.load_state_dict(saved)
+    assert torch.equal(resumed.samples.of(2).data, first.data[2:3])
+    second, terms = replace(the_batch(2, 2), keys=("a", "b")), []
+    for each_student, each in ((student, training), (other, resumed)):
+        each.draw = lambda: [2, 0, 1]
+        terms.append(each.losses(Step(each_student, second, 0)))
+    assert terms[0].keys() == terms[1].keys()
+    assert all(torch.equal(value, terms[1][name]) for name, value in terms[0].items())
+    assert terms[0]["segmentation_meta"] > 0
+
+
 def test_terms_of_weight_0_are_not_computed():
     student, training = a_training(compactness=0, smoothness=0)
     assert set(training.losses(Step(student, the_batch(), 0))) == {"segmentation", "segmentation_meta"}

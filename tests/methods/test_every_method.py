@@ -11,7 +11,7 @@ from on_noise import DATASET, initialized
 from pretended_gpu import GPU, pretended_gpu
 from small_trainers import CPU, batch, planned, step
 from torch import nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import SLOTS, Method, describe_settings
@@ -236,19 +236,39 @@ def test_a_step_of_nnunet_waits_for_a_gpu_once_and_has_the_loss_of_the_cpu(make,
 
 @every_method
 def test_a_resumed_training_equals_an_uninterrupted_one(make, method, tmp_path):
-    """The training modules are equal as well. By design, earlier samples are not saved in checkpoints."""
-    uninterrupted = make(method)
+    """The training modules are equal as well."""
+    check_resuming(make, method, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["saml", "feddg", "sgcg", "c2sdg", "mixup", "mixstyle", "crossnorm", "efdm", "maxstyle", "tinymig", "tinymig-efdm"],
+)
+def test_a_resumed_training_has_the_samples_of_earlier_steps(make, method, tmp_path):
+    method, _, statistics = method.partition("-")
+    more = {"statistics": statistics or "mixstyle"} if method == "tinymig" else ALWAYS.get(method, {})
+    check_resuming(make, method, tmp_path, samples=1, **more)
+
+
+def check_resuming(make, method, tmp_path, **settings):
+    uninterrupted = make(method, **settings)
     step(uninterrupted, batch(uninterrupted, 0), 0)
     uninterrupted.save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    resumed = make(method)
+    resumed = make(method, **settings)
     resumed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
     resumed.prepare_training()
     for trainer in (uninterrupted, resumed):
         trainer.current_epoch = trainer.num_epochs - 1
-        step(trainer, batch(trainer, 1), 1)
+        content = batch(trainer, 1)
+        step(trainer, content | {"keys": content["keys"][::-1] if len(content["keys"]) > 1 else ["case_1"]}, 1)
     for module, other in ((uninterrupted.network, resumed.network), (uninterrupted.auxiliary, resumed.auxiliary)):
         for key, value in module.state_dict().items():
-            torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-6, atol=1e-7, msg=key)
+            pairs = zip(tree_leaves(other.state_dict()[key]), tree_leaves(value), strict=True)
+            for own, expected in pairs:
+                if isinstance(expected, torch.Tensor):
+                    torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-7, msg=key)
+                else:
+                    assert own == expected, key
 
 
 @every_method

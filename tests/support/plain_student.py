@@ -63,7 +63,7 @@ class PlainStudent(Student):
     def module(self, stage):
         raise NotImplementedError("A single layer has no stages.")
 
-    domain_names, num_training_domains, pretrained = ("",), 1, False
+    domain_names, training_domains, pretrained = ("",), (0,), False
 
 
 def a_batch(data, target, channels=None):

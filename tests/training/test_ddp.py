@@ -135,6 +135,10 @@ torch.manual_seed(rank)  # DDP makes the initial networks equal nevertheless
 trainer.run_training()
 state = trainer.network.module.state_dict()
 auxiliary = trainer.optimizer.state_dict().get("nnunet_dg_auxiliary", {}).get("modules", {})
+auxiliary = {  # without samples of earlier steps, which differ between processes
+    name: {key: value for key, value in module.items() if isinstance(value, torch.Tensor)}
+    for name, module in auxiliary.items()
+}
 agreed = trainer.student.agreed(torch.tensor(float(rank)))
 torch.save((state, auxiliary, agreed), f"{sys.argv[2]}/{rank}.pt")
 distributed.barrier()

@@ -16,10 +16,11 @@ from nnunet_dg.training.trainer import MethodsTrainer
 
 PROCESSES = 2
 DOMAINS = {"feddg": ("a", "b"), "saml": ("a", "b", "c")}
+VARIANTS = [(method, batch_dice) for method in DOMAINS for batch_dice in (False, True)]
 
 
-def trainer_of(method, two):
-    """A trainer of one method in double precision; ``two``: in one of two processes."""
+def trainer_of(method, batch_dice, two):
+    """A trainer of one method in double precision, with nnU-Net's ``batch_dice``; ``two``: in one of two processes."""
 
     class Trainer(MethodsTrainer):
         methods = (METHODS[method](),)
@@ -30,6 +31,7 @@ def trainer_of(method, two):
 
     content = planned()
     content["configurations"]["3d_fullres"]["batch_size"] = 2 * len(DOMAINS[method])
+    content["configurations"]["3d_fullres"]["batch_dice"] = batch_dice
     torch.manual_seed(0)
     trainer = initialized(Trainer, content, CPU)
     assert trainer.is_ddp == two
@@ -88,9 +90,9 @@ def process(rank, folder):
     host.DDP = lambda network, device_ids: DistributedDataParallel(network)
     found = {}
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
-    for method in DOMAINS:
-        trainer = trainer_of(method, two=True)
-        found[method] = gradients(trainer, part_of(content_of(method, trainer), rank))
+    for method, batch_dice in VARIANTS:
+        trainer = trainer_of(method, batch_dice, two=True)
+        found[method, batch_dice] = gradients(trainer, part_of(content_of(method, trainer), rank))
     uneven = torch.arange(rank + 1.0, requires_grad=True)
     of_all = trainer.student.gathered(uneven)
     of_all.square().sum().backward()
@@ -115,14 +117,14 @@ def test_two_processes_give_the_gradients_of_one(tmp_path, monkeypatch):
     assert mean == first["uneven"][2] == 0.5
     torch.set_default_dtype(torch.float64)
     try:
-        for method in DOMAINS:
-            trainer = trainer_of(method, two=False)
+        for method, batch_dice in VARIANTS:
+            trainer, variant = trainer_of(method, batch_dice, two=False), (method, batch_dice)
             expected = gradients(trainer, content_of(method, trainer))
-            assert expected.keys() == first[method].keys()
+            assert expected.keys() == first[variant].keys()
             for name, gradient in expected.items():
-                assert torch.equal(first[method][name], second[method][name])
+                assert torch.equal(first[variant][name], second[variant][name])
                 torch.testing.assert_close(
-                    first[method][name], gradient, rtol=1e-6, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}"
+                    first[variant][name], gradient, rtol=1e-6, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}"
                 )
     finally:
         torch.set_default_dtype(torch.float32)

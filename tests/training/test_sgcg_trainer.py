@@ -162,7 +162,7 @@ def test_a_checkpoint_records_whether_the_training_started_from_pretrained_weigh
     resumed.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
     assert (resumed.auxiliary["sgcg"].statistics_epoch, resumed.current_epoch) == (start, start + 1)
     for name, value in trainer.auxiliary.state_dict().items():
-        assert torch.equal(value, resumed.auxiliary.state_dict()[name])
+        torch.testing.assert_close(resumed.auxiliary.state_dict()[name], value, rtol=0, atol=0)
     assert sum(counts(resumed)) > 0
 
 
@@ -200,7 +200,7 @@ def test_disabled_terms_and_their_modules_do_not_exist(make, settings, terms, mo
     trainer = make(**settings)
     result = trainer.train_step(batch(trainer))
     assert set(result) == {"loss", *terms}
-    assert {name for name, _ in trainer.auxiliary["sgcg"].named_children()} == modules
+    assert {name for name, _ in trainer.auxiliary["sgcg"].named_children()} - {"partners"} == modules
     assert all(torch.isfinite(torch.tensor(float(value))) for value in result.values())
 
 
@@ -231,6 +231,12 @@ def test_gradients_of_network_and_auxiliary_modules_are_clipped_separately(make)
         assert torch.stack([g.norm() for g in gradients]).norm() == pytest.approx(12, rel=1e-3)
 
 
+def tensors(trainer):
+    """The state of network and training module, without samples of earlier steps."""
+    state = {**trainer.network.state_dict(), **trainer.auxiliary.state_dict()}
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
 def test_with_a_gradient_scaler_steps_are_equal_and_non_finite_ones_are_skipped(make):
     results = []
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
@@ -238,14 +244,14 @@ def test_with_a_gradient_scaler_steps_are_equal_and_non_finite_ones_are_skipped(
         trainer.grad_scaler = scaler
         torch.manual_seed(1)
         trainer.train_step(batch(trainer))
-        results.append({**trainer.network.state_dict(), **trainer.auxiliary.state_dict()})
+        results.append(tensors(trainer))
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
     broken = batch(trainer)
     broken["data"][0, 0, 0, 0, 0] = float("inf")
     trainer.train_step(broken)
     assert scaler.get_scale() == 512
-    for key, value in {**trainer.network.state_dict(), **trainer.auxiliary.state_dict()}.items():
+    for key, value in tensors(trainer).items():
         assert torch.isfinite(value).all(), key
         if "statistics" not in key:
             assert torch.equal(value, results[1][key]), key
