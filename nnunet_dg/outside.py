@@ -22,7 +22,14 @@ from torch.nn import functional as F  # noqa: N812
 RIPPLE = 0.01
 """Largest magnitude of resampling ripples outside a mask, in standard deviations of the image. At the mask's edge they
 are larger; a cubic spline falls below this value after four voxels."""
-ZERO_IS_THE_MEAN = ("ZScoreNormalization", "CTNormalization", "AnyModalityNormalization")
+ZERO_IS_THE_MEAN = (
+    "ZScoreNormalization",
+    "CTNormalization",
+    "AnyModalityNormalization",
+    "SymmetricRangeNormalization",
+)
+"""Schemes after which zero is an intensity of tissue, the mean or the middle of the range, so that exact zeros are
+padding or outside a mask. After scaling to [0, 1], padding is as dark as the background and cannot be recognized."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class nnUNetTrainerTinyMIG_DINOv2(MethodsTrainer):
 class nnUNetTrainerTinyMIG_Paper(TinyMIGPaperRecipe, MethodsTrainer):
     """The paper's recipe, see TinyMIGPaperRecipe, for 200 epochs, as for prostate.
 
-    Plan with nnUNetPlannerTinyMIG_Paper to have the paper's network and batch size as well.
+    Plan with nnUNetPlannerTinyMIG_Paper to have the paper's network, batch size and images in [0, 1] as well.
+    The alignment is not the printed one; for that, set `alignment_scale` to ``"paper"``.
     """
 
     methods = (TinyMIG(),)

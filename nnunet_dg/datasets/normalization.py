@@ -13,6 +13,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
 
 HOUNSFIELD = (-1024, 1024)  # the range that the DropGen paper clips CT to (arXiv 2604.02564, appendix C)
 BELOW_MR = -100  # Hounsfield units: fat and air in CT are darker; MR magnitude images have no such values
+MIDDLE = 1e-6  # in place of exact zeros, which mark padding, see `nnunet_dg.outside`
 SHARE = 0.01  # fraction of voxels: air and fat exceed it in CT, ringing of resampled MR stays below it
 
 
@@ -64,8 +65,12 @@ class SymmetricRangeNormalization(UnitRangeNormalization):
     """
 
     def run(self, image: np.ndarray, seg: np.ndarray | None = None) -> np.ndarray:
-        """Scale ``(*spatial)`` of any dtype to float32 of the same shape. Constant images become -1."""
+        """Scale ``(*spatial)`` of any dtype to float32 of the same shape. Constant images become -1.
+
+        Voxels at the middle of the range become `MIDDLE` instead of 0, so that exact zeros are nnU-Net's padding only.
+        """
         scaled: np.ndarray = 2 * super().run(image, seg) - 1
+        scaled[scaled == 0] = MIDDLE
         return scaled
 
 

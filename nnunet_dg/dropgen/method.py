@@ -115,8 +115,23 @@ class DropGen(Method):
                 f"to null (None)."
             )
 
+        self._check_disabled()
         if self.squeeze != "mean" and self.fusion != "squeeze-excitation":
             raise SettingsError(f"squeeze {self.squeeze!r} is used by fusion 'squeeze-excitation' only: set it, too.")
+
+    def _check_disabled(self) -> None:
+        """Refuse settings of the dropout where it is off, and of an image that the network does not see."""
+        both = self.sees_image and self.sees_features
+        reason = "" if both else f"inputs {self.inputs!r}, for which the dropout is off"
+        if both and self.p == 0 and not self.p_end:
+            reason = "p 0, for which the dropout is off"
+        if reason and self.masking != "channel":
+            raise SettingsError(f"masking {self.masking!r} has no effect with {reason}: leave it unset.")
+        if not self.sees_image and self.image_scaling != "none":
+            raise SettingsError(
+                f"image_scaling {self.image_scaling!r} has no effect with inputs {self.inputs!r}, since the network "
+                f"does not see the image: leave it unset."
+            )
 
     def build_network(self, build: Callable[[int], nn.Module], inputs: Inputs) -> DropGenNetwork:
         """The planned network with the image and its features as input. The extractor has no weights yet."""

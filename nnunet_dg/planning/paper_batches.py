@@ -1,4 +1,4 @@
-"""Planning as in the papers of TinyMIG and SgCG: batches of eight, TinyMIG's network, and SgCG's normalization."""
+"""Planning as in the papers of TinyMIG and SgCG: batches of eight, TinyMIG's network, and normalization."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
-from nnunet_dg.datasets.normalization import SymmetricRangeNormalization
+from nnunet_dg.datasets.normalization import SymmetricRangeNormalization, UnitRangeNormalization
 from nnunet_dg.planning.memory import Planning
 
 BATCH_SIZE = 8
@@ -83,8 +83,14 @@ class TinyMIGPaperPlanning(BatchOfEightPlanning):
     Two-dimensional configurations get a U-Net of nnU-Net's blocks whose encoder has the widths of ResNet-34, batch norm
     and ReLU. The paper gives 22.52 M parameters, but not the decoder. Here the encoder has one block less at its fourth
     level, so that there are 22.5 M with nnU-Net's decoder. Plain nnU-Net can run this network. Patches are multiples of
-    16 pixels. Three-dimensional configurations keep nnU-Net's network and batch size.
+    16 pixels. Three-dimensional configurations keep nnU-Net's network and batch size. Images are scaled to
+    [0, 1], as in the fundus experiments; the paper does not say it of prostate.
     """
+
+    def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
+        """`UnitRangeNormalization` for all channels, without masks."""
+        schemes, masks = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        return [UnitRangeNormalization.__name__] * len(schemes), [False] * len(masks)
 
     def get_plans_for_configuration(self, spacing: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """nnU-Net's plans, in 2-D with the paper's network and batch size."""

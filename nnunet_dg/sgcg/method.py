@@ -6,11 +6,15 @@ https://openreview.net/search?term=Semantic-Guided+Contrastive+Generalization.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import Method, Paper, Student, flag, number
 from nnunet_dg.sgcg.training import SgCGTraining
+
+OF_CONTRAST = ("temperature", "voxels_per_class", "start_epoch", "memory", "max_count")  # used by the contrastive loss
+OF_MIXUP = ("half_width", "consistency", "restoration")  # used with amplitude-mixed images
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ class SgCG(Method):
     consistency: float = number(0.5, 0)
     restoration: float = number(0.1, 0)
     balanced_batches: bool = flag(True)
+
+    def check(self) -> None:
+        """Refuse settings of a disabled term. None is accepted: the paper's recipe has `memory` None."""
+        default = {field.name: field.default for field in fields(self)}
+        disabled = {} if self.contrast else dict.fromkeys(OF_CONTRAST, "contrast 0")
+        if not self.amplitude_mixup:
+            disabled |= dict.fromkeys(OF_MIXUP, "amplitude_mixup false")
+        for name, reason in disabled.items():
+            if getattr(self, name) not in (default[name], None):
+                raise SettingsError(
+                    f"{name} {getattr(self, name)!r} has no effect with {reason}. Leave {name} unset, or change the "
+                    f"other setting."
+                )
 
     def balances_domains(self) -> bool:
         """Whether training batches are balanced over the domains."""

@@ -6,8 +6,8 @@ Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.pres
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import PLACES, Paper, Student, choice, encoder_stages, numbers, subset
@@ -23,6 +23,16 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
 ABLATIONS = ("ufdm", "cdc", "lra", "amplitude", "phase", "channel_refiner", "co_training")
 ENHANCEMENT = ("amplitude", "phase", "channel_refiner")  # the parts of FDCE
 ALIGNMENTS = ("lra", *FEATURE_TERMS, "mlkd")
+PARTS_OF_SETTINGS = {  # the parts of the method that use a setting; if one is ablated, the setting has no effect
+    "adapter_width": ("co_training",),
+    "statistics": ("ufdm",),
+    "at": ("ufdm",),
+    "styled_stages": ("ufdm",),
+    "divergence": ("cdc", "ufdm"),
+    "alignment": ("lra",),
+    "alignment_scale": ("lra",),
+    "aligned_stages": ("lra",),
+}
 STATISTICS = ("ufdm", *OWN_STATISTICS, *STYLE_METHODS)
 
 
@@ -89,13 +99,20 @@ class TinyMIG(TeacherSettings):
 
     def _check_ablated(self) -> None:
         """Refuse settings of a part that is ablated."""
-        unused = {"alignment": "lra", "aligned_stages": "lra", "styled_stages": "ufdm"}
-        default = {"alignment": ALIGNMENTS[0], "aligned_stages": None, "styled_stages": None}
-        for name, part in unused.items():
-            if part in self.ablate and getattr(self, name) != default[name]:
+        default: dict[str, Any] = {field.name: field.default for field in fields(self)}
+        for name, parts in PARTS_OF_SETTINGS.items():
+            ablated = [part for part in parts if part in self.ablate]
+            if ablated and getattr(self, name) != default[name]:
                 raise SettingsError(
-                    f"{name} {getattr(self, name)!r} has no effect, since ablate has {part!r}. Leave {name} unset, or "
-                    f"remove {part!r} from ablate."
+                    f"{name} {getattr(self, name)!r} has no effect, since ablate has {ablated[0]!r}. Leave {name} "
+                    f"unset, or remove {ablated[0]!r} from ablate."
+                )
+        used = self.term_weights()
+        for term, weight, usual in zip(TERMS, self.loss_weights, default["loss_weights"], strict=True):
+            if term not in used and weight != usual:
+                raise SettingsError(
+                    f"loss_weights has {weight!r} for {term}, which ablate {self.ablate!r} disables. Its weight must "
+                    f"be the default, {usual!r}: restore it, or remove the part from ablate."
                 )
 
     def _check_alignment(self) -> None:

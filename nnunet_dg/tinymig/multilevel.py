@@ -15,6 +15,7 @@ from nnunet_dg.tensors import wide
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 WEIGHT = 0.9  # as published, where cross entropy has weight 0.1
 SAMPLED = 1024  # voxels of a batch that are compared with each other
+REFERENCE_SAMPLES = 32  # with this many samples the batch level has its published weight
 
 
 def instance_level(teacher: Tensor, student: Tensor, temperature: float, regions: bool = False) -> Tensor:
@@ -80,8 +81,10 @@ def multilevel_distillation(teacher: Tensor, student: Tensor, valid: Tensor, reg
 
     The instance level is averaged over the valid voxels. The other levels compare `SAMPLED` of them, drawn at random.
     As published, these grow with the number of samples N, the class level with its square, and would outweigh the
-    instance level by far. So the batch level is divided by N and the class level by N squared: both are means. It is
-    computed in at least float32, also under autocast.
+    instance level by far. So they are multiplied by ``REFERENCE_SAMPLES / N`` and ``REFERENCE_SAMPLES / N**2``: the
+    batch level has its published weight at that number of samples, and neither depends on N. At the start of a
+    training, the gradients of the three levels on the student are of the same order. It is computed in at least
+    float32, also under autocast.
 
     Args:
         teacher: Logits of the teacher, ``(B, K, *spatial)``. They are constants for the gradient.
@@ -106,8 +109,8 @@ def multilevel_distillation(teacher: Tensor, student: Tensor, valid: Tensor, reg
         for temperature in TEMPERATURES:
             instances = torch.where(mask > 0, instance_level(t, s, temperature, regions), 0)
             p, q = (probabilities(logits[chosen], temperature, regions) * kept for logits in (t, s))
-            pairs = batch_level(p, q) * len(chosen) + class_level(p, q)
-            total = total + instances.sum() / mask.sum().clamp(min=1) + pairs / number**2
+            pairs = batch_level(p, q) * len(chosen) + class_level(p, q)  # without the mean over N
+            total = total + instances.sum() / mask.sum().clamp(min=1) + REFERENCE_SAMPLES * pairs / number**2
         return WEIGHT * total
 
 

@@ -10,7 +10,9 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_dg.errors import VersionError
 from nnunet_dg.outside import Outside
+from nnunet_dg.training.checkpoint import INSTEAD
 from nnunet_dg.training.paper_augmentation import paper_augmentation
 from nnunet_dg.training.schedules import CosinePerStep, PolynomialDecay
 from nnunet_dg.training.student import planned_network
@@ -115,6 +117,19 @@ class PaperEpochs(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.paper_epochs
 
+    def on_train_start(self) -> None:
+        """As nnU-Net, which would end a training beyond the last epoch at once and call its checkpoint final.
+
+        Raises:
+            VersionError: The checkpoint is from a longer training, such as one by an earlier version of this package.
+        """
+        if self.current_epoch > self.num_epochs:
+            raise VersionError(
+                f"This checkpoint has {self.current_epoch} epochs, but {type(self).__name__} trains {self.num_epochs}. "
+                f"Continue with the version of nnunet-dg that wrote it, {INSTEAD}. nnUNetv2_predict accepts it."
+            )
+        super().on_train_start()
+
 
 class TinyMIGPaperRecipe(PaperEpochs):
     """AdamW 1e-4, polynomial decay with exponent 0.9, 200 epochs (those of prostate).
@@ -153,3 +168,9 @@ class SgCGPaperRecipe(PaperEpochs):
         groups = [{"params": encoder, "rate": 0.5}, {"params": others, "rate": 1.0}]
         optimizer = torch.optim.Adam(groups, lr=self.initial_lr)
         return optimizer, PolynomialDecay(optimizer, self.initial_lr, self.num_epochs, exponent=0.9)
+
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net, which logs the rate of the first group only, that of the encoder."""
+        super().on_train_epoch_start()
+        encoder, others = (round(group["lr"], 7) for group in self.optimizer.param_groups[:2])
+        self.print_to_log_file(f"Learning rates: {encoder} of the encoder, {others} of all other parameters")

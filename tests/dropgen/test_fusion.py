@@ -124,6 +124,9 @@ def test_the_dropout_may_be_combined_with_the_fusion():
     [
         ({"fusion": "se"}, "fusion must be one of concat, squeeze-excitation; got 'se'"),
         ({"squeeze": "max"}, "squeeze must be one of mean, std; got 'max'"),
+        ({"inputs": "features", "masking": "structured"}, "masking 'structured' has no effect with inputs 'features'"),
+        ({"p": 0.0, "masking": "structured"}, "masking 'structured' has no effect with p 0"),
+        ({"inputs": "features", "image_scaling": "minmax"}, "image_scaling 'minmax' has no effect with inputs"),
         ({"squeeze": "std"}, "squeeze 'std' is used by fusion 'squeeze-excitation' only"),
     ],
 )

@@ -1,6 +1,7 @@
 """The planners and trainers of the recipes of TinyMIG's and SgCG's papers."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 
 from nnunet_dg.datasets.normalization import SymmetricRangeNormalization
+from nnunet_dg.errors import VersionError
+from nnunet_dg.outside import Outside
 from nnunet_dg.planners.nnUNetPlannerSgCG_Paper import nnUNetPlannerSgCG_Paper
 from nnunet_dg.planners.nnUNetPlannerTinyMIG_Paper import nnUNetPlannerTinyMIG_Paper
 from nnunet_dg.planning.paper_batches import ARCHITECTURE
@@ -51,6 +54,7 @@ def test_tinymigs_planner_writes_a_network_like_resnet_34_with_batches_of_eight(
     configuration = configurations["2d"]
     assert configuration["architecture"] == ARCHITECTURE
     assert configuration["batch_size"] == 8
+    assert configuration["normalization_schemes"] == ["UnitRangeNormalization"]
     assert all(size % 16 == 0 and 128 <= size <= 384 for size in configuration["patch_size"])
     assert configurations["3d_fullres"]["batch_size"] == 2
     assert configurations["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"][0] == 32
@@ -74,9 +78,34 @@ def test_sgcgs_planner_writes_batches_of_eight_and_images_in_a_symmetric_range(p
 
 def test_images_are_scaled_to_minus_one_to_one():
     normalize = SymmetricRangeNormalization(intensityproperties={}).run
-    assert normalize(np.array([-3000.0, -1024, 0, 1024, 5000], np.float32)).tolist() == [-1, -1, 0, 1, 1]
+    assert normalize(np.array([-3000.0, -1024, 0, 1024, 5000], np.float32)).tolist() == pytest.approx(
+        [-1, -1, 0, 1, 1], abs=1e-5
+    )
     assert normalize(np.array([0.0, 300, 1200], np.float32)).tolist() == [-1, -0.5, 1]
+    assert normalize(np.array([0.0, 5, 10], np.float32))[1] == pytest.approx(0, abs=1e-5)
     assert normalize(np.full(3, 7)).tolist() == [-1, -1, -1]
+
+
+def test_padding_of_images_in_a_symmetric_range_is_outside_and_their_middle_is_not():
+    managed = SimpleNamespace(normalization_schemes=["SymmetricRangeNormalization"], use_mask_for_norm=[False])
+    image = SymmetricRangeNormalization(intensityproperties={}).run(np.array([[0.0, 600, 1200]], np.float32))
+    padded = torch.from_numpy(np.pad(image, ((0, 0), (0, 2))))[None, None]
+    assert Outside.of(managed).voxels(padded)[0].tolist() == [[False, False, False, True, True]]
+
+
+def test_a_training_beyond_the_epochs_of_the_recipe_is_refused(tmp_path, monkeypatch):
+    set_nnunets_folders(monkeypatch, tmp_path)
+    trainer = initialized(nnUNetTrainerSgCG_Paper_200epochs, planned(), CPU)
+    trainer.current_epoch = 201
+    with pytest.raises(VersionError, match="has 201 epochs, but nnUNetTrainerSgCG_Paper_200epochs trains 200"):
+        trainer.on_train_start()
+
+
+def test_sgcgs_recipe_logs_the_rates_of_both_groups(tmp_path, monkeypatch, capsys):
+    set_nnunets_folders(monkeypatch, tmp_path)
+    trainer = initialized(nnUNetTrainerSgCG_Paper, planned(), CPU)
+    trainer.on_train_epoch_start()
+    assert "Learning rates: 0.0005 of the encoder, 0.001 of all other parameters" in capsys.readouterr().out
 
 
 def test_sgcgs_recipe_is_adam_with_half_the_rate_for_the_encoder(tmp_path, monkeypatch):

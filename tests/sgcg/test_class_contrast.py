@@ -259,3 +259,19 @@ def test_ratios_are_tenths():
 def test_errors_name_the_setting_and_the_accepted_values(name, value, accepted):
     with pytest.raises(SettingsError, match=f"{name} must be .*{accepted}.*; got {value!r}"):
         SgCGSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contrast": 0, "temperature": 0.2}, "temperature 0.2 has no effect with contrast 0. Leave temperature unset"),
+        ({"contrast": 0, "start_epoch": 3}, "start_epoch 3 has no effect with contrast 0"),
+        ({"contrast": 0, "memory": 9}, "memory 9 has no effect with contrast 0"),
+        ({"amplitude_mixup": False, "half_width": 0.2}, "half_width 0.2 has no effect with amplitude_mixup false"),
+        ({"amplitude_mixup": False, "restoration": 0}, "restoration 0.* has no effect with amplitude_mixup false"),
+    ],
+)
+def test_settings_of_a_disabled_term_are_refused(options, message):
+    with pytest.raises(SettingsError, match=message):
+        SgCGSettings(**options)
+    assert SgCGSettings(contrast=0, memory=None).memory is None  # the paper's recipe, without its contrast

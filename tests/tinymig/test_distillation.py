@@ -18,6 +18,7 @@ from nnunet_dg.tinymig.distillation import (
     on_one_grid,
 )
 from nnunet_dg.tinymig.multilevel import (
+    REFERENCE_SAMPLES,
     TEMPERATURES,
     WEIGHT,
     batch_level,
@@ -103,12 +104,12 @@ def test_mlkd_equals_a_loop_over_all_voxels(regions, ignored):
         for i in range(12):
             for j in range(12):
                 products = [sum(a * b for a, b in zip(side[i], side[j], strict=True)) for side in (p, q)]
-                total += (products[0] - products[1]) ** 2 / number**2
+                total += REFERENCE_SAMPLES * (products[0] - products[1]) ** 2 / number**2
         columns = len(p[0])
         for k in range(columns):
             for m in range(columns):
                 products = [sum(row[k] * row[m] for row in side) for side in (p, q)]
-                total += (products[0] - products[1]) ** 2 / columns / number**2
+                total += REFERENCE_SAMPLES * (products[0] - products[1]) ** 2 / columns / number**2
     result = multilevel_distillation(t, s, valid.reshape(2, 2, 3), regions)
     assert float(result) == pytest.approx(WEIGHT * total)
 
@@ -132,6 +133,16 @@ def test_mlkd_does_not_grow_with_the_number_of_voxels():
     few = multilevel_distillation(t[..., :22, :22], s[..., :22, :22], torch.ones(2, 22, 22, dtype=torch.bool))
     many = multilevel_distillation(t, s, torch.ones(2, 40, 40, dtype=torch.bool))
     assert float(many) == pytest.approx(float(few), rel=0.2)
+
+
+def test_the_levels_of_mlkd_have_gradients_of_one_order():
+    t = noise(2, 3, 40, 40, seed=1) + torch.tensor([2.0, 0, -1], dtype=DOUBLE)[:, None, None]
+    student = noise(2, 3, 40, 40, seed=2).requires_grad_()
+    whole = multilevel_distillation(t, student, torch.ones(2, 40, 40, dtype=torch.bool))
+    rows = [logits.movedim(1, -1).flatten(0, -2) for logits in (t, student)]
+    instances = WEIGHT * sum(instance_level(*rows, temperature).mean() for temperature in TEMPERATURES)
+    instance, others = (torch.autograd.grad(x, student, retain_graph=True)[0] for x in (instances, whole - instances))
+    assert 0.1 < float((others.norm() / instance.norm()).detach()) < 10
 
 
 def test_block_attention_equals_its_formula():

@@ -43,6 +43,19 @@ TERMS = ("segmentation_teacher", "segmentation_styled", "segmentation", "alignme
         ({"ablate": ["lra"], "alignment": "at"}, "alignment 'at' has no effect, since ablate has 'lra'"),
         ({"ablate": ["lra"], "aligned_stages": [0]}, r"aligned_stages \(0,\) has no effect, since ablate has 'lra'"),
         ({"ablate": ["ufdm"], "styled_stages": [0]}, r"styled_stages \(0,\) has no effect, since ablate has 'ufdm'"),
+        (
+            {"ablate": ["ufdm"], "statistics": "maxstyle"},
+            "statistics 'maxstyle' has no effect, since ablate has",
+        ),
+        ({"ablate": ["ufdm"], "at": "pre-activation"}, "at 'pre-activation' has no effect, since ablate has 'ufdm'"),
+        ({"ablate": ["ufdm"], "divergence": "js"}, "divergence 'js' has no effect, since ablate has 'ufdm'"),
+        ({"ablate": ["cdc"], "divergence": "js"}, "divergence 'js' has no effect, since ablate has 'cdc'"),
+        ({"ablate": ["lra"], "alignment_scale": "paper"}, "alignment_scale 'paper' has no effect, since ablate has"),
+        ({"ablate": ["co_training"], "adapter_width": 8}, "adapter_width 8 has no effect, since ablate has 'co_tr"),
+        (
+            {"ablate": ["lra"], "loss_weights": [1, 1, 0.5, 2, 0.5]},
+            r"loss_weights has 2.* for alignment, which ablate \('lra',\) disables. Its weight must be the default",
+        ),
         ({"ablate": ["phase"], "alignment": "cwd"}, "ablate 'phase' has no effect on alignment 'cwd'"),
         ({"alignment_scale": "paper", "alignment": "at"}, "alignment_scale 'paper' has no effect on alignment 'at'"),
         ({"ablate": ["co_training"], "alignment": "mlkd"}, "'mlkd' needs the teacher's logits, but ablate has"),
@@ -64,7 +77,7 @@ def test_errors_name_the_setting_and_the_accepted_values(options, message):
 
 
 def test_settings_survive_json():
-    settings = TinyMIGSettings(loss_weights=(1, 2, 3, 4, 5), ablate=("cdc",), styled_stages=(0,), alignment="cwd")
+    settings = TinyMIGSettings(loss_weights=(1, 2, 3, 4, 0.5), ablate=("cdc",), styled_stages=(0,), alignment="cwd")
     assert TinyMIGSettings(**json.loads(json.dumps(asdict(settings)))) == settings
 
 

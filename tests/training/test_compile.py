@@ -27,6 +27,7 @@ OTHER_MECHANISMS = {  # with a backend that is quicker than the default one
     "several passes": METHODS["maxstyle"](p=1.0, steps=1),
     "other parameters": METHODS["feddg"](),
     "factors in weights": METHODS["c2sdg"](),
+    "a teacher as the network": METHODS["teacher"](teacher="random:vit_tiny_patch16_224"),
     "a memory in the network": METHODS["dofe"](),
 }
 MECHANISMS = METHOD_OF_SLOT | OTHER_MECHANISMS
