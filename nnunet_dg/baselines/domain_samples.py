@@ -61,7 +61,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def as_state(batch: Batch) -> dict[str, Any]:
-    """A batch as it is saved in a checkpoint."""
+    """A batch as it is saved in a checkpoint.
+
+    >>> as_state(Batch(torch.ones(1, 1), torch.zeros(1, 1), ("a",), 1))["keys"]
+    ['a']
+    """
     return vars(batch) | {"keys": list(batch.keys)}
 
 
