@@ -82,9 +82,9 @@ class TinyMIGPaperPlanning(BatchOfEightPlanning):
     Foundation Models to Single-Domain Medical Imaging, ICML 2025, https://proceedings.mlr.press/v267, appendix B.2.
     Two-dimensional configurations get a U-Net of nnU-Net's blocks whose encoder has the widths of ResNet-34, batch norm
     and ReLU. The paper gives 22.52 M parameters, but not the decoder. Here the encoder has one block less at its fourth
-    level, so that there are 22.5 M with nnU-Net's decoder. Plain nnU-Net can run this network. Patches are multiples of
-    16 pixels. Three-dimensional configurations keep nnU-Net's network and batch size. Images are scaled to
-    [0, 1], as in the fundus experiments; the paper does not say it of prostate.
+    level, so that there are 22.5 M with nnU-Net's decoder. Patches are multiples of 16 pixels. Three-dimensional
+    configurations keep nnU-Net's network and batch size. Images are scaled to [0, 1], as in the fundus experiments; the
+    paper does not say it of prostate. This scaling needs this package in preprocessing and prediction.
     """
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:

@@ -68,8 +68,8 @@ class Partners(nn.Module):
 
     Candidates are the samples of the batch and the last earlier sample of each domain, so that a batch of a single
     domain has partners as well. If only one domain has been seen, the partner is another sample of the batch or, for a
-    batch of one, the last earlier sample. One sample per domain is remembered and saved in
-    checkpoints, in DDP those of the first device.
+    batch of one, the last earlier sample. One sample per domain is remembered and saved in checkpoints, in DDP those of
+    the first device.
     """
 
     def __init__(self) -> None:
