@@ -9,6 +9,7 @@ from nnunet_dg.errors import ExtraError
 EXTRAS = {
     "report": ("monai", "statsmodels", "tabulate", "jinja2"),
     "teachers": ("timm", "safetensors", "huggingface_hub"),
+    "benchmark": ("snakemake", "yaml"),
 }
 """The packages of each extra in ``pyproject.toml``, by the names under which Python imports them."""
 

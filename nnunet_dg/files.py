@@ -74,6 +74,13 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8.") from error
 
 
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty, at most 100 characters; empty if there is none."""
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:100] if lines else ""
+
+
 def read_json(path: Path, model: type[T], advice: str = "") -> T:
     """The content of a JSON file, validated against ``model``.
 

@@ -53,9 +53,10 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "robustness": ({"robustness", "reporting", "evaluation", "checkpoints", *LOWER}, True),
     "doctor": ({"doctor", "planning", "training", "plugin", *LOWER}, True),
     "demo": ({"demo"}, False),
+    "benchmark": ({"benchmark", "training", *SCORES, *LOWER}, True),
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
-    "cli": ({"cli", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER}, False),
+    "cli": ({"cli", "benchmark", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER}, False),
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }

@@ -13,7 +13,7 @@ from helpers import SUPPORT
 from nnunet_dg.cli import main
 from nnunet_dg.demo import guard, phantom, run
 from nnunet_dg.errors import DataError
-from nnunet_dg.files import locked
+from nnunet_dg.files import last_line, locked
 
 
 def test_both_domains_show_the_same_anatomies_with_different_contrasts(tmp_path):
@@ -132,7 +132,7 @@ def test_one_demo_at_a_time_in_a_folder(tmp_path, capsys):
 def test_logs_are_read_as_utf8_in_any_locale(tmp_path):
     log = tmp_path / "a.log"
     log.write_bytes("2026: Epoch 3\nDice 0.5 ± 0.1\n".encode() + b"\xff\n")
-    assert run._last_line(log) == "\ufffd"
+    assert last_line(log) == "\ufffd"
     assert run._progress(log).startswith("Epoch 3")
 
 

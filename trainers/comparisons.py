@@ -28,6 +28,10 @@ class nnUNetTrainerDropGen_SqueezeExcite(MethodsTrainer):
     methods = (DropGen(fusion="squeeze-excitation", p=0.0),)
 
 
+class nnUNetTrainerERM(MethodsTrainer):
+    """nnUNetTrainer, with the seed and the length that the plans have under ``plans["nnunet_dg"]["training"]``."""
+
+
 class nnUNetTrainerERM_Paper(DropGenPaperRecipe, MethodsTrainer):
     """The paper's baseline: the same recipe, with the image as the only input."""
 

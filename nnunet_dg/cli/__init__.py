@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from nnunet_dg.cli.arguments import Parser, in_options
+from nnunet_dg.cli.benchmark import add_benchmark
 from nnunet_dg.cli.cite import add_cite
 from nnunet_dg.cli.ending import ends_cleanly, exit_status
 from nnunet_dg.cli.methods import add_methods
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add_report(commands)
     add_stress(commands)
     add_stability(commands)
+    add_benchmark(commands)
 
     demo = commands.add_parser(
         "demo",

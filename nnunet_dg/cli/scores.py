@@ -31,7 +31,11 @@ def add_splits(commands: Commands) -> None:
             help='JSON file {"case": "group"}; a group, such as the scans of one subject, is never split between '
             "training and validation (default: each case is a group)",
         )  # fmt: skip
-        scheme.add_argument("--force", action="store_true", help="replace existing splits")
+        existing = scheme.add_mutually_exclusive_group()
+        existing.add_argument("--force", action="store_true", help="replace existing splits")
+        existing.add_argument(
+            "--keep", action="store_true", help="keep existing splits if they are the same; others are an error"
+        )
         scheme.add_argument("--seed", type=int, default=0, help="seed of random draws (default: %(default)s)")
         if name == "few-shot":
             scheme.add_argument("-n", type=int, required=True, metavar="CASES", help="number of training cases")
@@ -65,7 +69,7 @@ def _splits(arguments: argparse.Namespace) -> int:
     }
     names = ("folds", "seed", "source", "hold_out", "groups", "force")
     with in_options({name: f"--{name.replace('_', '-')}" for name in names} | {"dataset": "-d"}):
-        print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force)}")
+        print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force, a.keep)}")
     return 0
 
 
@@ -151,6 +155,7 @@ def add_report(commands: Commands) -> None:
         "--trained-on", metavar="DOMAIN", nargs="+", default=[],
         help="training domains of the models of evaluated folders; all other domains are unseen",
     )  # fmt: skip
+    report.add_argument("--costs", metavar="FILE", type=Path, help="CSV file that is printed as the table of costs")
     report.set_defaults(run=_report)
 
 
@@ -159,9 +164,10 @@ def _report(arguments: argparse.Namespace) -> int:
     from nnunet_dg.reporting.results import Source, report
 
     a = arguments
-    names = ("baseline", "metric", "domains", "trained_on")
+    names = ("baseline", "metric", "domains", "trained_on", "costs")
+    sources = [Source.parse(text) for text in a.results]
     with in_options({name: f"--{name.replace('_', '-')}" for name in names}):
-        table = report([Source.parse(text) for text in a.results], a.o, a.baseline, a.metric, a.domains, a.trained_on)
+        table = report(sources, a.o, a.baseline, a.metric, a.domains, a.trained_on, a.costs)
     shown = table.rename(columns=printable).map(printable)
     print(shown.to_string(index=False))
     print(f"Written: {a.o / 'report.html'}, report.md, report.tex, and the tables as CSV")

@@ -27,6 +27,7 @@ def split_dataset(
     make: Callable[[dict[str, str], dict[str, str] | None], list[Fold]],
     groups: Path | None = None,
     force: bool = False,
+    keep: bool = False,
 ) -> Path:
     """Write ``splits_final.json`` of a preprocessed dataset, and print a table of the folds.
 
@@ -35,14 +36,15 @@ def split_dataset(
         make: Function that makes the folds from ``{case: domain}`` and ``{case: group}`` (or None without groups).
         groups: JSON file ``{case: group}``.
         force: Whether to replace existing splits.
+        keep: Whether existing splits are left as they are if they are the same. Others are an error.
 
     Returns:
-        Path of the written file.
+        Path of the file.
 
     Raises:
         HostError: There is no such dataset, or nnU-Net's folders are not set.
         DataError: The dataset is not preprocessed, the groups do not match its cases, or the folds are impossible.
-        SplitsExistError: The dataset already has splits.
+        SplitsExistError: The dataset already has splits, or others with ``keep``.
     """
     name = dataset_name(dataset)
     folder = Path(nnUNet_preprocessed, name)
@@ -55,9 +57,17 @@ def split_dataset(
     domains = read_domains(raw, folder, cases, log)
     domain_of_case = {case: domains.names[number] for case, number in domains.of_case.items()}
     folds = make(domain_of_case, None if groups is None else _groups(groups, cases))
-    write(folds, folder / "splits_final.json", force)
+    path = folder / "splits_final.json"
+    if not (keep and path.is_file() and _same(folds, path)):
+        write(folds, path, force)
     console.print(_table(name, folds))
-    return folder / "splits_final.json"
+    return path
+
+
+def _same(folds: Sequence[Fold], path: Path) -> bool:
+    """Whether the file has these folds. The order of cases does not matter."""
+    existing = read_json(path, formats.Splits)
+    return [(f.train, f.val) for f in folds] == [(sorted(f["train"]), sorted(f["val"])) for f in existing]
 
 
 def dataset_name(dataset: str) -> str:

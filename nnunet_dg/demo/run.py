@@ -25,7 +25,7 @@ from rich.table import Table
 from nnunet_dg.demo.phantom import LABELS, write_dataset
 from nnunet_dg.errors import HostError
 from nnunet_dg.extras import require
-from nnunet_dg.files import locked, read_json, replacing, write_json
+from nnunet_dg.files import last_line, locked, read_json, replacing, write_json
 from nnunet_dg.formats import DemoPlans
 from nnunet_dg.names import printable
 
@@ -135,7 +135,7 @@ class _NNUNet:
                     time.sleep(1)
         if process.returncode:
             raise DemoError(
-                f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{_last_line(log)}"
+                f"{program} failed with exit status {process.returncode}; its output is in {log}:\n{last_line(log)}"
             )
         done.touch()
 
@@ -150,13 +150,7 @@ def _train(folder: Path, trainer: str, device: str) -> str:
 def _progress(log: Path) -> str:
     """The last line of a log, preceded by the current epoch."""
     epochs = re.findall(r": (Epoch \d+) *$", log.read_text(encoding="utf-8", errors="replace"), re.M)
-    return "  ".join([*epochs[-1:], _last_line(log)])
-
-
-def _last_line(log: Path) -> str:
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1][:100] if lines else ""
+    return "  ".join([*epochs[-1:], last_line(log)])
 
 
 def _write_small_plans(preprocessed: Path) -> None:

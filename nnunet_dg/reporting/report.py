@@ -43,6 +43,11 @@ NOTE = (
     "All cases are included except those where both masks are empty. Validations made with nnU-Net's --val_best use "
     "checkpoints that were selected on the same cases."
 )
+COSTS = (
+    "Means over folds and repeated trainings. The time of a step is the median time of an epoch, which includes "
+    "validation steps, divided by its number of training steps. Times can be compared only if no other job ran on the "
+    "machine."
+)
 
 
 def write_report(
@@ -52,6 +57,7 @@ def write_report(
     metric: str = "dice",
     view: View | None = None,
     remarks: Sequence[str] = (),
+    costs: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Write ``report.html``, ``.md`` and ``.tex``, the tables as CSV, and the figures as PNG.
 
@@ -63,6 +69,7 @@ def write_report(
         view: Function that loads the files of a row of scores, for pictures of the worst cases. It may return None, or
             raise a UserError. None for no pictures.
         remarks: Sentences to print in the report, for example about a missing fold.
+        costs: Table of costs, printed as it is; None for none.
 
     Returns:
         The first table, with formatted numbers.
@@ -87,6 +94,7 @@ def write_report(
         _against(cases, metric, baseline, tests),
         *(_other(scores, cases, other) for other in _measured(scores) if other != metric),
         _by_label(scores, metric),
+        *([] if costs is None else [Part("Costs", COSTS, costs, {})]),
         _worst(scores, cases, metric, view),
     ]
     _make_folder(output)

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nnunet_dg.datasets.split_dataset import number_of
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.evaluation.records import EVALUATION, SUMMARY, ResultsError, read_record, summary_cases
 from nnunet_dg.extras import require
-from nnunet_dg.files import read_json
+from nnunet_dg.files import read_json, read_text
 from nnunet_dg.names import did_you_mean, foreign_path, is_fold, printable
 from nnunet_dg.reporting.report import write_report
 from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN
@@ -120,6 +121,7 @@ def report(
     metric: str = "dice",
     domains: Path | None = None,
     trained_on: Collection[str] = (),
+    costs: Path | None = None,
 ) -> pd.DataFrame:
     """Write a report on several results, with pictures of the worst cases if their files still exist.
 
@@ -130,6 +132,7 @@ def report(
         metric: Metric of ranks, tests and figures, see `write_report`.
         domains: JSON file ``{case: domain}``, see `read_sources`.
         trained_on: Training domains of evaluated folders, see `read_sources`.
+        costs: CSV file of a table of costs, which the report prints as it is.
 
     Returns:
         The first table, with formatted numbers.
@@ -147,7 +150,17 @@ def report(
         _to_standard_error(text)
 
     scores = read_sources(sources, None if domains is None else read_file(domains), trained_on, say)
-    return write_report(scores, output, baseline, metric, view, remarks)
+    return write_report(scores, output, baseline, metric, view, remarks, _costs(costs))
+
+
+def _costs(path: Path | None) -> pd.DataFrame | None:
+    if path is None:
+        return None
+    text = read_text(path)
+    try:
+        return pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"`costs` must be a CSV file with one row of names; {path}: {error}") from error
 
 
 def default_name(path: Path) -> str:

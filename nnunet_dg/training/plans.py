@@ -18,6 +18,8 @@ from nnunet_dg.training.overview import trainers_by_method
 
 KEY = "nnunet_dg"
 PLANNED_FOR = "planned_for"  # the settings that a planner assumed, which are not settings of a method
+TRAINING = "training"  # seed and length of the training, see `nnunet_dg.training.planned_run`
+NO_METHODS = {PLANNED_FOR, TRAINING}
 SIMILAR = 0.85  # keys with this difflib ratio or more are misspelled ones of ours; "nnunet_tta" has 0.71
 LARGEST = 1e15  # largest absolute value of a setting; it fits into float32 and int64
 
@@ -38,9 +40,9 @@ def sections_of(plans: dict[str, Any], methods: Iterable[str] = ()) -> dict[str,
     if not isinstance(sections, dict):
         raise SettingsError(f'plans["{KEY}"] must look like {{"dropgen": {{setting: value}}}}; got {sections!r}.')
     known = list(dict.fromkeys((*METHODS, *methods)))
-    if set(sections) - {*known, PLANNED_FOR}:  # the sections may be those of other packages' methods
+    if set(sections) - {*known, *NO_METHODS}:  # the sections may be those of other packages' methods
         known = list(dict.fromkeys((*known, *(method.key for method in trainers_by_method()))))
-    if unknown := set(sections) - {*known, PLANNED_FOR}:
+    if unknown := set(sections) - {*known, *NO_METHODS}:
         names = ", ".join(sorted(map(repr, unknown)))
         raise SettingsError(
             f'Unknown method in plans["{KEY}"]: {names}.{_suggestions(unknown, known)} Accepted are '
@@ -105,7 +107,7 @@ def refuse_misplaced(plans: dict[str, Any]) -> None:
 def unused(plans: dict[str, Any], methods: Iterable[str]) -> list[str]:
     """The keys of methods that have settings in the plans but are not among ``methods``."""
     used = list(methods)
-    return sorted(set(sections_of(plans, used)) - {*used, PLANNED_FOR})
+    return sorted(set(sections_of(plans, used)) - {*used, *NO_METHODS})
 
 
 def refuse_other_settings(now: T, earlier: T, subject: str = "This checkpoint was trained", advice: str = "") -> None:

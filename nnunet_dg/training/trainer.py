@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_raw
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -29,6 +28,7 @@ from nnunet_dg.training.balanced_batches import CASES, balanced_data_loaders, ca
 from nnunet_dg.training.checkpoint import IN_OPTIMIZER_STATE, TrainingState
 from nnunet_dg.training.fold_settings import Folds, is_trained, withdraw_fold, writing_fold
 from nnunet_dg.training.loss_curves import add_term_curves, log_key
+from nnunet_dg.training.planned_run import PlannedRunTrainer
 from nnunet_dg.training.plans import (
     KEY,
     as_json,
@@ -45,7 +45,7 @@ from nnunet_dg.training.train_step import MAX_GRADIENT_NORM, joined, train_step
 TOTAL = "loss"  # nnU-Net's name of the whole loss in the results of a training step
 
 
-class MethodsTrainer(nnUNetTrainer):
+class MethodsTrainer(PlannedRunTrainer):
     """Base trainer of nnU-Net for methods. A subclass lists them in `methods`.
 
     Methods change the network, augment the batch and add loss terms in the order of the list. Settings in

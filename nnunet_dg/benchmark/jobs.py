@@ -1,0 +1,128 @@
+"""The jobs of a benchmark: nnU-Net's commands and this package's, each with the jobs that it waits for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+
+from nnunet_dg.benchmark.plan import Plan
+from nnunet_dg.benchmark.trainings import Folds, Training
+
+RULES = ("prepare", "splits", "plans", "train", "evaluate", "stress", "costs", "report")
+"""The rules of the workflow, in the order in which a benchmark needs them."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the workflow.
+
+    Attributes:
+        command: Shell command. A second run continues or repeats the first.
+        after: ``RULE/JOB`` of the jobs that have to be done before.
+        gpus: Number of GPUs.
+    """
+
+    command: str
+    after: list[str] = field(default_factory=list)
+    gpus: int = 0
+
+
+Jobs = dict[str, dict[str, Job]]
+
+
+def jobs_of(plan: Plan, trainings: Sequence[Training], output: Path) -> Jobs:
+    """All jobs, ``{rule: {name: job}}``.
+
+    Args:
+        plan: Plan.
+        trainings: Its trainings.
+        output: Folder of the benchmark.
+    """
+    jobs: Jobs = {rule: {} for rule in RULES}
+    gpus = int(plan["device"] == "cuda")
+    for training in trainings:
+        _add_preparation(jobs, plan, training, output)
+        for number in training.folds.numbers:
+            _add_fold(jobs, plan, training, number, gpus)
+    for name, members in groupby(trainings, lambda training: training.comparison):
+        _add_comparison(jobs, plan, name, list(members), output, gpus)
+    return jobs
+
+
+def as_config(jobs: Jobs) -> dict[str, Any]:
+    """The jobs as the configuration of the workflow, in types of JSON."""
+    return {"jobs": {rule: {name: asdict(job) for name, job in named.items()} for rule, named in jobs.items()}}
+
+
+def trained_fold(training: Training, number: int) -> str:
+    """Name of the job of one fold."""
+    return f"{training.name}/fold_{number}"
+
+
+def _add_preparation(jobs: Jobs, plan: Plan, training: Training, output: Path) -> None:
+    dataset, prepared = training.folds, f"{training.folds.name}__{training.plans}"
+    planner = plan["plans"][training.plans]
+    step = _own("prepare", dataset.name, training.plans, *([f"--planner={planner}"] if planner else []))
+    jobs["prepare"][prepared] = Job(f"{step} -c {shlex.join(plan['configurations'])}", _one_at_a_time(jobs, prepared))
+    last_prepared = [f"prepare/{name}" for name in jobs["prepare"] if name.startswith(f"{dataset.name}__")]
+    jobs["splits"][dataset.name] = Job(_splits(dataset), last_prepared)
+    step = _own("plans", str(output / "trainings.json"), training.name)
+    jobs["plans"][training.name] = Job(step, [f"prepare/{prepared}"])
+
+
+def _one_at_a_time(jobs: Jobs, prepared: str) -> list[str]:
+    """The jobs that prepare the same dataset with other plans, which write the same files."""
+    dataset = prepared.partition("__")[0]
+    others = [name for name in jobs["prepare"] if name.partition("__")[0] == dataset and name != prepared]
+    return jobs["prepare"][prepared].after if prepared in jobs["prepare"] else [f"prepare/{name}" for name in others]
+
+
+def _splits(dataset: Folds) -> str:
+    if dataset.protocol == "existing":
+        return shlex.join(["test", "-f", str(Path(nnUNet_preprocessed, dataset.name, "splits_final.json"))])
+    groups = [] if dataset.groups is None else ["--groups", str(dataset.groups)]
+    return shlex.join(["nnunet-dg", "splits", dataset.protocol, "-d", dataset.name, *groups, "--keep"])
+
+
+def _add_fold(jobs: Jobs, plan: Plan, training: Training, number: int, gpus: int) -> None:
+    name, dataset = trained_fold(training, number), training.folds.name
+    command = ["nnUNetv2_train", dataset, training.configuration, str(number), "-p", training.own_plans]
+    options = ["-tr", training.trainer, "-device", plan["device"], "--c"]
+    jobs["train"][name] = Job(shlex.join([*command, *options]), [f"plans/{training.name}", f"splits/{dataset}"], gpus)
+    if plan["metrics"] != ["dice"]:
+        truths, predictions = training.preprocessed / "gt_segmentations", training.results / f"fold_{number}/validation"
+        command = ["nnunet-dg", "evaluate", str(truths), str(predictions), "-np", "1"]
+        jobs["evaluate"][name] = Job(shlex.join(command), [f"train/{name}"])
+
+
+def _add_comparison(jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], output: Path, gpus: int) -> None:
+    folds = [trained_fold(training, number) for training in members for number in training.folds.numbers]
+    rule = "train" if plan["metrics"] == ["dice"] else "evaluate"
+    done, costs = [f"{rule}/{fold}" for fold in folds], output / "costs" / f"{name}.csv"
+    jobs["costs"][name] = Job(_own("costs", str(output / "trainings.json"), name, str(costs)), done)
+    sources = [f"{training.row}={training.results}" for training in members]
+    options = ["-o", str(output / "report" / name), "--metric", plan["metrics"][0], "--costs", str(costs)]
+    baseline = ["--baseline", plan["baseline"] or members[0].row]
+    command = shlex.join(["nnunet-dg", "report", *sources, *options, *baseline])
+    jobs["report"][name] = Job(command, [*done, f"costs/{name}"])
+    if not plan["stress"]:
+        return
+    for seed in plan["seeds"]:
+        same = [training for training in members if training.seed == seed]
+        for number in same[0].folds.numbers:
+            job = f"{name}/seed{seed}_fold_{number}"
+            models = [f"{training.row}={training.results}" for training in same]
+            options = ["-o", str(output / "stress" / job), "-f", str(number), "-device", plan["device"]]
+            command = shlex.join(["nnunet-dg", "stress", *models, *options, "--kinds", *plan["stress"]])
+            jobs["stress"][job] = Job(command, [f"train/{trained_fold(t, number)}" for t in same], gpus)
+
+
+def _own(*arguments: str) -> str:
+    return shlex.join([sys.executable, "-m", "nnunet_dg.benchmark.steps", *arguments])

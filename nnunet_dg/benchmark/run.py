@@ -1,0 +1,125 @@
+"""Running a benchmark: the plan's jobs are given to Snakemake, which runs those that are not done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from nnunet_dg.benchmark.jobs import Jobs, as_config, jobs_of
+from nnunet_dg.benchmark.plan import read_plan
+from nnunet_dg.benchmark.record import write_trainings
+from nnunet_dg.benchmark.status import FAILED, JobStatus, statuses, table, unfinished
+from nnunet_dg.benchmark.trainings import trainings_of
+from nnunet_dg.extras import require
+from nnunet_dg.files import locked, write_json
+
+WORKFLOW = Path(__file__).parent / "workflow" / "Snakefile"
+COMMAND = "nnunet-dg benchmark"
+
+
+def benchmark(
+    plan: Path,
+    output: Path,
+    *,
+    number_of_jobs: int = 1,
+    gpus: int = 1,
+    executor: str | None = None,
+    dry_run: bool = False,
+    options: Sequence[str] = (),
+) -> int:
+    """Run all jobs of a plan that are not done, and print what is done.
+
+    Args:
+        plan: YAML file.
+        output: Folder of the benchmark.
+        number_of_jobs: Number of jobs that run at the same time.
+        gpus: Number of jobs with a GPU that run at the same time.
+        executor: Snakemake's executor, such as ``"slurm"``; None runs the jobs on this machine.
+        dry_run: Whether the jobs are only listed.
+        options: Further options of Snakemake.
+
+    Returns:
+        Exit status of Snakemake.
+
+    Raises:
+        SettingsError: The plan has a value that is not accepted.
+        DataError: The plan cannot be read, or another benchmark runs in the folder.
+        HostError: nnU-Net's folders are not set, or there is no such dataset.
+        ExtraError: The extras "benchmark" and "report" are not installed.
+    """
+    require("report", "A benchmark")
+    jobs = prepared(plan, output)
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
+        "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs), "--resources", f"gpu={gpus}",
+        "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params",
+        "--nolock",  # this package's own lock ends with the process, also if it is killed
+        *(["--executor", executor] if executor else []), *(["--dry-run"] if dry_run else []), *options,
+    ]  # fmt: skip
+    with locked(output, COMMAND):
+        status = _run(command)
+    if not dry_run:
+        show(jobs, output, running=False)
+    return status
+
+
+def status(plan: Path, output: Path) -> int:
+    """Print what a benchmark has done, which may be running. Returns 1 if a job has failed, else 0."""
+    jobs = prepared(plan, output)
+    found = show(jobs, output, running=_is_locked(output))
+    return int(any(job.state == FAILED for job in found))
+
+
+def prepared(plan: Path, output: Path) -> Jobs:
+    """Check the plan, and write ``jobs.json`` and ``trainings.json`` to the folder; returns the jobs."""
+    content = read_plan(plan)
+    trainings = trainings_of(content, plan.resolve().parent)
+    jobs = jobs_of(content, trainings, output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_trainings(output / "trainings.json", trainings)
+    write_json(output / "jobs.json", as_config(jobs))
+    return jobs
+
+
+def show(jobs: Jobs, output: Path, running: bool) -> list[JobStatus]:
+    """Print the table of jobs, and those that are not finished; returns the states."""
+    found = list(statuses(jobs, output, running))
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.print(table(found))
+    for line in unfinished(found, output):
+        console.print(line, soft_wrap=True)
+    for name in jobs["report"]:
+        report = output / "report" / name / "report.html"
+        if report.is_file():
+            console.print(f"Report: {report}", soft_wrap=True)
+    return found
+
+
+def _is_locked(output: Path) -> bool:
+    lock = FileLock(output / ".nnunet-dg.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run Snakemake. If this process ends early, Snakemake gets Ctrl-C, upon which it ends its jobs."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+    with subprocess.Popen(command, env=environment) as process:  # noqa: S603
+        try:
+            return process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            raise

@@ -1,0 +1,185 @@
+"""The trainings of a plan: one for each dataset, configuration, plans, row of the comparison and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+
+from nnunet_dg.benchmark.plan import SCHEMES, Dataset, Plan, Trainer, check_choice
+from nnunet_dg.datasets.domains import locate, read_file
+from nnunet_dg.datasets.split_dataset import dataset_name
+from nnunet_dg.errors import DataError, HostError, SettingsError, UserError
+from nnunet_dg.files import read_json
+from nnunet_dg.formats import Splits
+from nnunet_dg.host import trainer_class
+from nnunet_dg.robustness.stress import KINDS
+from nnunet_dg.training.plans import resolve
+from nnunet_dg.training.trainer import MethodsTrainer
+
+PLAIN, SEEDED = "nnUNetTrainer", "nnUNetTrainerERM"
+ADAPTATIONS: tuple[str, ...] = ()
+"""What `nnunet-dg predict --adapt` of this version accepts."""
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A dataset with its folds.
+
+    Attributes:
+        name: Full name, such as Dataset501_Heart.
+        protocol: One of `SCHEMES`.
+        groups: Path of the groups that splits keep together, or None.
+        numbers: Numbers of the folds that are trained.
+    """
+
+    name: str
+    protocol: str
+    groups: Path | None
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The trainings of all folds that share one results folder of nnU-Net.
+
+    Attributes:
+        folds: Dataset and folds.
+        configuration: Configuration of the plans.
+        plans: Name of the plans that this training's own plans are derived from.
+        row: Name of the row in the comparison.
+        trainer: Name of the trainer.
+        seed: Seed.
+        section: The own plans' section ``nnunet_dg``, beyond that of ``plans``.
+    """
+
+    folds: Folds
+    configuration: str
+    plans: str
+    row: str
+    trainer: str
+    seed: int
+    section: Mapping[str, Any]
+
+    @property
+    def comparison(self) -> str:
+        """Name of the comparison, which is the folder of its report."""
+        return "__".join((self.folds.name, self.configuration, self.plans))
+
+    @property
+    def name(self) -> str:
+        """Name of the training within the benchmark."""
+        return f"{self.comparison}__{self.row}__seed{self.seed}"
+
+    @property
+    def own_plans(self) -> str:
+        """Name of this training's plans, which gives each row, length and seed a results folder of its own."""
+        length = self.section["training"]
+        parts = [f"{length[key]}{key}" for key in ("epochs", "steps") if key in length]
+        return "_".join([self.plans, self.row, *parts, f"seed{self.seed}"])
+
+    @property
+    def results(self) -> Path:
+        """nnU-Net's results folder."""
+        name = f"{self.trainer}__{self.own_plans}__{self.configuration}"
+        return Path(nnUNet_results, self.folds.name, name)
+
+    @property
+    def preprocessed(self) -> Path:
+        """The preprocessed dataset folder."""
+        return Path(nnUNet_preprocessed, self.folds.name)
+
+
+def trainings_of(plan: Plan, folder: Path) -> list[Training]:
+    """All trainings of a plan, after checking everything that can be checked before the first job.
+
+    Args:
+        plan: Plan.
+        folder: Folder that the paths in the plan are relative to.
+
+    Raises:
+        SettingsError: A trainer, setting, stress kind, adaptation or configuration is not accepted.
+        DataError: The folds of a dataset cannot be determined.
+        HostError: nnU-Net's folders are not set, or there is no such dataset.
+    """
+    for name, value in {"nnUNet_raw": nnUNet_raw, "nnUNet_results": nnUNet_results}.items():
+        if not value:
+            raise HostError(f"{name} is not set. Set it as for nnU-Net's own commands.")
+    for kind in plan["stress"]:
+        check_choice("stress", kind, KINDS)
+    for name in plan["adaptation"]:
+        if not ADAPTATIONS:
+            raise SettingsError(f"adaptation: this version of nnunet-dg adapts nothing; got {name!r}. Remove it.")
+        check_choice("adaptation", name, ADAPTATIONS)
+    for name in plan["configurations"]:
+        if "cascade" in name:
+            raise SettingsError(f"configurations: a benchmark cannot train a cascade; got {name!r}. Remove it.")
+    rows = {row: _trainer_of(row, value) for row, value in plan["trainers"].items()}
+    datasets = [_folds_of(dataset, folder) for dataset in plan["datasets"]]
+    if twice := [d.name for d in datasets if [other.name for other in datasets].count(d.name) > 1]:
+        raise SettingsError(f"datasets lists {twice[0]} twice. Keep one.")
+    return list(_product(plan, datasets, rows))
+
+
+def _product(plan: Plan, datasets: list[Folds], rows: Mapping[str, str]) -> Iterator[Training]:
+    length = {key: value for key, value in (("epochs", plan["epochs"]), ("steps", plan["steps"])) if value is not None}
+    for dataset, configuration, plans in product(datasets, plan["configurations"], plan["plans"]):
+        for (row, trainer), seed in product(rows.items(), plan["seeds"]):
+            section = {**plan["trainers"][row].get("settings", {}), "training": {"seed": seed, **length}}
+            yield Training(dataset, configuration, plans, row, trainer, seed, section)
+
+
+def _trainer_of(row: str, value: Trainer) -> str:
+    """The name of a row's trainer, after checking that it exists and accepts its settings."""
+    name = value.get("trainer", row)
+    name = SEEDED if name == PLAIN else name
+    try:
+        trainer = trainer_class(name)
+    except HostError as error:
+        raise SettingsError(f"trainers.{row}: {error}") from error
+    if not issubclass(trainer, MethodsTrainer):
+        raise SettingsError(
+            f"trainers.{row}: {name} takes neither seed nor epochs. Accepted are {PLAIN} and trainers of nnunet-dg. To "
+            f"compare another trainer, declare `class Mine(MethodsTrainer, {name})` as in docs/how-to/own-trainer.md."
+        )
+    settings = value.get("settings", {})
+    if unused := sorted(set(settings) - set(trainer.keys())):
+        accepted = ", ".join(trainer.keys()) or "none"
+        raise SettingsError(f"trainers.{row}.settings: {name} does not use {unused[0]!r}; its methods: {accepted}.")
+    for method in trainer.methods:
+        try:
+            resolve({"nnunet_dg": dict(settings)}, method, trainer.keys())
+        except UserError as error:
+            raise SettingsError(f"trainers.{row}.settings: {error}") from error
+    return name
+
+
+def _folds_of(dataset: Dataset, folder: Path) -> Folds:
+    name = dataset_name(str(dataset["dataset"]))
+    protocol = dataset.get("protocol", SCHEMES[0])
+    groups = folder / dataset["groups"] if "groups" in dataset else None
+    if groups is not None and protocol == "existing":
+        raise SettingsError(f"datasets: {name} has `groups`, which existing folds do not use. Remove it.")
+    if groups is not None:
+        read_file(groups, "group")
+    known = _number_of_folds(name, protocol)
+    numbers = tuple(dataset.get("folds", range(known)))
+    if unknown := [number for number in numbers if number >= known]:
+        raise SettingsError(f"datasets: {name} has the folds 0 to {known - 1}; got {unknown[0]}.")
+    return Folds(name, protocol, groups, numbers)
+
+
+def _number_of_folds(name: str, protocol: str) -> int:
+    if protocol == "existing":
+        path = Path(nnUNet_preprocessed, name, "splits_final.json")
+        if not path.is_file():
+            raise DataError(f"The protocol of {name} is existing folds, but there is no {path}. Make them first.")
+        return len(read_json(path, Splits))
+    path = locate(Path(nnUNet_raw, name), Path(nnUNet_preprocessed, name))
+    if not path.is_file():
+        raise DataError(f"The protocol {protocol} needs the domain of each case of {name} in {path}, which is missing.")
+    return len(set(read_file(path).values()))

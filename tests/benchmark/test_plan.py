@@ -1,0 +1,126 @@
+"""A plan is checked before the first job: errors name the value, what is accepted, and what to do."""
+
+import json
+
+import pytest
+
+from nnunet_dg.benchmark import trainings
+from nnunet_dg.benchmark.plan import read_plan
+from nnunet_dg.benchmark.trainings import trainings_of
+from nnunet_dg.errors import DataError, SettingsError
+
+DATASET = "Dataset701_Tiny"
+PLAN = {"datasets": [701], "trainers": {"nnUNetTrainer": None}, "seeds": [0, 1], "epochs": 5}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """nnU-Net's folders with a raw dataset of three domains."""
+    raw = tmp_path / "raw" / DATASET
+    raw.mkdir(parents=True)
+    (raw / "domains.json").write_text(json.dumps({f"case_{i}": "ABC"[i % 3] for i in range(6)}))
+    for module in ("nnunet_dg.benchmark.trainings", "nnunet_dg.datasets.split_dataset"):
+        for name in ("raw", "preprocessed", "results"):
+            monkeypatch.setattr(f"{module}.nnUNet_{name}", str(tmp_path / name), raising=False)
+    monkeypatch.setattr("nnunet_dg.datasets.split_dataset.maybe_convert_to_dataset_name", lambda _: DATASET)
+    return tmp_path
+
+
+def written(folder, content):
+    path = folder / "plan.yaml"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))  # JSON is YAML
+    return path
+
+
+def expanded(folder, **changes):
+    return trainings_of(read_plan(written(folder, PLAN | changes)), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, r"Unknown key 'epoch'\. Did you mean 'epochs'\? Accepted are datasets, trainers, "),
+        ({"epochs": 0}, r"epochs: Input should be greater than or equal to 1; got 0\."),
+        ({"epochs": "5"}, r"epochs: Input should be a valid integer; got '5'\."),
+        ({"datasets": []}, r"datasets: List should have at least 1 item"),
+        ({"datasets": [{"dataset": 701, "protokol": "existing"}]}, r"'protokol' in datasets\[0\]\. Did you mean 'prot"),
+        (
+            {"datasets": [{"dataset": 701, "protocol": "single_source"}]},
+            r"datasets\[0\]\.protocol must be one of leave",
+        ),
+        ({"datasets": [{"dataset": 701, "folds": [0, 0]}]}, r"datasets\[0\]\.folds lists 0 twice\. Keep one\."),
+        ({"trainers": {"a": {"setings": {}}}}, r"'setings' in trainers\.a\. Did you mean 'settings'\?"),
+        ({"trainers": {"a__b": None}}, r"trainers: names must be letters, .*; got 'a__b'\."),
+        ({"metrics": ["hd95"]}, r"metrics must be one of dice, .*; got 'hd95'\. Did you mean 'hd95_mm'\?"),
+        ({"seeds": [1, 1]}, r"seeds lists 1 twice\. Keep one\."),
+        ({"seeds": [2**32]}, r"seeds\[0\]: Input should be less than 4294967296"),
+        ({"baseline": "nnUNetTrainr"}, r"baseline must be one of nnUNetTrainer; .* Did you mean 'nnUNetTrainer'\?"),
+        ({"device": "gpu"}, r"device must be one of cpu, cuda, mps; got 'gpu'\. Did you mean 'cpu'\?"),
+    ],
+)
+def test_a_wrong_plan_is_refused_by_name(tmp_path, changes, message):
+    path = written(tmp_path, PLAN | changes)
+    with pytest.raises((SettingsError, DataError), match=message) as raised:
+        read_plan(path)
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [0]\nseeds: [1]\n", r"The key 'seeds' appears more than once \(line 1\)\. Keep one\."),
+        ("datasets: [1\n", r"not valid YAML: .* \(line 2\)\. Correct the file\."),
+        ("- 1\n", r"a plan must have keys such as datasets and trainers; got \[1\]\."),
+        ("", r"a plan must have keys such as datasets and trainers; got None\."),
+        ("datasets: [1]\n", r"trainers: Field required"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        read_plan(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainers": {"a": {"trainer": "nnUNetTrainerDropGn"}}}, r"trainers\.a: nnU-Net does not find a trainer nnUN"),
+        ({"trainers": {"nnUNetTrainer_5epochs": None}}, r"nnUNetTrainer_5epochs takes neither seed nor epochs"),
+        (
+            {"trainers": {"nnUNetTrainerMixStyle": {"settings": {"mixstyle": {"pp": 1}}}}},
+            r"trainers\.nnUNetTrainerMixStyle\.settings: Unknown setting .*'pp'.* Accepted are ",
+        ),
+        (
+            {"trainers": {"nnUNetTrainerMixStyle": {"settings": {"dropgen": {"p": 0.5}}}}},
+            r"nnUNetTrainerMixStyle does not use 'dropgen'; its methods: mixstyle\.",
+        ),
+        ({"stress": ["gama"]}, r"stress must be one of .*; got 'gama'\. Did you mean 'gamma'\?"),
+        ({"adaptation": ["tent"]}, r"adaptation: .*'tent'"),
+        ({"configurations": ["3d_cascade_fullres"]}, r"cannot train a cascade; got '3d_cascade_fullres'\. Remove it\."),
+        ({"datasets": [{"dataset": 701, "folds": [3]}]}, r"Dataset701_Tiny has the folds 0 to 2; got 3\."),
+        ({"datasets": [701, "Dataset701_Tiny"]}, r"datasets lists Dataset701_Tiny twice\. Keep one\."),
+        ({"datasets": [{"dataset": 701, "protocol": "existing"}]}, r"existing folds, but there is no .*splits_final"),
+    ],
+)
+def test_what_is_not_installed_or_missing_is_refused_by_name(folders, changes, message):
+    with pytest.raises((SettingsError, DataError), match=message):
+        expanded(folders, **changes)
+
+
+def test_one_training_per_row_and_seed_with_a_fold_per_domain(folders):
+    rows = {"nnUNetTrainer": None, "half": {"trainer": "nnUNetTrainerMixStyle", "settings": {"mixstyle": {"p": 0.5}}}}
+    found = expanded(folders, trainers=rows)
+    assert [(t.row, t.trainer, t.seed) for t in found] == [
+        ("nnUNetTrainer", "nnUNetTrainerERM", 0),
+        ("nnUNetTrainer", "nnUNetTrainerERM", 1),
+        ("half", "nnUNetTrainerMixStyle", 0),
+        ("half", "nnUNetTrainerMixStyle", 1),
+    ]
+    assert {t.folds.numbers for t in found} == {(0, 1, 2)}
+    assert len({t.results for t in found}) == 4
+    assert found[3].section == {"mixstyle": {"p": 0.5}, "training": {"seed": 1, "epochs": 5}}
+
+
+def test_other_epochs_have_another_results_folder(folders):
+    (five, *_), (six, *_) = expanded(folders), expanded(folders, epochs=6)
+    assert five.results != six.results
+    assert five.results.name.split("__")[0] == trainings.SEEDED
