@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                                  # all trainers
     python benchmarks/gpu.py --compile nnUNetTrainerSgCG      # with torch.compile, as nnU-Net does by default
+    python benchmarks/gpu.py --rehearse nnUNetTrainerSgCG     # tiny, and on the CPU if there is no GPU
 
 For each trainer: milliseconds of a step, relative to nnUNetTrainer; peak memory of PyTorch's allocations, relative to
 nnUNetTrainer; synchronizations of the host with the GPU in a step beyond nnUNetTrainer's, and where they are in our
@@ -95,30 +96,31 @@ def serve(pipe: Connection, name: str, patch: int, batch: int, compiled: bool) -
 def prepared(name: str, patch: int, batch: int, compiled: bool) -> dict[str, Callable[[], Any]]:
     from every_trainer import training
 
-    device = torch.device("cuda")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     step = training(name, 3, patch, batch, device, compiled)
-    step.batch = pin_memory(step.batch)  # as nnU-Net's loaders give it
+    if device.type == "cuda":
+        step.batch = pin_memory(step.batch)  # as nnU-Net's loaders give it
 
     def seconds(call: Callable[[], object]) -> float:
-        torch.cuda.synchronize()
+        synchronize()
         start = time.perf_counter()
         call()
-        torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter() - start
 
     def measure() -> Single:
         step.train()
-        torch.cuda.synchronize()
+        synchronize()
         first = time.perf_counter() - start
-        torch.cuda.reset_peak_memory_stats()
-        step.train()
-        memory = torch.cuda.max_memory_allocated() / GIB
+        memory = peak_memory(step.train)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
             step.train()
-            torch.cuda.set_sync_debug_mode("default")
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
         seen = [w for w in caught if "synchroniz" in str(w.message)]
         ours = (w for w in seen if "nnunet_dg" in w.filename)
         places = Counter(f"{w.filename.rpartition('nnunet_dg/')[2]}:{w.lineno}" for w in ours)
@@ -127,6 +129,23 @@ def prepared(name: str, patch: int, batch: int, compiled: bool) -> dict[str, Cal
         return Single(first, memory, finite, len(seen), places)
 
     return {"measure": measure, "step": lambda: seconds(step.train), "predict": lambda: seconds(step.predict)}
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(call: Callable[[], object]) -> float:
+    """Peak of PyTorch's allocations on the GPU during a call, in GiB; without a GPU, that of the process."""
+    if not torch.cuda.is_available():
+        import resource
+
+        call()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() / GIB
 
 
 def rows(names: list[str], patch: int, batch: int, rounds: int, compiled: bool) -> None:
@@ -169,15 +188,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--group", type=int, default=6, help="trainers in memory at the same time")
     parser.add_argument("--compile", action="store_true", help="with torch.compile, as nnU-Net does by default")
+    parser.add_argument("--rehearse", action="store_true", help="patches of 16^3, one round; on the CPU without a GPU")
     parser.add_argument("trainers", nargs="*", help="default: all")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    if arguments.rehearse:
+        arguments.patch, arguments.rounds = 16, 1
+    elif not torch.cuda.is_available():
         sys.exit("There is no GPU. benchmarks/every_trainer.py measures on the CPU.")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, a rehearsal"
     ours = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist and e.dist.name == "nnunet-dg"]
     names = [name for name in arguments.trainers or sorted(ours) if name != PLAIN]
     versions = ", ".join(f"{package} {version(package)}" for package in ("nnunet-dg", "nnunetv2", "torch"))
     print(
-        f"\n{torch.cuda.get_device_name()}; {versions}; patch {arguments.patch}^3, batch {arguments.batch}, "
+        f"\n{device}; {versions}; patch {arguments.patch}^3, batch {arguments.batch}, "
         f"{'compiled' if arguments.compile else 'not compiled'}, {arguments.rounds} rounds\n"
     )
     columns = "step, ms", "ratio", "memory, GiB", "ratio", "more syncs", "predict, ms", "ratio", "first step, s"

@@ -31,7 +31,7 @@ def write_costs(trainings: Sequence[TrainingRecord], output: Path) -> None:
     ]
     means = pd.DataFrame(costs).groupby("trainer", sort=False).mean().dropna(axis="columns", how="all")
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(output, means.map(lambda value: f"{value:.3g}").reset_index())
+    write_csv(output, means.map(_readable).reset_index())
 
 
 def fold_costs(fold: Path) -> dict[str, float]:
@@ -52,6 +52,10 @@ def fold_costs(fold: Path) -> dict[str, float]:
         costs["memory (GiB)"] = _largest(end[1] for end in ends)
         costs["GPU memory (GiB)"] = _largest(end[2] for end in ends)
     return costs
+
+
+def _readable(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _largest(values: Iterable[str]) -> float:

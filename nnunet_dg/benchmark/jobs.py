@@ -26,12 +26,10 @@ class Job:
     Attributes:
         command: Shell command. A second run continues or repeats the first.
         after: ``RULE/JOB`` of the jobs that have to be done before.
-        gpus: Number of GPUs.
     """
 
     command: str
     after: list[str] = field(default_factory=list)
-    gpus: int = 0
 
 
 Jobs = dict[str, dict[str, Job]]
@@ -46,19 +44,19 @@ def jobs_of(plan: Plan, trainings: Sequence[Training], output: Path) -> Jobs:
         output: Folder of the benchmark.
     """
     jobs: Jobs = {rule: {} for rule in RULES}
-    gpus = int(plan["device"] == "cuda")
     for training in trainings:
         _add_preparation(jobs, plan, training, output)
         for number in training.folds.numbers:
-            _add_fold(jobs, plan, training, number, gpus)
+            _add_fold(jobs, plan, training, number)
     for name, members in groupby(trainings, lambda training: training.comparison):
-        _add_comparison(jobs, plan, name, list(members), output, gpus)
+        _add_comparison(jobs, plan, name, list(members), output)
     return jobs
 
 
-def as_config(jobs: Jobs) -> dict[str, Any]:
+def as_config(jobs: Jobs, plan: Plan) -> dict[str, Any]:
     """The jobs as the configuration of the workflow, in types of JSON."""
-    return {"jobs": {rule: {name: asdict(job) for name, job in named.items()} for rule, named in jobs.items()}}
+    by_rule = {rule: {name: asdict(job) for name, job in named.items()} for rule, named in jobs.items()}
+    return {"jobs": by_rule, "gpu": plan["device"] == "cuda"}
 
 
 def trained_fold(training: Training, number: int) -> str:
@@ -88,21 +86,22 @@ def _splits(dataset: Folds) -> str:
     if dataset.protocol == "existing":
         return shlex.join(["test", "-f", str(Path(nnUNet_preprocessed, dataset.name, "splits_final.json"))])
     groups = [] if dataset.groups is None else ["--groups", str(dataset.groups)]
-    return shlex.join(["nnunet-dg", "splits", dataset.protocol, "-d", dataset.name, *groups, "--keep"])
+    in_domain = ["--in-domain", str(dataset.in_domain)] if dataset.in_domain else []
+    return shlex.join(["nnunet-dg", "splits", dataset.protocol, "-d", dataset.name, *groups, *in_domain, "--keep"])
 
 
-def _add_fold(jobs: Jobs, plan: Plan, training: Training, number: int, gpus: int) -> None:
+def _add_fold(jobs: Jobs, plan: Plan, training: Training, number: int) -> None:
     name, dataset = trained_fold(training, number), training.folds.name
     command = ["nnUNetv2_train", dataset, training.configuration, str(number), "-p", training.own_plans]
     options = ["-tr", training.trainer, "-device", plan["device"], "--c"]
-    jobs["train"][name] = Job(shlex.join([*command, *options]), [f"plans/{training.name}", f"splits/{dataset}"], gpus)
+    jobs["train"][name] = Job(shlex.join([*command, *options]), [f"plans/{training.name}", f"splits/{dataset}"])
     if plan["metrics"] != ["dice"]:
         truths, predictions = training.preprocessed / "gt_segmentations", training.results / f"fold_{number}/validation"
         command = ["nnunet-dg", "evaluate", str(truths), str(predictions), "-np", "1"]
         jobs["evaluate"][name] = Job(shlex.join(command), [f"train/{name}"])
 
 
-def _add_comparison(jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], output: Path, gpus: int) -> None:
+def _add_comparison(jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], output: Path) -> None:
     folds = [trained_fold(training, number) for training in members for number in training.folds.numbers]
     rule = "train" if plan["metrics"] == ["dice"] else "evaluate"
     done, costs = [f"{rule}/{fold}" for fold in folds], output / "costs" / f"{name}.csv"
@@ -121,7 +120,7 @@ def _add_comparison(jobs: Jobs, plan: Plan, name: str, members: Sequence[Trainin
             models = [f"{training.row}={training.results}" for training in same]
             options = ["-o", str(output / "stress" / job), "-f", str(number), "-device", plan["device"]]
             command = shlex.join(["nnunet-dg", "stress", *models, *options, "--kinds", *plan["stress"]])
-            jobs["stress"][job] = Job(command, [f"train/{trained_fold(t, number)}" for t in same], gpus)
+            jobs["stress"][job] = Job(command, [f"train/{trained_fold(t, number)}" for t in same])
 
 
 def _own(*arguments: str) -> str:

@@ -42,6 +42,7 @@ class Dataset(TypedDict):
     dataset: int | Name
     protocol: NotRequired[str]
     groups: NotRequired[Name]
+    in_domain: NotRequired[Annotated[float, Field(ge=0, lt=1)]]
     folds: NotRequired[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from nnunet_dg.benchmark.trainings import Training
 from nnunet_dg.files import read_json, write_json
+
+if TYPE_CHECKING:  # whose imports take seconds, which steps that only read the file do not need
+    from nnunet_dg.benchmark.trainings import Training
 
 
 class TrainingRecord(TypedDict):
@@ -27,6 +29,7 @@ class TrainingRecord(TypedDict):
     section: dict[str, Any]
     comparison: str
     results: str
+    preprocessed: str
     folds: list[int]
 
 
@@ -49,5 +52,5 @@ def _recorded(training: Training) -> dict[str, Any]:
     return {
         "dataset": t.folds.name, "configuration": t.configuration, "plans": t.plans, "own_plans": t.own_plans,
         "row": t.row, "trainer": t.trainer, "seed": t.seed, "section": dict(t.section), "comparison": t.comparison,
-        "results": str(t.results), "folds": list(t.folds.numbers),
+        "results": str(t.results), "preprocessed": str(t.preprocessed), "folds": list(t.folds.numbers),
     }  # fmt: skip

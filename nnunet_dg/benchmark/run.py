@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from nnunet_dg.benchmark.jobs import Jobs, as_config, jobs_of
-from nnunet_dg.benchmark.plan import read_plan
+from nnunet_dg.benchmark.plan import Plan, read_plan
 from nnunet_dg.benchmark.record import write_trainings
 from nnunet_dg.benchmark.status import FAILED, JobStatus, statuses, table, unfinished
-from nnunet_dg.benchmark.trainings import trainings_of
+from nnunet_dg.benchmark.trainings import Training, trainings_of
 from nnunet_dg.extras import require
 from nnunet_dg.files import locked, write_json
 
@@ -56,7 +56,7 @@ def benchmark(
         ExtraError: The extras "benchmark" and "report" are not installed.
     """
     require("report", "A benchmark")
-    jobs = prepared(plan, output)
+    content, trainings, jobs = expanded(plan, output)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
         "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs), "--resources", f"gpu={gpus}",
@@ -64,7 +64,10 @@ def benchmark(
         "--nolock",  # this package's own lock ends with the process, also if it is killed
         *(["--executor", executor] if executor else []), *(["--dry-run"] if dry_run else []), *options,
     ]  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
     with locked(output, COMMAND):
+        write_trainings(output / "trainings.json", trainings)
+        write_json(output / "jobs.json", as_config(jobs, content))
         status = _run(command)
     if not dry_run:
         show(jobs, output, running=False)
@@ -73,20 +76,16 @@ def benchmark(
 
 def status(plan: Path, output: Path) -> int:
     """Print what a benchmark has done, which may be running. Returns 1 if a job has failed, else 0."""
-    jobs = prepared(plan, output)
-    found = show(jobs, output, running=_is_locked(output))
+    _, _, jobs = expanded(plan, output)
+    found = show(jobs, output, running=output.is_dir() and _is_locked(output))
     return int(any(job.state == FAILED for job in found))
 
 
-def prepared(plan: Path, output: Path) -> Jobs:
-    """Check the plan, and write ``jobs.json`` and ``trainings.json`` to the folder; returns the jobs."""
-    content = read_plan(plan)
-    trainings = trainings_of(content, plan.resolve().parent)
-    jobs = jobs_of(content, trainings, output)
-    output.mkdir(parents=True, exist_ok=True)
-    write_trainings(output / "trainings.json", trainings)
-    write_json(output / "jobs.json", as_config(jobs))
-    return jobs
+def expanded(file: Path, output: Path) -> tuple[Plan, list[Training], Jobs]:
+    """The plan in a file after all checks, its trainings and its jobs."""
+    plan = read_plan(file)
+    trainings = trainings_of(plan, file.resolve().parent)
+    return plan, trainings, jobs_of(plan, trainings, output)
 
 
 def show(jobs: Jobs, output: Path, running: bool) -> list[JobStatus]:
@@ -114,12 +113,14 @@ def _is_locked(output: Path) -> bool:
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run Snakemake. If this process ends early, Snakemake gets Ctrl-C, upon which it ends its jobs."""
+    """Run Snakemake. If a signal ends this process, Snakemake gets Ctrl-C, upon which it ends its jobs."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     with subprocess.Popen(command, env=environment) as process:  # noqa: S603
         try:
             return process.wait()
-        except BaseException:
-            process.send_signal(signal.SIGINT)
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):  # which the terminal sends to Snakemake as well
+                process.send_signal(signal.SIGINT)
+            process.wait()
             raise

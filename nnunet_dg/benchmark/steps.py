@@ -11,17 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from nnunet_dg import formats
-from nnunet_dg.benchmark.costs import write_costs
 from nnunet_dg.benchmark.record import TrainingRecord, read_trainings
-from nnunet_dg.datasets.split_dataset import number_of
 from nnunet_dg.errors import DataError, HostError, UserError
 from nnunet_dg.files import read_json, write_json
-from nnunet_dg.training.plans import KEY
+
+KEY = "nnunet_dg"  # as in `nnunet_dg.training.plans`, whose import takes seconds
 
 
 def prepare(dataset: str, plans: str, planner: str | None, configurations: Sequence[str]) -> None:
@@ -37,11 +32,16 @@ def prepare(dataset: str, plans: str, planner: str | None, configurations: Seque
         DataError: The plans do not exist and there is no planner, or they lack a configuration.
         HostError: A command of nnU-Net failed.
     """
+    from nnunetv2.configuration import default_num_processes
+    from nnunetv2.paths import nnUNet_preprocessed
+
+    from nnunet_dg.datasets.split_dataset import number_of
+
     file, number = Path(nnUNet_preprocessed, dataset, f"{plans}.json"), number_of(dataset)
     if not file.is_file():
         if planner is None:
             raise DataError(f"There are no plans {file}. Make them, or name a planner: plans: {{{plans}: PLANNER}}.")
-        _run("nnUNetv2_extract_fingerprint", "-d", number)
+        _run("nnUNetv2_extract_fingerprint", "-d", number, "-np", str(default_num_processes))
         _run("nnUNetv2_plan_experiment", "-d", number, "-pl", planner, "-overwrite_plans_name", plans)
     known = list(read_json(file, formats.Plans).get("configurations", {}))
     if unknown := [name for name in configurations if name not in known]:
@@ -53,6 +53,9 @@ def prepare(dataset: str, plans: str, planner: str | None, configurations: Seque
 
 def _is_preprocessed(plans: Path, configuration: str, dataset: str) -> bool:
     """Whether every training case is preprocessed. nnU-Net writes the properties of a case after its arrays."""
+    from nnunetv2.paths import nnUNet_raw
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     folder = plans.parent / PlansManager(str(plans)).get_configuration(configuration).data_identifier
     expected: Any = read_json(Path(nnUNet_raw, dataset, "dataset.json"), formats.Dataset)
     return len(list(folder.glob("*.pkl"))) >= int(expected.get("numTraining", 1))
@@ -64,7 +67,7 @@ def write_plans(training: TrainingRecord) -> None:
     Raises:
         DataError: The results folder has trainings with other plans of this name.
     """
-    folder = Path(nnUNet_preprocessed, training["dataset"])
+    folder = Path(training["preprocessed"])
     plans: dict[str, Any] = dict(read_json(folder / f"{training['plans']}.json", formats.Plans))
     section = dict(plans.get(KEY, {}))
     for key, settings in training["section"].items():
@@ -113,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif a.step == "plans":
             write_plans(read_trainings(a.file)[a.training])
         else:
+            from nnunet_dg.benchmark.costs import write_costs
+
             chosen = [t for t in read_trainings(a.file).values() if t["comparison"] == a.comparison]
             write_costs(chosen, a.output)
     except UserError as error:

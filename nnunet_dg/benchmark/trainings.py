@@ -34,12 +34,14 @@ class Folds:
         name: Full name, such as Dataset501_Heart.
         protocol: One of `SCHEMES`.
         groups: Path of the groups that splits keep together, or None.
+        in_domain: Fraction of the groups of training domains that are validated on, in [0, 1).
         numbers: Numbers of the folds that are trained.
     """
 
     name: str
     protocol: str
     groups: Path | None
+    in_domain: float
     numbers: tuple[int, ...]
 
 
@@ -162,15 +164,15 @@ def _folds_of(dataset: Dataset, folder: Path) -> Folds:
     name = dataset_name(str(dataset["dataset"]))
     protocol = dataset.get("protocol", SCHEMES[0])
     groups = folder / dataset["groups"] if "groups" in dataset else None
-    if groups is not None and protocol == "existing":
-        raise SettingsError(f"datasets: {name} has `groups`, which existing folds do not use. Remove it.")
+    if unused := [key for key in ("groups", "in_domain") if key in dataset and protocol == "existing"]:
+        raise SettingsError(f"datasets: {name} has {unused[0]!r}, which existing folds do not use. Remove it.")
     if groups is not None:
         read_file(groups, "group")
     known = _number_of_folds(name, protocol)
     numbers = tuple(dataset.get("folds", range(known)))
     if unknown := [number for number in numbers if number >= known]:
         raise SettingsError(f"datasets: {name} has the folds 0 to {known - 1}; got {unknown[0]}.")
-    return Folds(name, protocol, groups, numbers)
+    return Folds(name, protocol, groups, dataset.get("in_domain", 0.0), numbers)
 
 
 def _number_of_folds(name: str, protocol: str) -> int:

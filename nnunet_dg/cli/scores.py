@@ -51,6 +51,11 @@ def add_splits(commands: Commands) -> None:
                 help="fraction held out of the groups that have cases both in held-out and in other domains; a fold "
                 "trains on the rest. If every group is in every domain, use for example 0.2 (default: %(default)g)",
             )  # fmt: skip
+            scheme.add_argument(
+                "--in-domain", type=float, default=0.0, metavar="FRACTION",
+                help="fraction of each training domain's groups that folds validate on in place of training, so that "
+                "in-domain results are next to unseen ones (default: %(default)g)",
+            )  # fmt: skip
     splits.set_defaults(run=_splits)
 
 
@@ -61,13 +66,13 @@ def _splits(arguments: argparse.Namespace) -> int:
     a = arguments
     schemes = {
         "leave-one-domain-out": lambda domains, groups: splits.leave_one_domain_out(
-            domains, groups, a.hold_out, a.seed
+            domains, groups, a.hold_out, a.seed, a.in_domain
         ),
-        "single-source": lambda domains, groups: splits.single_source(domains, groups, a.hold_out, a.seed),
+        "single-source": lambda domains, groups: splits.single_source(domains, groups, a.hold_out, a.seed, a.in_domain),
         "few-shot": lambda domains, groups: splits.few_shot(domains, a.n, a.folds, a.seed, groups, a.source),
         "grouped": lambda domains, groups: splits.grouped(domains, groups, a.folds, a.seed),
     }
-    names = ("folds", "seed", "source", "hold_out", "groups", "force")
+    names = ("folds", "seed", "source", "hold_out", "in_domain", "groups", "force")
     with in_options({name: f"--{name.replace('_', '-')}" for name in names} | {"dataset": "-d"}):
         print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force, a.keep)}")
     return 0

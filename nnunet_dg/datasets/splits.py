@@ -38,7 +38,11 @@ class Fold:
 
 
 def leave_one_domain_out(
-    domains: Mapping[str, str], groups: Mapping[str, str] | None = None, hold_out: float = 1.0, seed: int = 0
+    domains: Mapping[str, str],
+    groups: Mapping[str, str] | None = None,
+    hold_out: float = 1.0,
+    seed: int = 0,
+    in_domain: float = 0.0,
 ) -> list[Fold]:
     """Fold k holds out the k-th domain, in alphabetical order, and the groups in it.
 
@@ -54,23 +58,30 @@ def leave_one_domain_out(
         groups: ``{case: group}``; None makes each case its own group.
         hold_out: Fraction, in (0, 1], of the groups with cases both in the held-out domain and in others that a fold
             holds out. Groups with cases on one side only are not affected.
-        seed: Seed of the order of groups; has no effect if ``hold_out`` is 1.
+        seed: Seed of the order of groups; has no effect if ``hold_out`` is 1 and ``in_domain`` is 0.
+        in_domain: Fraction, in [0, 1), of the training groups of each domain that are in validation instead, next to
+            the unseen cases. At least one group per domain remains for training.
 
     Raises:
         DataError: There are fewer than two domains, or a fold has no training case.
-        SettingsError: ``hold_out`` or ``seed`` is out of range.
+        SettingsError: ``hold_out``, ``seed`` or ``in_domain`` is out of range.
     """
     folds = []
     for number, name in enumerate(_names(domains)):
         val = {case for case in domains if domains[case] == name}
         text = f"validates on {name}, which no training case is from"
-        folds.append(_hold_out(domains, val, groups, hold_out, seed, number, text))
+        fold = _hold_out(domains, val, groups, hold_out, seed, number, text)
+        folds.append(_with_in_domain(fold, domains, groups, in_domain, seed))
     check(folds, groups)
     return folds
 
 
 def single_source(
-    domains: Mapping[str, str], groups: Mapping[str, str] | None = None, hold_out: float = 1.0, seed: int = 0
+    domains: Mapping[str, str],
+    groups: Mapping[str, str] | None = None,
+    hold_out: float = 1.0,
+    seed: int = 0,
+    in_domain: float = 0.0,
 ) -> list[Fold]:
     """Fold k trains on the k-th domain only, in alphabetical order, and holds out all others and the groups in them.
 
@@ -81,7 +92,8 @@ def single_source(
     folds = []
     for number, source in enumerate(_names(domains)):
         val = {case for case in domains if domains[case] != source}
-        folds.append(_hold_out(domains, val, groups, hold_out, seed, number, f"trains on {source} only"))
+        fold = _hold_out(domains, val, groups, hold_out, seed, number, f"trains on {source} only")
+        folds.append(_with_in_domain(fold, domains, groups, in_domain, seed))
     check(folds, groups)
     return folds
 
@@ -212,6 +224,29 @@ def _hold_out(
     trained = sorted(case for case in train if group_of[case] not in held_out)
     validated = sorted(case for case in val if group_of[case] not in shared - held_out)
     return Fold(trained, validated, description, _rest(domains, trained, validated))
+
+
+def _with_in_domain(
+    fold: Fold, domains: Mapping[str, str], groups: Mapping[str, str] | None, fraction: float, seed: int
+) -> Fold:
+    """The fold with a fraction of each domain's training groups in validation instead, the same ones in all folds."""
+    if not 0 <= fraction < 1:
+        raise SettingsError(f"`in_domain` must be at least 0 and below 1; got {fraction!r}.")
+    if fraction == 0:
+        return fold
+    group_of = groups or {case: case for case in domains}
+    moved: set[str] = set()
+    for domain in sorted({domains[case] for case in fold.train}):
+        own = sorted({group_of[case] for case in domains if domains[case] == domain})
+        order = [own[i] for i in np.random.default_rng(seed).permutation(len(own))]
+        trained = {group_of[case] for case in fold.train if domains[case] == domain}
+        chosen = [group for group in order if group in trained][: max(1, round(fraction * len(trained)))]
+        moved |= set(chosen) if len(chosen) < len(trained) else set(chosen[:-1])
+    train = [case for case in fold.train if group_of[case] not in moved]
+    val = sorted({*fold.val, *(case for case in fold.train if group_of[case] in moved)})
+    return Fold(
+        train, val, f"{fold.description}; also validates on {len(val) - len(fold.val)} in-domain cases", fold.left_out
+    )
 
 
 def _part(groups: list[str], fraction: float, seed: int, number: int) -> set[str]:

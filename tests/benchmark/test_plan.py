@@ -1,35 +1,15 @@
 """A plan is checked before the first job: errors name the value, what is accepted, and what to do."""
 
-import json
+import re
 
 import pytest
+from benchmark_plans import PLAN, folders, written  # noqa: F401, a fixture
+from helpers import REPOSITORY
 
 from nnunet_dg.benchmark import trainings
 from nnunet_dg.benchmark.plan import read_plan
 from nnunet_dg.benchmark.trainings import trainings_of
 from nnunet_dg.errors import DataError, SettingsError
-
-DATASET = "Dataset701_Tiny"
-PLAN = {"datasets": [701], "trainers": {"nnUNetTrainer": None}, "seeds": [0, 1], "epochs": 5}
-
-
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """nnU-Net's folders with a raw dataset of three domains."""
-    raw = tmp_path / "raw" / DATASET
-    raw.mkdir(parents=True)
-    (raw / "domains.json").write_text(json.dumps({f"case_{i}": "ABC"[i % 3] for i in range(6)}))
-    for module in ("nnunet_dg.benchmark.trainings", "nnunet_dg.datasets.split_dataset"):
-        for name in ("raw", "preprocessed", "results"):
-            monkeypatch.setattr(f"{module}.nnUNet_{name}", str(tmp_path / name), raising=False)
-    monkeypatch.setattr("nnunet_dg.datasets.split_dataset.maybe_convert_to_dataset_name", lambda _: DATASET)
-    return tmp_path
-
-
-def written(folder, content):
-    path = folder / "plan.yaml"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))  # JSON is YAML
-    return path
 
 
 def expanded(folder, **changes):
@@ -46,8 +26,9 @@ def expanded(folder, **changes):
         ({"datasets": [{"dataset": 701, "protokol": "existing"}]}, r"'protokol' in datasets\[0\]\. Did you mean 'prot"),
         (
             {"datasets": [{"dataset": 701, "protocol": "single_source"}]},
-            r"datasets\[0\]\.protocol must be one of leave",
+            r"datasets\[0\]\.protocol must be one of l",
         ),
+        ({"datasets": [{"dataset": 701, "in_domain": 1.0}]}, r"datasets\[0\]\.in_domain: .* less than 1; got 1\.0"),
         ({"datasets": [{"dataset": 701, "folds": [0, 0]}]}, r"datasets\[0\]\.folds lists 0 twice\. Keep one\."),
         ({"trainers": {"a": {"setings": {}}}}, r"'setings' in trainers\.a\. Did you mean 'settings'\?"),
         ({"trainers": {"a__b": None}}, r"trainers: names must be letters, .*; got 'a__b'\."),
@@ -101,12 +82,12 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
         ({"datasets": [{"dataset": 701, "protocol": "existing"}]}, r"existing folds, but there is no .*splits_final"),
     ],
 )
-def test_what_is_not_installed_or_missing_is_refused_by_name(folders, changes, message):
+def test_what_is_not_installed_or_missing_is_refused_by_name(folders, changes, message):  # noqa: F811
     with pytest.raises((SettingsError, DataError), match=message):
         expanded(folders, **changes)
 
 
-def test_one_training_per_row_and_seed_with_a_fold_per_domain(folders):
+def test_one_training_per_row_and_seed_with_a_fold_per_domain(folders):  # noqa: F811
     rows = {"nnUNetTrainer": None, "half": {"trainer": "nnUNetTrainerMixStyle", "settings": {"mixstyle": {"p": 0.5}}}}
     found = expanded(folders, trainers=rows)
     assert [(t.row, t.trainer, t.seed) for t in found] == [
@@ -120,7 +101,15 @@ def test_one_training_per_row_and_seed_with_a_fold_per_domain(folders):
     assert found[3].section == {"mixstyle": {"p": 0.5}, "training": {"seed": 1, "epochs": 5}}
 
 
-def test_other_epochs_have_another_results_folder(folders):
+def test_other_epochs_have_another_results_folder(folders):  # noqa: F811
     (five, *_), (six, *_) = expanded(folders), expanded(folders, epochs=6)
     assert five.results != six.results
     assert five.results.name.split("__")[0] == trainings.SEEDED
+
+
+def test_the_plan_of_the_documentation_is_accepted(folders):  # noqa: F811
+    page = (REPOSITORY / "docs" / "how-to" / "benchmark.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    found = trainings_of(read_plan(written(folders, example)), folders)
+    assert len(found) == 6
+    assert found[0].folds.in_domain == 0.2

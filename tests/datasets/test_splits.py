@@ -4,6 +4,7 @@ from itertools import combinations
 import pytest
 
 from nnunet_dg.datasets.splits import Fold, check, few_shot, grouped, leave_one_domain_out, single_source, write
+from nnunet_dg.errors import SettingsError
 
 DOMAINS = {"a1": "A", "c1": "C", "b1": "B", "a2": "A", "b2": "B", "a3": "A"}
 
@@ -161,3 +162,33 @@ def test_an_interrupted_write_keeps_the_existing_splits(tmp_path, monkeypatch):
         write(single_source(DOMAINS), path, force=True)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["splits_final.json"]
+
+
+@pytest.mark.parametrize("scheme", [leave_one_domain_out, single_source])
+def test_a_fraction_of_the_training_domains_is_validated_on(scheme):
+    domains = {f"{domain}_{i}": domain for domain in "ABC" for i in range(10)}
+    groups = {case: case[:-1] + str(int(case[-1]) // 2) for case in domains}  # two cases each
+    plain, folds = scheme(domains, groups), scheme(domains, groups, in_domain=0.2)
+    for before, fold in zip(plain, folds, strict=True):
+        trained = {domains[case] for case in before.train}
+        moved = set(fold.val) - set(before.val)
+        assert {domain: sum(domains[case] == domain for case in moved) for domain in trained} == dict.fromkeys(
+            trained, 2
+        )
+        assert set(fold.train) == set(before.train) - moved
+        assert not {groups[case] for case in fold.train} & {groups[case] for case in fold.val}
+        assert f"also validates on {2 * len(trained)} in-domain cases" in fold.description
+    assert scheme(domains, groups, in_domain=0.2) == folds
+    assert scheme(domains, groups, in_domain=0.2, seed=1) != folds
+
+
+def test_every_training_domain_keeps_a_group():
+    (fold, _) = single_source({"A_0": "A", "A_1": "A", "B_0": "B"}, in_domain=0.9)[:2]
+    assert len(fold.train) == 1
+    assert len(fold.val) == 2
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_an_impossible_in_domain_fraction_is_refused(fraction):
+    with pytest.raises(SettingsError, match=r"`in_domain` must be at least 0 and below 1; got"):
+        single_source({"A_0": "A", "B_0": "B"}, in_domain=fraction)

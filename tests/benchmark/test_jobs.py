@@ -1,0 +1,85 @@
+"""The jobs of a plan, what they wait for, and the table of what is done."""
+
+from pathlib import Path
+
+import pytest
+from benchmark_plans import PLAN, folders, written  # noqa: F401, a fixture
+
+from nnunet_dg.benchmark.jobs import jobs_of
+from nnunet_dg.benchmark.plan import read_plan
+from nnunet_dg.benchmark.status import statuses, unfinished
+from nnunet_dg.benchmark.trainings import trainings_of
+
+ROWS = {"nnUNetTrainer": None, "half": {"trainer": "nnUNetTrainerMixStyle", "settings": {"mixstyle": {"p": 0.5}}}}
+OUTPUT = Path("/benchmark")
+
+
+@pytest.fixture
+def jobs(folders):  # noqa: F811
+    def expanded(**changes):
+        plan = read_plan(written(folders, PLAN | {"trainers": ROWS} | changes))
+        return jobs_of(plan, trainings_of(plan, folders), OUTPUT)
+
+    return expanded
+
+
+def test_every_rule_has_its_jobs(jobs):
+    counts = {rule: len(named) for rule, named in jobs(metrics=["dice", "nsd"], stress=["gamma"]).items()}
+    assert counts == {
+        "prepare": 1, "splits": 1, "plans": 4, "train": 12, "evaluate": 12, "stress": 6, "costs": 1, "report": 1
+    }  # fmt: skip
+
+
+def test_dice_only_needs_no_evaluation(jobs):
+    found = jobs()
+    assert found["evaluate"] == {}
+    (report,) = found["report"].values()
+    assert sorted(report.after)[1:] == sorted(f"train/{name}" for name in found["train"])
+
+
+def test_every_job_waits_for_jobs_that_exist(jobs):
+    found = jobs(
+        metrics=["nsd"], stress=["gamma"], plans={"a": "ExperimentPlanner", "b": "ExperimentPlanner"},
+        configurations=["2d", "3d_fullres"],
+    )  # fmt: skip
+    known = {f"{rule}/{name}" for rule, named in found.items() for name in named}
+    for named in found.values():
+        for name, job in named.items():
+            assert set(job.after) <= known, name
+    prepare = found["prepare"]
+    assert prepare["Dataset701_Tiny__b"].after == ["prepare/Dataset701_Tiny__a"]  # both write the same fingerprint
+    assert prepare["Dataset701_Tiny__a"].after == []
+    assert set(found["splits"]["Dataset701_Tiny"].after) == {f"prepare/{name}" for name in prepare}
+
+
+def test_a_training_is_nnunets_own_command(jobs):
+    name = "Dataset701_Tiny__3d_fullres__nnUNetPlans__half__seed1/fold_2"
+    job = jobs(device="cuda")["train"][name]
+    assert job.command == (
+        "nnUNetv2_train Dataset701_Tiny 3d_fullres 2 -p nnUNetPlans_half_5epochs_seed1 -tr nnUNetTrainerMixStyle "
+        "-device cuda --c"
+    )
+
+
+def test_repeated_trainings_share_a_name_in_the_report(jobs):
+    (report,) = jobs()["report"].values()
+    words = report.command.split()
+    assert [word.partition("=")[0] for word in words if "=" in word] == 2 * ["nnUNetTrainer"] + 2 * ["half"]
+    assert words[words.index("--baseline") + 1] == "nnUNetTrainer"
+
+
+def test_the_table_tells_what_waits_runs_is_done_and_has_failed(tmp_path):
+    names = ["waits", "runs", "done", "failed"]
+    (tmp_path / "logs" / "train").mkdir(parents=True)
+    (tmp_path / "done" / "train").mkdir(parents=True)
+    (tmp_path / "done" / "train" / "done").touch()
+    (tmp_path / "logs" / "train" / "runs.log.running").touch()
+    (tmp_path / "logs" / "train" / "failed.log.failed").touch()
+    (tmp_path / "logs" / "train" / "failed.log").write_text("Epoch 1\nRuntimeError: out of memory\n\n")
+    found = list(statuses({"train": names}, tmp_path, running=True))
+    assert [job.state for job in found] == names
+    lines = [str(line) for line in unfinished(found, tmp_path)]
+    assert lines[0] == "runs: train runs"
+    assert lines[1].splitlines()[:2] == ["failed: train failed", "  RuntimeError: out of memory"]
+    stopped = statuses({"train": names}, tmp_path, running=False)
+    assert [job.state for job in stopped] == ["waits", "interrupted", "done", "failed"]
