@@ -516,4 +516,5 @@ def test_shares_the_slot_of_another_trainer_and_trains_resumes_and_predicts(
 def test_every_registered_trainer_is_in_the_table():
     tested = {c.trainer.removeprefix("Tiny_") for c in Capabilities.__subclasses__()}
     ours = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist.name == "nnunet-dg"]
-    assert sorted([*tested, *FAMILIES, *COMBINATIONS, *SLOT_MATES]) == sorted(ours)
+    without_methods = "nnUNetTrainerERM"  # tests/benchmark/test_run.py trains it
+    assert sorted([*tested, *FAMILIES, *COMBINATIONS, *SLOT_MATES, without_methods]) == sorted(ours)
