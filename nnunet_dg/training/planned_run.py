@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host  # noqa: N813, a module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -145,10 +144,10 @@ def ordered_workers(training: int, validation: int) -> Iterator[None]:
         host.NonDetMultiThreadedAugmenter = original
 
 
-def _ordered(seed: int, data_loader: Any, num_processes: int, pin_memory: bool, **_: Any) -> MultiThreadedAugmenter:
+def _ordered(seed: int, data_loader: Any, num_processes: int, pin_memory: bool, **_: Any) -> Any:
     seeds = [int(value) for value in np.random.SeedSequence(seed).generate_state(num_processes)]
     data_loader.set_thread_id = partial(_start_worker, data_loader.set_thread_id, seeds)
-    return MultiThreadedAugmenter(
+    return host.MultiThreadedAugmenter(
         data_loader, None, num_processes, CACHED_BATCHES, seeds, pin_memory=pin_memory, wait_time=0.002
     )
 
