@@ -65,10 +65,16 @@ class AdaptingPredictor(nnUNetPredictor):
         raise NotImplementedError
 
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
-        """See `adapted_logits`. nnU-Net calls this for each volume."""
+        """See `adapted_logits`. nnU-Net calls this for each volume.
+
+        Raises:
+            AdaptationError: The adapted network gives logits that are not finite.
+        """
         self.notes = {}
         with torch.inference_mode(False), deterministic():
             logits = self.adapted_logits(data)
+        if not logits.isfinite().all():
+            raise self._overflow()
         segmentation = self.label_manager.convert_logits_to_segmentation(logits)
         self.notes["foreground_fraction"] = float((segmentation > 0).float().mean())
         return logits
@@ -88,7 +94,17 @@ class AdaptingPredictor(nnUNetPredictor):
 
     def window_logits(self, data: Tensor) -> Tensor:
         """Logits of the network as it is now, by nnU-Net's sliding window, on the CPU."""
-        return self.predict_sliding_window_return_logits(data).to("cpu").clone()
+        try:
+            return self.predict_sliding_window_return_logits(data).to("cpu").clone()
+        except RuntimeError as error:
+            if "inf in predicted array" not in str(error):
+                raise
+            raise self._overflow() from error
+
+    def _overflow(self) -> AdaptationError:
+        return AdaptationError(
+            f"{self.case}: logits of the adapted network are not finite. Use a smaller `rate` or fewer `steps`."
+        )
 
     @contextmanager
     def loaded(self, fold: int) -> Iterator[nn.Module]:
