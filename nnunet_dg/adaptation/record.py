@@ -76,6 +76,7 @@ def setup_of(
     """
     return {
         "method": settings.key,
+        "paper": settings.paper.url,
         "settings": asdict(settings),
         "models": {role: _described(model) for role, model in models.items()},
         "validation": validation,

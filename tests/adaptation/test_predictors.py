@@ -18,6 +18,7 @@ from nnunet_dg.adaptation.predictor import AdaptationError
 from nnunet_dg.adaptation.settings import SFB, Tent
 from nnunet_dg.adaptation.sfb import SFBPredictor
 from nnunet_dg.adaptation.tent import TentPredictor
+from nnunet_dg.baselines.domain_norm import NearestBranchNetwork
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.dropgen.network import build_dropgen_network
 from nnunet_dg.errors import SettingsError
@@ -255,3 +256,15 @@ def test_crops_are_uniform_over_the_volume_and_padding_is_left_out():
     cut = slices.cut(data.reshape(1, 3, 10, 6), [(1, 2, 0)])
     assert cut.shape == (1, 1, 4, 8)
     assert torch.equal(cut[slices.inside][0, 0], data.reshape(3, 10, 6)[1, 2:6])
+
+
+def test_tent_adapts_the_norms_of_several_branches():
+    model = NearestBranchNetwork(nn.Sequential(*network())).eval()
+    before, data = state(model), volume()
+    results = []
+    for steps in (0, 20):
+        predictor = TentPredictor(plain(model), Tent(steps=steps, rate=0.3))
+        results.append(entropy(predictor.predict_logits_from_preprocessed_data(data)[None]))
+    assert predictor.adapted()["tensors"] == ["network.1.weight", "network.1.bias"]
+    assert results[1] < 0.99 * results[0]
+    assert same(state(model), before)
