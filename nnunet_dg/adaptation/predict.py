@@ -69,15 +69,11 @@ def predict(
         UserError: A model, an image, the validation set or a setting is not accepted. The message says why.
     """
     _check(settings, stable, validation, step_size)
-    roles = {"unstable": model, "stable": stable} if stable else {"adapted": model}
-    with redirect_stdout(StringIO()):  # nnU-Net prints lines for each model
-        models = {name: TrainedModel(path, folds, checkpoint, device, mirroring) for name, path in roles.items()}
+    models = _load(model, stable, folds, checkpoint, device, mirroring)
     first = next(iter(models.values()))
     for trained in models.values():
         trained.predictor.tile_step_size = step_size
         trained.predictor.perform_everything_on_device &= on_device
-    if stable:
-        check_same_data(models["stable"], first)
     targets = input_images(images, first.predictor.dataset_json["file_ending"])
     cases, described = validation_cases(first, validation, targets) if validation else ([], None)
     setup = setup_of(
@@ -107,6 +103,16 @@ def _check(settings: Adaptation, stable: Path | None, validation: Validation | N
         )
     if not 0 < step_size <= 1:
         raise SettingsError(f"`step_size` must be in (0, 1]; got {step_size!r}.")
+
+
+def _load(model: Path, stable: Path | None, *options: Any) -> dict[str, TrainedModel]:
+    """The models by role, the one that adapts first, with the options of `TrainedModel`."""
+    roles = {"unstable": model, "stable": stable} if stable else {"adapted": model}
+    with redirect_stdout(StringIO()):  # nnU-Net prints lines for each model
+        models = {name: TrainedModel(path, *options) for name, path in roles.items()}
+    if stable:
+        check_same_data(models["stable"], models["unstable"])
+    return models
 
 
 def _choose(settings: Adaptation, models: dict[str, TrainedModel], cases: Iterable[Case], seed: int) -> dict[str, Any]:
