@@ -51,11 +51,12 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "evaluation": ({"evaluation", "datasets", "host"}, True),
     "reporting": ({"reporting", "evaluation", "datasets", "host"}, True),
     "robustness": ({"robustness", "reporting", "evaluation", "checkpoints", *LOWER}, True),
+    "adaptation": ({"adaptation", *SCORES, "checkpoints", *LOWER}, True),
     "doctor": ({"doctor", "planning", "training", "plugin", *LOWER}, True),
     "demo": ({"demo"}, False),
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
-    "cli": ({"cli", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER}, False),
+    "cli": ({"cli", "adaptation", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER}, False),
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }

@@ -10,7 +10,8 @@ import torch
 
 import nnunet_dg
 
-PACKAGES = ("baselines", "dropgen", "sgcg", "tinymig")
+PACKAGES = ("adaptation", "baselines", "dropgen", "sgcg", "tinymig")
+PURE = [f"nnunet_dg.adaptation.{name}" for name in ("calibration", "correction", "entropy", "mixing")]
 MODULES = ["nnunet_dg.tensors", "nnunet_dg.step"] + [
     f"nnunet_dg.{package}.{module.name}"
     for package in PACKAGES
@@ -27,7 +28,7 @@ def public_functions():
                 yield function
     for name in MODULES:
         module = importlib.import_module(name)
-        if ".baselines." in name or name == "nnunet_dg.tensors":
+        if ".baselines." in name or name in PURE or name == "nnunet_dg.tensors":
             for function in vars(module).values():
                 defined_here = inspect.isfunction(function) and function.__module__ == name
                 if defined_here and not function.__name__.startswith("_"):
