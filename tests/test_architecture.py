@@ -7,7 +7,7 @@ import pytest
 from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
-METHODS = {"baselines", "dropgen", "sgcg", "tinymig"}
+METHODS = {"baselines", "dropgen", "mechanisms", "sgcg", "tinymig"}
 BASE = {
     "errors",
     "extras",
@@ -28,8 +28,9 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "extractors": ({"extractors"}, False),
     "dropgen": ({"dropgen", "extractors"}, False),
     "sgcg": ({"sgcg", "extractors"}, False),
-    "baselines": ({"baselines", "sgcg"}, False),
-    "tinymig": ({"tinymig", "extractors", "baselines"}, False),
+    "mechanisms": ({"mechanisms"}, False),
+    "baselines": ({"baselines", "mechanisms", "sgcg"}, False),
+    "tinymig": ({"tinymig", "extractors", "baselines", "mechanisms"}, False),
     "errors": (set(), False),
     "extras": (set(), False),
     "files": (set(), False),

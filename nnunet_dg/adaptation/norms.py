@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from nnunet_dg.baselines.domain_norm import BranchNorm
 from nnunet_dg.extractors import FrozenExtractor
+from nnunet_dg.mechanisms.domain_norm import BranchNorm
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, BranchNorm)
 _RUNNING = ("running_mean", "running_var")

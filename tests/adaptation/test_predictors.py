@@ -18,10 +18,10 @@ from nnunet_dg.adaptation.predictor import AdaptationError
 from nnunet_dg.adaptation.settings import SFB, Tent
 from nnunet_dg.adaptation.sfb import SFBPredictor
 from nnunet_dg.adaptation.tent import TentPredictor
-from nnunet_dg.baselines.domain_norm import NearestBranchNetwork
 from nnunet_dg.dropgen import DropGen
 from nnunet_dg.dropgen.network import build_dropgen_network
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.mechanisms.domain_norm import NearestBranchNetwork
 
 NORMS = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d, "instance2d": nn.InstanceNorm2d}
 
