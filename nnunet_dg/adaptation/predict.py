@@ -58,7 +58,7 @@ def predict(
         step_size: Step of the sliding window as a fraction of the patch, in (0, 1].
         on_device: Whether logits are kept on the GPU, as nnU-Net does.
         save_probabilities: Whether probabilities are written, as nnU-Net does.
-        resume: Whether cases that a record with the same setup names are left alone.
+        resume: Whether cases that were already predicted with the same setup are skipped.
         seed: Seed of all random numbers. Those of a case do not depend on other cases.
         progress: Whether progress bars are shown.
 
