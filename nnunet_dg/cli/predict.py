@@ -81,7 +81,7 @@ def _add_nnunets(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--not_on_device", action="store_true", help="keep logits on the CPU, which saves GPU memory")
     predict.add_argument("--save_probabilities", action="store_true", help="write probabilities as well")
     predict.add_argument(
-        "--continue_prediction", action="store_true", help="skip cases that were already predicted with the same options"
+        "--continue_prediction", action="store_true", help="skip cases already predicted with the same options"
     )
     predict.add_argument("--disable_progress_bar", action="store_true", help="show no progress bar")
 
