@@ -84,7 +84,7 @@ class Step:
 
     def train(self) -> None:
         self.trainer.network.train()
-        self.trainer.set_deep_supervision_enabled(True)
+        self.trainer.set_deep_supervision_enabled(self.trainer.enable_deep_supervision)
         self.trainer.train_step(self.batch)
 
     def predict(self) -> None:

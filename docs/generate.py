@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from nnunet_dg.adaptation.settings import METHODS as ADAPTATIONS
 from nnunet_dg.citations import ANATOMIX, MIND, NNUNET, RAM_DSIR
 from nnunet_dg.cli import _parser
 from nnunet_dg.method import Method, Paper, describe_settings
@@ -148,13 +149,16 @@ def trainers() -> str:
 
 
 def citations() -> str:
-    """BibTeX of nnU-Net, of every method, and of what methods build on."""
+    """BibTeX of nnU-Net, of every method, of test-time adaptation, and of what methods build on."""
     lines = [
         "# Citations", "", NOTE, "",
         "Please cite nnU-Net and the methods that you use. `nnunet-dg cite TRAINER` prints the entries of a trainer.",
         "", "## nnU-Net", *_entry("nnunet", NNUNET), "", "## Methods",
     ]  # fmt: skip
     for key, method in METHODS.items():
+        lines += _entry(key, method.paper)
+    lines += ["", "## Test-time adaptation"]
+    for key, method in ADAPTATIONS.items():
         lines += _entry(key, method.paper)
     lines += ["", "## Extractors, and what methods build on"]
     for key, paper in {"anatomix": ANATOMIX, "mind": MIND, "ram_dsir": RAM_DSIR}.items():

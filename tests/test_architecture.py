@@ -7,7 +7,7 @@ import pytest
 from helpers import REPOSITORY
 
 LIBRARY = REPOSITORY / "nnunet_dg"
-METHODS = {"baselines", "dropgen", "sgcg", "tinymig"}
+METHODS = {"baselines", "dropgen", "mechanisms", "sgcg", "tinymig"}
 BASE = {
     "errors",
     "extras",
@@ -28,8 +28,9 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "extractors": ({"extractors"}, False),
     "dropgen": ({"dropgen", "extractors"}, False),
     "sgcg": ({"sgcg", "extractors"}, False),
-    "baselines": ({"baselines", "sgcg"}, False),
-    "tinymig": ({"tinymig", "extractors", "baselines"}, False),
+    "mechanisms": ({"mechanisms"}, False),
+    "baselines": ({"baselines", "mechanisms", "sgcg"}, False),
+    "tinymig": ({"tinymig", "extractors", "baselines", "mechanisms"}, False),
     "errors": (set(), False),
     "extras": (set(), False),
     "files": (set(), False),
@@ -51,12 +52,16 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "evaluation": ({"evaluation", "datasets", "host"}, True),
     "reporting": ({"reporting", "evaluation", "datasets", "host"}, True),
     "robustness": ({"robustness", "reporting", "evaluation", "checkpoints", *LOWER}, True),
+    "adaptation": ({"adaptation", *SCORES, "checkpoints", *LOWER}, True),
     "doctor": ({"doctor", "planning", "training", "plugin", *LOWER}, True),
     "demo": ({"demo"}, False),
     "benchmark": ({"benchmark", "training", *SCORES, *LOWER}, True),
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
-    "cli": ({"cli", "benchmark", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER}, False),
+    "cli": (
+        {"cli", "adaptation", "benchmark", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER},
+        False,
+    ),
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }

@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.baselines.bezier import bezier_map
-from nnunet_dg.baselines.domain_norm import NearestBranchNetwork
 from nnunet_dg.fields import is_number
+from nnunet_dg.mechanisms.bezier import bezier_map
+from nnunet_dg.mechanisms.domain_norm import NearestBranchNetwork
 from nnunet_dg.method import Batch, Inputs, Method, Paper, Student, TrainingModule, probability, setting
 from nnunet_dg.tensors import to_device, wide
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.feature_style import Draw, FeatureStyle, Partner
+from nnunet_dg.mechanisms.feature_style import Draw, FeatureStyle, Partner
 from nnunet_dg.method import Paper
 from nnunet_dg.tensors import EPS, Statistics, modulate, statistics
 

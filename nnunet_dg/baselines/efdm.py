@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.baselines.feature_style import Draw, FeatureStyle, Partner
 from nnunet_dg.baselines.mixstyle import draw_share
+from nnunet_dg.mechanisms.feature_style import Draw, FeatureStyle, Partner
 from nnunet_dg.method import Paper, encoder_stages, flag, number
 from nnunet_dg.tensors import wide
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.baselines.borders import Embeddings, embeddings, foreground, gathered
-from nnunet_dg.baselines.meta import descended, gradients_of, trained_parameters
-from nnunet_dg.baselines.partners import partner_order
+from nnunet_dg.mechanisms.borders import Embeddings, embeddings, foreground, gathered
+from nnunet_dg.mechanisms.meta import descended, gradients_of, trained_parameters
+from nnunet_dg.mechanisms.partners import partner_order
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, number
 from nnunet_dg.sgcg.mixup import Partners, random_amplitude_mixup
 from nnunet_dg.tensors import to_device, wide

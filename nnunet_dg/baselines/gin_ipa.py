@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.bspline import spline_field
 from nnunet_dg.baselines.gin import GIN, random_view
-from nnunet_dg.baselines.views import ViewsTraining, view_divergences
+from nnunet_dg.mechanisms.bspline import spline_field
+from nnunet_dg.mechanisms.views import ViewsTraining, view_divergences
 from nnunet_dg.method import Student, flag, number
 from nnunet_dg.tensors import minmax
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.feature_style import (
+from nnunet_dg.mechanisms.feature_style import (
     STATISTICS_PER_CHANNEL,
     Draw,
     FeatureStyle,

@@ -11,14 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.feature_style import (
+from nnunet_dg.mechanisms.feature_style import (
     STATISTICS_PER_CHANNEL,
     Draw,
     FeatureStyle,
     Partner,
     statistics_of_partners,
 )
-from nnunet_dg.baselines.partners import partner_statistics
+from nnunet_dg.mechanisms.partners import partner_statistics
 from nnunet_dg.method import Paper, flag, number
 from nnunet_dg.tensors import Statistics, modulate, statistics, to_device
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.domain_samples import as_state, of_state
-from nnunet_dg.baselines.partners import partner_order
+from nnunet_dg.mechanisms.domain_samples import as_state, of_state
+from nnunet_dg.mechanisms.partners import partner_order
 from nnunet_dg.method import (
     SEGMENTATION,
     Batch,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.baselines.views import ViewsTraining, view_divergences
+from nnunet_dg.mechanisms.views import ViewsTraining, view_divergences
 from nnunet_dg.method import Method, Paper, Student, flag, number, probability
 from nnunet_dg.tensors import modulate, statistics, wide
 

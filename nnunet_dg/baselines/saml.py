@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.baselines.borders import Embeddings, embeddings, foreground, gathered
-from nnunet_dg.baselines.domain_samples import DomainSamples, each_scale, joined, part
-from nnunet_dg.baselines.meta import clipped, descended, gradients_of, trained_parameters
+from nnunet_dg.mechanisms.borders import Embeddings, embeddings, foreground, gathered
+from nnunet_dg.mechanisms.domain_samples import DomainSamples, each_scale, joined, part
+from nnunet_dg.mechanisms.meta import clipped, descended, gradients_of, trained_parameters
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, full_resolution, number
 from nnunet_dg.tensors import wide
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.baselines.bezier import bezier_curve, control_points, look_up_groups
-from nnunet_dg.baselines.bspline import spline_field
+from nnunet_dg.mechanisms.bezier import bezier_curve, control_points, look_up_groups
+from nnunet_dg.mechanisms.bspline import spline_field
 from nnunet_dg.method import Batch, Method, Paper, Step, Student, TrainingModule, number, probability
 from nnunet_dg.tensors import minmax, per_channel, sortable, to_device, wide
 

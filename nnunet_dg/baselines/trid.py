@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.feature_style import Draw, FeatureStyle, FeatureStyleTraining, Partner
+from nnunet_dg.mechanisms.feature_style import Draw, FeatureStyle, FeatureStyleTraining, Partner
 from nnunet_dg.method import Paper, Student
 from nnunet_dg.tensors import Statistics, modulate, statistics
 

@@ -193,20 +193,31 @@ class TrainedModel:
         Raises:
             DataError: A file cannot be read, or does not match the model's dataset and plans.
         """
+        image, properties = self.read_image(case.images)
         reader = self.predictor.plans_manager.image_reader_writer_class
-        files = ", ".join(str(path) for path in case.images)
-        for path in case.images:
-            check_whole(path)
-        image, properties = _read(reader().read_images, [str(path) for path in case.images], files)
         truth = SegmentationReader(reader, self.labels, self.folder / "dataset.json").read(case.truth).values
+        if image.shape[1:] != truth.shape:
+            files = ", ".join(str(path) for path in case.images)
+            raise ModelError(f"{files} has shape {image.shape[1:]}, but its truth {case.truth} has {truth.shape}.")
+        return image, truth, properties
+
+    def read_image(self, images: Sequence[Path]) -> tuple[Array, dict[str, Any]]:
+        """Image ``(C, *spatial)`` of a case's files, one per channel, and the properties that nnU-Net's reader returns.
+
+        Raises:
+            DataError: A file cannot be read, or does not match the model's dataset and plans.
+        """
+        reader = self.predictor.plans_manager.image_reader_writer_class
+        files = ", ".join(str(path) for path in images)
+        for path in images:
+            check_whole(path)
+        image, properties = _read(reader().read_images, [str(path) for path in images], files)
         expected = len(self.predictor.configuration_manager.normalization_schemes)
         if len(image) != expected:
             raise ModelError(f"{files}: {len(image)} channels; {self.folder} was trained on {expected}.")
         if not np.isfinite(image).all():
             raise ModelError(f"{files} contains NaN or infinite values. Correct the image, or leave the case out.")
-        if image.shape[1:] != truth.shape:
-            raise ModelError(f"{files} has shape {image.shape[1:]}, but its truth {case.truth} has {truth.shape}.")
-        return image, truth, properties
+        return image, properties
 
     def in_range(self, image: Array) -> Array:
         """The image ``(C, *spatial)`` clipped to [0, 255] if nnU-Net divides it by 255, as it does for colors."""

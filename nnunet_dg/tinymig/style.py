@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from nnunet_dg.baselines.efdm import EFDM
-from nnunet_dg.baselines.feature_style import FeatureStyle, FeatureStyleTraining
 from nnunet_dg.baselines.maxstyle import MaxStyle, MaxStyleTraining
-from nnunet_dg.baselines.partners import EarlierSamples
 from nnunet_dg.baselines.trid import TriD, TriDTraining
+from nnunet_dg.mechanisms.feature_style import FeatureStyle, FeatureStyleTraining
+from nnunet_dg.mechanisms.partners import EarlierSamples
 from nnunet_dg.method import Student
 from nnunet_dg.tensors import Statistics, modulate, statistics
 from nnunet_dg.tinymig.modulation import OwnStatistics

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.feature_style import FeatureStyleTraining
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.mechanisms.feature_style import FeatureStyleTraining
 from nnunet_dg.method import Step, Student, TrainingModule, full_resolution
 from nnunet_dg.tensors import Statistics
 from nnunet_dg.tinymig.consistency import cross_distribution_consistency

@@ -7,9 +7,9 @@ from on_noise import initialized
 from small_trainers import CPU, batch, planned, step
 from torch import nn
 
-from nnunet_dg.baselines.domain_norm import Branches, BranchNorm, NearestBranchNetwork, replace_norms
 from nnunet_dg.baselines.dsbn import DSBN, draw_styles, restyled
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.mechanisms.domain_norm import Branches, BranchNorm, NearestBranchNetwork, replace_norms
 from nnunet_dg.method import Batch
 from nnunet_dg.training.trainer import MethodsTrainer
 

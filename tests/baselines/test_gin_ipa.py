@@ -5,8 +5,8 @@ import torch
 from plain_student import PlainStudent, a_batch, a_step
 
 from nnunet_dg.baselines.gin_ipa import GIN_IPA, blend, blending_mask, control_spacing, draw_control
-from nnunet_dg.baselines.views import view_divergences
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.mechanisms.views import view_divergences
 from nnunet_dg.outside import Outside
 
 

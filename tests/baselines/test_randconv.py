@@ -7,8 +7,8 @@ import torch
 from plain_student import PlainStudent, a_batch, a_step
 
 from nnunet_dg.baselines.randconv import RandConv, draw_kernel, random_convolution
-from nnunet_dg.baselines.views import view_divergences
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.mechanisms.views import view_divergences
 from nnunet_dg.outside import Outside
 
 

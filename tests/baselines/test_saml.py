@@ -9,11 +9,11 @@ import torch
 from plain_student import PlainStudent, a_batch
 from torch import nn
 
-from nnunet_dg.baselines.domain_samples import DomainSamples
-from nnunet_dg.baselines.meta import clipped, descended
 from nnunet_dg.baselines.saml import SAML, compactness, semi_hard_triplets
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.hooks import Tap
+from nnunet_dg.mechanisms.domain_samples import DomainSamples
+from nnunet_dg.mechanisms.meta import clipped, descended
 from nnunet_dg.method import Step
 
 

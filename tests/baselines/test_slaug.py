@@ -9,7 +9,6 @@ from plain_student import PlainStudent, a_batch, a_step
 from torch import nn
 
 from nnunet_dg.baselines import slaug
-from nnunet_dg.baselines.bezier import bezier_map
 from nnunet_dg.baselines.slaug import (
     Maps,
     SLAug,
@@ -20,6 +19,7 @@ from nnunet_dg.baselines.slaug import (
     saliency,
 )
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.mechanisms.bezier import bezier_map
 from nnunet_dg.method import Step
 from nnunet_dg.outside import Outside
 

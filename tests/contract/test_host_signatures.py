@@ -7,6 +7,7 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners as resenc
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -47,6 +48,16 @@ FROZEN = {
     nnUNetPredictor.predict_single_npy_array: (
         "self", "input_image", "image_properties", "segmentation_previous_stage", "output_file_truncated",
         "save_or_return_probabilities",
+    ),
+    nnUNetPredictor.manual_initialization: (
+        "self", "network", "plans_manager", "configuration_manager", "parameters", "dataset_json", "trainer_name",
+        "inference_allowed_mirroring_axes",
+    ),
+    nnUNetPredictor.predict_logits_from_preprocessed_data: ("self", "data"),
+    nnUNetPredictor.predict_sliding_window_return_logits: ("self", "input_image"),
+    convert_predicted_logits_to_segmentation_with_correct_shape: (
+        "predicted_logits", "plans_manager", "configuration_manager", "label_manager", "properties_dict",
+        "return_probabilities", "num_threads_torch",
     ),
     determine_reader_writer_from_dataset_json: (
         "dataset_json_content", "example_file", "allow_nonmatching_filename", "verbose",

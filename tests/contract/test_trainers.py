@@ -101,7 +101,8 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
         before, after = before["tinymig"], after["tinymig"]
         name = "teaching.teacher.fingerprint"
         assert torch.equal(before[name], after[name])
-        assert sum(value.numel() for value in after.values()) < 1_000_000  # anatomix has 5.9 million
+        tensors = [value for value in after.values() if isinstance(value, torch.Tensor)]  # not earlier samples
+        assert sum(tensor.numel() for tensor in tensors) < 1_000_000  # anatomix has 5.9 million
 
     def test_adapters_reprogramming_decoder_and_filters_learn(self, host, trained):
         _, saved, _ = trained

@@ -72,7 +72,7 @@ def test_resuming_with_another_last_rate_is_refused(make, tmp_path):
 
 @pytest.mark.parametrize("inputs", ["features", "image"])
 def test_annealing_is_refused_where_there_is_no_dropout(make, inputs):
-    with pytest.raises(SettingsError, match=f"p_end 0.1 has no effect with inputs '{inputs}'"):
+    with pytest.raises(SettingsError, match=f"p_end 0.1 has no effect with inputs '{inputs}'.*: set it to null"):
         make(p_end=0.1, inputs=inputs)
 
 

@@ -250,6 +250,27 @@ def test_a_resumed_training_has_the_samples_of_earlier_steps(make, method, tmp_p
     check_resuming(make, method, tmp_path, samples=1, **more)
 
 
+@pytest.mark.parametrize("method", ["saml", "sgcg", "mixup", "mixstyle", "tinymig"])
+def test_a_checkpoint_without_samples_of_earlier_steps_is_resumed(make, method, tmp_path):
+    """Development versions of 0.1.0 did not save them."""
+    trainer, file = make(method, samples=1), tmp_path / "checkpoint.pth"
+    step(trainer, batch(trainer, 0), 0)
+    trainer.save_checkpoint(str(file))
+    checkpoint = torch.load(file, weights_only=False)
+    modules = checkpoint["optimizer_state"][IN_OPTIMIZER_STATE]["modules"]
+    tensors = {key: value for key, value in modules[method].items() if isinstance(value, torch.Tensor)}
+    assert len(tensors) < len(modules[method])
+    modules[method] = tensors
+    torch.save(checkpoint, file)
+    resumed = make(method, samples=1)
+    resumed.load_checkpoint(str(file))
+    resumed.prepare_training()
+    state = resumed.auxiliary[method].state_dict()
+    assert all(torch.equal(state[key], value) for key, value in tensors.items())
+    result = step(resumed, batch(resumed, 1), 1)
+    assert np.isfinite([float(value) for value in result.values()]).all(), result
+
+
 def check_resuming(make, method, tmp_path, **settings):
     uninterrupted = make(method, **settings)
     step(uninterrupted, batch(uninterrupted, 0), 0)

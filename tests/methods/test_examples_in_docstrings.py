@@ -10,7 +10,8 @@ import torch
 
 import nnunet_dg
 
-PACKAGES = ("baselines", "dropgen", "sgcg", "tinymig")
+PACKAGES = ("adaptation", "baselines", "dropgen", "mechanisms", "sgcg", "tinymig")
+PURE = [f"nnunet_dg.adaptation.{name}" for name in ("calibration", "correction", "entropy", "mixing")]
 MODULES = ["nnunet_dg.tensors", "nnunet_dg.step"] + [
     f"nnunet_dg.{package}.{module.name}"
     for package in PACKAGES
@@ -19,7 +20,7 @@ MODULES = ["nnunet_dg.tensors", "nnunet_dg.step"] + [
 
 
 def public_functions():
-    """Functions that a method's package exports or that a baseline's module defines."""
+    """Functions that a method's package exports or that a module of baselines or mechanisms defines."""
     for package in PACKAGES:
         imported = importlib.import_module(f"nnunet_dg.{package}")
         for name in getattr(imported, "__all__", ()):
@@ -27,7 +28,7 @@ def public_functions():
                 yield function
     for name in MODULES:
         module = importlib.import_module(name)
-        if ".baselines." in name or name == "nnunet_dg.tensors":
+        if ".baselines." in name or ".mechanisms." in name or name in PURE or name == "nnunet_dg.tensors":
             for function in vars(module).values():
                 defined_here = inspect.isfunction(function) and function.__module__ == name
                 if defined_here and not function.__name__.startswith("_"):

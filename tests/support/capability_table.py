@@ -1,5 +1,6 @@
 """Writes docs/reference/capabilities.md from the passed tests: pytest -m matrix --capabilities=FILE."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,9 @@ class Cell(NamedTuple):
 class CapabilityTable:
     """Collects ``(trainer, capability)`` of passed tests. The table is not written if a test failed or is missing.
 
+    The tests take an hour. Those that passed are kept in ``FILE.passed.json`` until the table is written: after a
+    repair, run the tests that failed, with the same option. Remove that file to begin anew.
+
     With pytest-xdist, tests run in worker processes, which send their reports to the process that writes the table.
     """
 
@@ -36,6 +40,10 @@ class CapabilityTable:
         self.cells: dict[str, dict[str, Cell]] = defaultdict(dict)  # by trainer and capability
         self.place: dict[str, tuple[str, int]] = {}  # file and line of a capability's test
         self.same_as: dict[str, tuple[str, str]] = {}  # the family of a variant, and the test that compares them
+        self.passed_file = path.with_name(f"{path.name}.passed.json")
+        self.passed = json.loads(self.passed_file.read_text()) if self.passed_file.exists() else {}  # by node id
+        for properties, location in self.passed.values():
+            self.add(properties, location)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -45,12 +53,15 @@ class CapabilityTable:
         return report
 
     def pytest_runtest_logreport(self, report):
-        properties = dict(report.user_properties)
-        if report.when != "call" or not report.passed:
-            return
-        for capability in (value for name, value in report.user_properties if name == "capability"):
+        if report.when == "call" and report.passed:
+            self.passed[report.nodeid] = (report.user_properties, report.location[:2])
+            self.add(report.user_properties, report.location[:2])
+
+    def add(self, user_properties, place):
+        properties = dict(user_properties)
+        for capability in (value for name, value in user_properties if name == "capability"):
             self.cells[properties["trainer"]][capability] = Cell(properties["test"], properties.get("refusal", ""))
-            self.place.setdefault(capability, report.location[:2])
+            self.place.setdefault(capability, tuple(place))
         if "same_as" in properties:
             self.same_as[properties["trainer"]] = (properties["same_as"], properties["test"])
 
@@ -61,8 +72,11 @@ class CapabilityTable:
         if exitstatus == 0 and self.cells and not gaps:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(self.markdown(), encoding="utf-8")
+            self.passed_file.unlink(missing_ok=True)
         else:
-            print(f"\n{self.path} is not written: exit status {int(exitstatus)}, missing {gaps}")
+            self.passed_file.write_text(json.dumps(self.passed), encoding="utf-8")
+            print(f"\n{self.path} is not written: exit status {int(exitstatus)}, missing {gaps}.")
+            print(f"Tests that passed are kept in {self.passed_file}.")
 
     def capabilities(self) -> list[str]:
         return sorted(

@@ -48,18 +48,36 @@ def plans(name="nnUNetPlans"):
     }  # fmt: skip
 
 
-def write_trained(results, trainer="nnUNetTrainer", folds=(0,)):
-    """Write the files of a finished training below ``results``; returns the model folder."""
-    content = plans()
+def planar(content):
+    """The plans for slices of the same size."""
+    configuration = content["configurations"][CONFIGURATION]
+    arguments = configuration["architecture"]["arch_kwargs"]
+    for name in ("conv_op", "norm_op"):
+        arguments[name] = arguments[name].replace("3d", "2d")
+    arguments |= {"kernel_sizes": [[3, 3]] * 2, "strides": [[1, 1], [2, 2]]}
+    configuration |= {"patch_size": [16, 16], "spacing": [1.0, 1.0]}
+    return content
+
+
+def write_trained(results, trainer="nnUNetTrainer", folds=(0,), content=None, dataset_json=DATASET_JSON):
+    """Write the files of a finished training below ``results``; returns the model folder.
+
+    ``content`` are the plans, by default `plans`. With regions, there is an output for each.
+    """
+    content = content or plans()
+    outputs = len([name for name in dataset_json["labels"] if name != "ignore"])
+    outputs -= "regions_class_order" in dataset_json
+    is_planar = len(content["configurations"][CONFIGURATION]["patch_size"]) == 2
     architecture = content["configurations"][CONFIGURATION]["architecture"]
     folder = results / DATASET / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(content))
-    (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
     for fold in folds:
         torch.manual_seed(fold)
         network = get_network_from_plans(
-            architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"], 1, 3,
+            architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"], 1,
+            outputs,
             deep_supervision=False,
         )  # fmt: skip
         parameters = list(range(len(list(network.parameters()))))
@@ -71,11 +89,11 @@ def write_trained(results, trainer="nnUNetTrainer", folds=(0,)):
             "_best_ema": np.float32(0.5),
             "current_epoch": 1,
             "init_args": {
-                "plans": content, "configuration": CONFIGURATION, "fold": fold, "dataset_json": DATASET_JSON,
+                "plans": content, "configuration": CONFIGURATION, "fold": fold, "dataset_json": dataset_json,
                 "device": torch.device("cpu"),
             },
             "trainer_name": trainer,
-            "inference_allowed_mirroring_axes": (0, 1, 2),
+            "inference_allowed_mirroring_axes": (0, 1) if is_planar else (0, 1, 2),
         }  # fmt: skip
         (folder / f"fold_{fold}").mkdir()
         torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")

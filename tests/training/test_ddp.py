@@ -173,8 +173,7 @@ def assert_trains_in_two_processes(host, folder, trainer):
     [
         "Tiny_nnUNetTrainerDropGen_MIND",
         "Tiny_nnUNetTrainerSgCG",
-        "Tiny_nnUNetTrainerRSC",
-        *(pytest.param(f"Tiny_{trainer}", marks=pytest.mark.matrix) for trainer in SLOT_MATES),
+        *(pytest.param(f"Tiny_{trainer}", marks=pytest.mark.matrix) for trainer in ("nnUNetTrainerRSC", *SLOT_MATES)),
     ],
 )
 def test_nnunets_training_in_two_processes(host, tmp_path, trainer):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_dg.baselines.partners import EarlierSamples, partner_order
+from nnunet_dg.mechanisms.partners import EarlierSamples, partner_order
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5])

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_dg.baselines.partners import EarlierSamples, partner_order
 from nnunet_dg.hooks import Change
+from nnunet_dg.mechanisms.partners import EarlierSamples, partner_order
 from nnunet_dg.method import PLACES, Batch, Method, Step, Student, TrainingModule, choice, encoder_stages, probability
 from nnunet_dg.tensors import Statistics, to_device
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from plain_student import PlainStudent, a_batch, a_step
 
-from nnunet_dg.baselines.views import ViewsTraining, view_divergences
+from nnunet_dg.mechanisms.views import ViewsTraining, view_divergences
 
 LOGITS = torch.tensor([[[2.0, 0], [0, 1]], [[1, 0], [0, 0]], [[0, 0], [1, 1]]])[:, None]  # view, sample, class, voxel
 PROBABILITIES = torch.tensor([[0.7, 0.3], [0.5, 0.5], [0.9, 0.1]])[:, None, :, None]

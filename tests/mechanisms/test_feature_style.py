@@ -12,11 +12,11 @@ from styled_features import Net, X, styled
 from nnunet_dg.baselines.crossnorm import CrossNorm
 from nnunet_dg.baselines.dsu import DSU
 from nnunet_dg.baselines.efdm import EFDM
-from nnunet_dg.baselines.feature_style import FeatureStyle
 from nnunet_dg.baselines.maxstyle import MaxStyle
 from nnunet_dg.baselines.mixstyle import MixStyle
 from nnunet_dg.baselines.trid import TriD
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.mechanisms.feature_style import FeatureStyle
 from nnunet_dg.method import Batch
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.trainer import MethodsTrainer

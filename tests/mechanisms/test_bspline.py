@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from nnunet_dg.baselines.bspline import bspline_basis, bspline_kernel, spline_field
+from nnunet_dg.mechanisms.bspline import bspline_basis, bspline_kernel, spline_field
 
 
 def test_hand_values_of_quadratic_kernels():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_dg.baselines.bezier import bezier_curve, bezier_map, look_up, look_up_groups
+from nnunet_dg.mechanisms.bezier import bezier_curve, bezier_map, look_up, look_up_groups
 
 INNER = torch.tensor([[0.2, 0.7], [0.6, 0.9]])
 VALUES = torch.tensor([0, 0.25, 0.5, 0.75, 1])

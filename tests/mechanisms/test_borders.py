@@ -6,7 +6,7 @@ import torch
 from plain_student import PlainStudent
 from scipy import ndimage
 
-from nnunet_dg.baselines.borders import BAND, border_and_band, embeddings, foreground, grown
+from nnunet_dg.mechanisms.borders import BAND, border_and_band, embeddings, foreground, grown
 
 
 def a_mask(*shape, seed=0):

@@ -1,0 +1,1 @@
+"""Test-time adaptation: predicting with a trained model that adapts to each volume."""

@@ -1,0 +1,1 @@
+"""What several published baselines and TinyMIG share: styles of features, partners, views, meta-learning, borders."""
