@@ -152,6 +152,21 @@ class Evaluation(TypedDict):
     sha256_of_truths: dict[str, str]
 
 
+class ValidationSet(TypedDict):
+    """The cases on which a method of test-time adaptation chose a number."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    cases: list[Name]
+
+
+class Adaptation(TypedDict):
+    """``adaptation.json``, which `nnunet-dg predict` writes."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    method: Name
+    validation: ValidationSet | None
+
+
 class ListedCase(TypedDict):
     """A training case of a ``dataset.json`` that lists its files; paths may be relative to its folder."""
 

@@ -55,7 +55,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "adaptation": ({"adaptation", *SCORES, "checkpoints", *LOWER}, True),
     "doctor": ({"doctor", "planning", "training", "plugin", *LOWER}, True),
     "demo": ({"demo"}, False),
-    "benchmark": ({"benchmark", "training", *SCORES, *LOWER}, True),
+    "benchmark": ({"benchmark", "adaptation", "training", *SCORES, *LOWER}, True),
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
     "cli": (

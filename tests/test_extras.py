@@ -30,7 +30,7 @@ def without(monkeypatch, *packages):
 @pytest.fixture
 def bare(monkeypatch):
     """This process, in which no package of an extra can be imported."""
-    without(monkeypatch, *EXTRAS["report"], *EXTRAS["teachers"])
+    without(monkeypatch, *(package for packages in EXTRAS.values() for package in packages))
 
 
 @pytest.fixture
@@ -58,6 +58,18 @@ def test_the_error_names_what_is_missing_and_the_command_that_installs_it(monkey
     without(monkeypatch, "monai")
     with pytest.raises(ImportError, match=r"The report needs monai, tabulate, which are not installed."):
         require("report", "The report")
+
+
+def test_a_python_that_is_too_old_for_an_extra_is_named(monkeypatch):
+    without(monkeypatch, "snakemake")
+    monkeypatch.setattr(sys, "version_info", (3, 11, 0))
+    with pytest.raises(ExtraError, match=r"A benchmark needs snakemake, which is not installed.*\[benchmark\]"):
+        require("benchmark", "A benchmark")
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    with pytest.raises(
+        ExtraError, match=r"snakemake, which has no release for Python 3\.10\. .* Python 3\.11 or newer"
+    ):
+        require("benchmark", "A benchmark")
 
 
 def test_the_extras_are_those_of_the_distribution():
@@ -89,6 +101,7 @@ def test_the_extras_are_those_of_the_distribution():
         ),
         (["stability", "reliance", "{folder}/results", "-o", "{folder}/out"], "report"),
         (["weights", "fetch", "samvit_base_patch16.sa1b"], "teachers"),
+        (["benchmark", "{folder}/plan.yaml"], "benchmark"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
 )

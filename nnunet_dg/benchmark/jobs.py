@@ -12,10 +12,13 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunet_dg.adaptation.settings import METHODS
+from nnunet_dg.benchmark.adapting import Adapted
+from nnunet_dg.benchmark.cases import ALL, IN_DOMAIN, TRUTHS, UNSEEN
 from nnunet_dg.benchmark.plan import Plan
 from nnunet_dg.benchmark.trainings import Folds, Training
 
-RULES = ("prepare", "splits", "plans", "train", "evaluate", "stress", "costs", "report")
+RULES = ("prepare", "splits", "plans", "train", "cases", "adapt", "evaluate", "stress", "costs", "report")
 """The rules of the workflow, in the order in which a benchmark needs them."""
 
 
@@ -35,12 +38,13 @@ class Job:
 Jobs = dict[str, dict[str, Job]]
 
 
-def jobs_of(plan: Plan, trainings: Sequence[Training], output: Path) -> Jobs:
+def jobs_of(plan: Plan, trainings: Sequence[Training], adapted: Sequence[Adapted], output: Path) -> Jobs:
     """All jobs, ``{rule: {name: job}}``.
 
     Args:
         plan: Plan.
         trainings: Its trainings.
+        adapted: What it adapts.
         output: Folder of the benchmark.
     """
     jobs: Jobs = {rule: {} for rule in RULES}
@@ -48,8 +52,13 @@ def jobs_of(plan: Plan, trainings: Sequence[Training], output: Path) -> Jobs:
         _add_preparation(jobs, plan, training, output)
         for number in training.folds.numbers:
             _add_fold(jobs, plan, training, number)
-    for name, members in groupby(trainings, lambda training: training.comparison):
-        _add_comparison(jobs, plan, name, list(members), output)
+    for one in adapted:
+        for number in one.training.folds.numbers:
+            _add_adaptation(jobs, plan, one, number, output)
+    for name, group in groupby(trainings, lambda training: training.comparison):
+        members, own = list(group), [one for one in adapted if one.training.comparison == name]
+        _add_comparison(jobs, plan, name, members, own, output)
+        _add_stress(jobs, plan, name, members, output)
     return jobs
 
 
@@ -96,24 +105,54 @@ def _add_fold(jobs: Jobs, plan: Plan, training: Training, number: int) -> None:
     options = ["-tr", training.trainer, "-device", plan["device"], "--c"]
     jobs["train"][name] = Job(shlex.join([*command, *options]), [f"plans/{training.name}", f"splits/{dataset}"])
     if plan["metrics"] != ["dice"]:
-        truths, predictions = training.preprocessed / "gt_segmentations", training.results / f"fold_{number}/validation"
-        command = ["nnunet-dg", "evaluate", str(truths), str(predictions), "-np", "1"]
-        jobs["evaluate"][name] = Job(shlex.join(command), [f"train/{name}"])
+        predictions = training.results / f"fold_{number}" / "validation"
+        jobs["evaluate"][name] = Job(_evaluate(training, predictions), [f"train/{name}"])
 
 
-def _add_comparison(jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], output: Path) -> None:
-    folds = [trained_fold(training, number) for training in members for number in training.folds.numbers]
+def _evaluate(training: Training, predictions: Path, *options: str) -> str:
+    truths = training.preprocessed / "gt_segmentations"
+    return shlex.join(["nnunet-dg", "evaluate", str(truths), str(predictions), "-np", "1", *options])
+
+
+def _add_adaptation(jobs: Jobs, plan: Plan, adapted: Adapted, number: int, output: Path) -> None:
+    training, name = adapted.training, f"{adapted.name}/fold_{number}"
+    fold, cases = f"{training.folds.name}/fold_{number}", output / "cases" / training.folds.name / f"fold_{number}"
+    both = ["--need-both"] if any(METHODS[method].two_models for method in plan["adaptation"]) else []
+    step = _own("cases", training.folds.name, str(number), str(cases), *both)
+    jobs["cases"][fold] = Job(step, [f"splits/{training.folds.name}"])
+    predictions, after = adapted.results(output) / f"fold_{number}" / "validation", [f"cases/{fold}"]
+    command = ["nnunet-dg", "predict", "--adapt", adapted.method, "-m", str(training.results), "-f", str(number)]
+    command += ["-i", str(cases / (UNSEEN if adapted.stable else ALL)), "-o", str(predictions)]
+    command += ["-device", plan["device"], "--seed", str(training.seed), "--continue_prediction"]
+    command += [word for key, value in adapted.settings.items() for word in (f"--{key}", str(value))]
+    if adapted.stable:
+        command += ["--stable", str(adapted.stable.results), "--validation-images", str(cases / IN_DOMAIN)]
+        command += ["--validation-truths", str(cases / TRUTHS)]
+    after += [f"train/{trained_fold(t, number)}" for t in (training, adapted.stable) if t]
+    step = _own("adapted", str(predictions))
+    jobs["adapt"][name] = Job(f"{shlex.join([*command, '--disable_progress_bar'])} && {step}", after)
+    jobs["evaluate"][name] = Job(_evaluate(training, predictions, "--missing", "skip"), [f"adapt/{name}"])
+
+
+def _add_comparison(
+    jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], adapted: Sequence[Adapted], output: Path
+) -> None:
+    numbers = members[0].folds.numbers
     rule = "train" if plan["metrics"] == ["dice"] else "evaluate"
-    done, costs = [f"{rule}/{fold}" for fold in folds], output / "costs" / f"{name}.csv"
+    done = [f"{rule}/{trained_fold(training, number)}" for training in members for number in numbers]
+    costs = output / "costs" / f"{name}.csv"
     jobs["costs"][name] = Job(_own("costs", str(output / "trainings.json"), name, str(costs)), done)
     sources = [f"{training.row}={training.results}" for training in members]
+    sources += [f"{one.row}={one.results(output)}" for one in adapted]
     options = ["-o", str(output / "report" / name), "--metric", plan["metrics"][0], "--costs", str(costs)]
     baseline = ["--baseline", plan["baseline"] or members[0].row]
     command = shlex.join(["nnunet-dg", "report", *sources, *options, *baseline])
-    jobs["report"][name] = Job(command, [*done, f"costs/{name}"])
-    if not plan["stress"]:
-        return
-    for seed in plan["seeds"]:
+    also = [f"evaluate/{one.name}/fold_{number}" for one in adapted for number in numbers]
+    jobs["report"][name] = Job(command, [*done, *also, f"costs/{name}"])
+
+
+def _add_stress(jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], output: Path) -> None:
+    for seed in plan["seeds"] if plan["stress"] else ():
         same = [training for training in members if training.seed == seed]
         for number in same[0].folds.numbers:
             job = f"{name}/seed{seed}_fold_{number}"

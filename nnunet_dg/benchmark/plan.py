@@ -57,7 +57,8 @@ class Plan(TypedDict):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     epochs: Whole | None
     steps: Whole | None
-    adaptation: list[str]
+    adaptation: dict[Name, dict[str, Any]]
+    stable: str | None
     stress: list[str]
     metrics: Annotated[list[str], Field(min_length=1)]
     baseline: str | None
@@ -70,7 +71,8 @@ DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "epochs": None,
     "steps": None,
-    "adaptation": [],
+    "adaptation": {},
+    "stable": None,
     "stress": [],
     "metrics": ["dice"],
     "baseline": None,
@@ -137,14 +139,17 @@ def _in_full(content: Mapping[str, Any]) -> dict[str, Any]:
         result["datasets"] = [{"dataset": d} if isinstance(d, int | str) else d for d in datasets]
         for number, dataset in enumerate(result["datasets"]):
             _check_keys(dataset, Dataset.__annotations__, f"datasets[{number}]")
-    if isinstance(trainers := result.get("trainers"), list):
-        result["trainers"] = dict.fromkeys(trainers) if all(isinstance(t, str) for t in trainers) else trainers
+    for key in ("trainers", "plans", "adaptation"):
+        names = result.get(key)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            check_unique(key, names)
+            result[key] = dict.fromkeys(names)
+    for key in ("trainers", "adaptation"):
+        if isinstance(result.get(key), dict):
+            result[key] = {name: {} if value is None else value for name, value in result[key].items()}
     if isinstance(trainers := result.get("trainers"), dict):
-        result["trainers"] = {name: {} if value is None else value for name, value in trainers.items()}
-        for name, value in result["trainers"].items():
+        for name, value in trainers.items():
             _check_keys(value, Trainer.__annotations__, f"trainers.{name}")
-    if isinstance(plans := result.get("plans"), list) and all(isinstance(p, str) for p in plans):
-        result["plans"] = dict.fromkeys(plans)
     return result
 
 
@@ -165,13 +170,14 @@ def _check_values(plan: Plan) -> None:
     for name in plan["metrics"]:
         check_choice("metrics", name, METRICS)
     check_choice("device", plan["device"], DEVICES)
-    if plan["baseline"] is not None:
-        check_choice("baseline", plan["baseline"], plan["trainers"])
+    for key, row in {"baseline": plan["baseline"], "stable": plan["stable"]}.items():
+        if row is not None:
+            check_choice(key, row, plan["trainers"])
     for key, names in {"trainers": list(plan["trainers"]), "plans": list(plan["plans"])}.items():
         for name in names:
             if not NAME.fullmatch(name):
                 raise SettingsError(f"{key}: names must be {NAMES}; got {name!r}.")
-    for key in ("configurations", "seeds", "metrics", "stress", "adaptation"):
+    for key in ("configurations", "seeds", "metrics", "stress"):
         check_unique(key, cast("dict[str, list[Any]]", plan)[key])
 
 

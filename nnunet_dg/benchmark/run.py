@@ -8,16 +8,19 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from nnunet_dg.benchmark.adapting import adapted_of
 from nnunet_dg.benchmark.jobs import Jobs, as_config, jobs_of
 from nnunet_dg.benchmark.plan import Plan, read_plan
 from nnunet_dg.benchmark.record import write_trainings
 from nnunet_dg.benchmark.status import FAILED, JobStatus, statuses, table, unfinished
 from nnunet_dg.benchmark.trainings import Training, trainings_of
+from nnunet_dg.errors import SettingsError
 from nnunet_dg.extras import require
 from nnunet_dg.files import locked, write_json
 
@@ -50,12 +53,13 @@ def benchmark(
         Exit status of Snakemake.
 
     Raises:
-        SettingsError: The plan has a value that is not accepted.
+        SettingsError: The plan has a value that is not accepted, or the executor is not installed.
         DataError: The plan cannot be read, or another benchmark runs in the folder.
         HostError: nnU-Net's folders are not set, or there is no such dataset.
         ExtraError: The extras "benchmark" and "report" are not installed.
     """
     require("report", "A benchmark")
+    _check_executor(executor)
     content, trainings, jobs = expanded(plan, output)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
@@ -74,6 +78,15 @@ def benchmark(
     return status
 
 
+def _check_executor(name: str | None) -> None:
+    plugin = f"snakemake_executor_plugin_{(name or '').replace('-', '_')}"
+    if name not in (None, "local") and find_spec(plugin) is None:
+        raise SettingsError(
+            f"`executor` must be an executor of Snakemake that is installed; {name!r} is not. For clusters and clouds, "
+            f"install its plugin: pip install {plugin.replace('_', '-')}"
+        )
+
+
 def status(plan: Path, output: Path) -> int:
     """Print what a benchmark has done, which may be running. Returns 1 if a job has failed, else 0."""
     _, _, jobs = expanded(plan, output)
@@ -85,7 +98,7 @@ def expanded(file: Path, output: Path) -> tuple[Plan, list[Training], Jobs]:
     """The plan in a file after all checks, its trainings and its jobs."""
     plan = read_plan(file)
     trainings = trainings_of(plan, file.resolve().parent)
-    return plan, trainings, jobs_of(plan, trainings, output)
+    return plan, trainings, jobs_of(plan, trainings, adapted_of(plan, trainings), output)
 
 
 def show(jobs: Jobs, output: Path, running: bool) -> list[JobStatus]:

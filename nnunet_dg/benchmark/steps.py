@@ -92,6 +92,34 @@ def _run(*command: str) -> None:
         raise HostError(f"{command[0]} failed with exit status {status}; its output is above.")
 
 
+def describe_predictions(folder: Path) -> None:
+    """Copy plans and labels of adapted predictions to the folder of all folds, where a report reads them.
+
+    Args:
+        folder: Folder ``fold_K/validation`` with predictions.
+    """
+    for name in ("plans.json", "dataset.json"):
+        write_json(folder.parent.parent / name, read_json(folder / name, dict), indent=4)
+
+
+def _run_step(a: argparse.Namespace) -> None:
+    if a.step == "prepare":
+        prepare(a.dataset, a.plans, a.planner, a.c)
+    elif a.step == "plans":
+        write_plans(read_trainings(a.file)[a.training])
+    elif a.step == "cases":
+        from nnunet_dg.benchmark.cases import link_cases
+
+        link_cases(a.dataset, a.fold, a.output, a.need_both)
+    elif a.step == "adapted":
+        describe_predictions(a.folder)
+    else:
+        from nnunet_dg.benchmark.costs import write_costs
+
+        chosen = [t for t in read_trainings(a.file).values() if t["comparison"] == a.comparison]
+        write_costs(chosen, a.output)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one step and return its exit status. Expected errors are the last line of the job's log."""
     parser = argparse.ArgumentParser(prog="nnunet_dg.benchmark.steps", description=__doc__)
@@ -104,6 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = steps.add_parser("plans")
     step.add_argument("file", type=Path)
     step.add_argument("training")
+    step = steps.add_parser("cases")
+    step.add_argument("dataset")
+    step.add_argument("fold", type=int)
+    step.add_argument("output", type=Path)
+    step.add_argument("--need-both", action="store_true")
+    step = steps.add_parser("adapted")
+    step.add_argument("folder", type=Path)
     step = steps.add_parser("costs")
     step.add_argument("file", type=Path)
     step.add_argument("comparison")
@@ -111,15 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     a = parser.parse_args(argv)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
-        if a.step == "prepare":
-            prepare(a.dataset, a.plans, a.planner, a.c)
-        elif a.step == "plans":
-            write_plans(read_trainings(a.file)[a.training])
-        else:
-            from nnunet_dg.benchmark.costs import write_costs
-
-            chosen = [t for t in read_trainings(a.file).values() if t["comparison"] == a.comparison]
-            write_costs(chosen, a.output)
+        _run_step(a)
     except UserError as error:
         print(f"nnunet-dg: {error}", file=sys.stderr)
         return 1

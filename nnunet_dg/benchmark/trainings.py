@@ -22,8 +22,6 @@ from nnunet_dg.training.plans import resolve
 from nnunet_dg.training.trainer import MethodsTrainer
 
 PLAIN, SEEDED = "nnUNetTrainer", "nnUNetTrainerERM"
-ADAPTATIONS: tuple[str, ...] = ()
-"""What `nnunet-dg predict --adapt` of this version accepts."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def trainings_of(plan: Plan, folder: Path) -> list[Training]:
         folder: Folder that the paths in the plan are relative to.
 
     Raises:
-        SettingsError: A trainer, setting, stress kind, adaptation or configuration is not accepted.
+        SettingsError: A trainer, setting, stress kind or configuration is not accepted.
         DataError: The folds of a dataset cannot be determined.
         HostError: nnU-Net's folders are not set, or there is no such dataset.
     """
@@ -113,10 +111,6 @@ def trainings_of(plan: Plan, folder: Path) -> list[Training]:
             raise HostError(f"{name} is not set. Set it as for nnU-Net's own commands.")
     for kind in plan["stress"]:
         check_choice("stress", kind, KINDS)
-    for name in plan["adaptation"]:
-        if not ADAPTATIONS:
-            raise SettingsError(f"adaptation: this version of nnunet-dg adapts nothing; got {name!r}. Remove it.")
-        check_choice("adaptation", name, ADAPTATIONS)
     for name in plan["configurations"]:
         if "cascade" in name:
             raise SettingsError(f"configurations: a benchmark cannot train a cascade; got {name!r}. Remove it.")

@@ -26,6 +26,7 @@ from nnunet_dg.reporting.report import write_report
 from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN
 from nnunet_dg.reporting.view import view
 
+ADAPTATION = "adaptation.json"  # of `nnunet-dg predict`, next to its predictions
 Say = Callable[[str], None]  # receives messages for the reader of the scores
 
 
@@ -185,12 +186,13 @@ def _refuse_different(settings: Mapping[str, Mapping[str, Any]]) -> None:
 
 @dataclass
 class _Reader:
-    """Reads sources, and collects the settings of their evaluations, ``{path of evaluation.json: settings}``."""
+    """Reads sources, and collects what it said and the settings of evaluations, ``{path of evaluation.json: ...}``."""
 
     domains: Mapping[str, str] | None
     trained_on: Collection[str]
     say: Say
     settings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
 
     def folds(self, results: Path) -> pd.DataFrame:
         """The validated folds of a results folder."""
@@ -244,13 +246,27 @@ class _Reader:
         evaluated, summarized = set(record.table["case"]), summary_cases(folder, trained.ending)
         train, val = trained.split(fold, evaluated | summarized, complete=bool(summarized))
         if missing := sorted(val - evaluated):
-            self.say(
-                f"{trained.results}: {len(missing)} of {len(val)} validation cases of fold {fold} were not evaluated, "
-                f"the first is {missing[0]!r}. {command} validates all of them."
-            )
+            self._note_missing(trained, fold, missing, len(val))
         table = _with_settings(trained.with_truths(record.table), trained, train)
         self.settings |= record.settings
         return table.assign(fold=fold)
+
+    def _note_missing(self, trained: _Trained, fold: str, missing: Sequence[str], number: int) -> None:
+        """Say, once, that validation cases have no score."""
+        text = (
+            f"{trained.results}: {len(missing)} of {number} validation cases of fold {fold} were not evaluated, the "
+            f"first is {missing[0]!r}."
+        )
+        adaptation = trained.validation(fold) / ADAPTATION
+        if not adaptation.is_file():
+            text += f" {trained.command(fold, '--val')} validates all of them."
+        else:
+            record = read_json(adaptation, formats.Adaptation, "Predict again with nnunet-dg predict.")
+            if (validation := record["validation"]) and set(missing) <= set(validation["cases"]):
+                text = f"{record['method']} chose a number on in-domain validation cases, which its rows leave out."
+        if text not in self.said:
+            self.said.add(text)
+            self.say(text)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """The jobs of a plan, what they wait for, and the table of what is done."""
 
+import re
 from pathlib import Path
 
 import pytest
-from benchmark_plans import PLAN, folders, written  # noqa: F401, a fixture
+from benchmark_plans import NEEDS_SNAKEMAKE, PLAN, folders, written  # noqa: F401, a fixture
 
+from nnunet_dg.benchmark.adapting import adapted_of
 from nnunet_dg.benchmark.jobs import jobs_of
 from nnunet_dg.benchmark.plan import read_plan
 from nnunet_dg.benchmark.status import statuses, unfinished
 from nnunet_dg.benchmark.trainings import trainings_of
 
+pytestmark = NEEDS_SNAKEMAKE
 ROWS = {"nnUNetTrainer": None, "half": {"trainer": "nnUNetTrainerMixStyle", "settings": {"mixstyle": {"p": 0.5}}}}
 OUTPUT = Path("/benchmark")
 
@@ -18,7 +21,8 @@ OUTPUT = Path("/benchmark")
 def jobs(folders):  # noqa: F811
     def expanded(**changes):
         plan = read_plan(written(folders, PLAN | {"trainers": ROWS} | changes))
-        return jobs_of(plan, trainings_of(plan, folders), OUTPUT)
+        trainings = trainings_of(plan, folders)
+        return jobs_of(plan, trainings, adapted_of(plan, trainings), OUTPUT)
 
     return expanded
 
@@ -26,7 +30,8 @@ def jobs(folders):  # noqa: F811
 def test_every_rule_has_its_jobs(jobs):
     counts = {rule: len(named) for rule, named in jobs(metrics=["dice", "nsd"], stress=["gamma"]).items()}
     assert counts == {
-        "prepare": 1, "splits": 1, "plans": 4, "train": 12, "evaluate": 12, "stress": 6, "costs": 1, "report": 1
+        "prepare": 1, "splits": 1, "plans": 4, "train": 12, "cases": 0, "adapt": 0, "evaluate": 12, "stress": 6,
+        "costs": 1, "report": 1,
     }  # fmt: skip
 
 
@@ -37,10 +42,36 @@ def test_dice_only_needs_no_evaluation(jobs):
     assert sorted(report.after)[1:] == sorted(f"train/{name}" for name in found["train"])
 
 
+def test_adapted_rows_are_predicted_evaluated_and_reported(jobs):
+    found = jobs(
+        datasets=[{"dataset": 701, "in_domain": 0.5}], seeds=[3], stable="half",
+        adaptation={"tent": {"steps": 2}, "alpha": None},
+    )  # fmt: skip
+    plain, stable = (f"Dataset701_Tiny__3d_fullres__nnUNetPlans__{row}__seed3" for row in ROWS)
+    assert set(found["cases"]) == {f"Dataset701_Tiny/fold_{k}" for k in range(3)}
+    assert set(found["adapt"]) == {
+        f"{name}/fold_{k}" for name in (f"{plain}+tent", f"{stable}+tent", f"{plain}+alpha") for k in range(3)
+    }
+    assert set(found["evaluate"]) == set(found["adapt"])  # nnU-Net has computed Dice of plain predictions
+    tent, alpha = (found["adapt"][f"{plain}+{method}/fold_1"] for method in ("tent", "alpha"))
+    assert "--adapt tent" in tent.command
+    assert "--steps 2" in tent.command
+    assert "--seed 3" in tent.command
+    assert " -i /benchmark/cases/Dataset701_Tiny/fold_1/all " in tent.command
+    assert "--stable" not in tent.command
+    assert tent.after == ["cases/Dataset701_Tiny/fold_1", f"train/{plain}/fold_1"]
+    assert re.search(r" -i \S+/fold_1/unseen .*--stable \S+/nnUNetTrainerMixStyle__\S+_half_\S+ ", alpha.command)
+    assert alpha.after == [*tent.after, f"train/{stable}/fold_1"]
+    (report,) = found["report"].values()
+    rows = [word.partition("=")[0] for word in report.command.split() if "=" in word]
+    assert rows == ["nnUNetTrainer", "half", "nnUNetTrainer+tent", "nnUNetTrainer+alpha", "half+tent"]
+    assert {f"evaluate/{name}" for name in found["adapt"]} < set(report.after)
+
+
 def test_every_job_waits_for_jobs_that_exist(jobs):
     found = jobs(
-        metrics=["nsd"], stress=["gamma"], plans={"a": "ExperimentPlanner", "b": "ExperimentPlanner"},
-        configurations=["2d", "3d_fullres"],
+        metrics=["nsd"], stress=["gamma"], adaptation=["tent"], configurations=["2d", "3d_fullres"],
+        plans={"a": "ExperimentPlanner", "b": "ExperimentPlanner"},
     )  # fmt: skip
     known = {f"{rule}/{name}" for rule, named in found.items() for name in named}
     for named in found.values():

@@ -3,17 +3,23 @@
 import re
 
 import pytest
-from benchmark_plans import PLAN, folders, written  # noqa: F401, a fixture
+from benchmark_plans import NEEDS_SNAKEMAKE, PLAN, folders, written  # noqa: F401, a fixture
 from helpers import REPOSITORY
 
 from nnunet_dg.benchmark import trainings
+from nnunet_dg.benchmark.adapting import adapted_of
 from nnunet_dg.benchmark.plan import read_plan
 from nnunet_dg.benchmark.trainings import trainings_of
 from nnunet_dg.errors import DataError, SettingsError
 
+pytestmark = NEEDS_SNAKEMAKE
+
 
 def expanded(folder, **changes):
-    return trainings_of(read_plan(written(folder, PLAN | changes)), folder)
+    plan = read_plan(written(folder, PLAN | changes))
+    found = trainings_of(plan, folder)
+    adapted_of(plan, found)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,8 @@ def expanded(folder, **changes):
         ({"trainers": {"a__b": None}}, r"trainers: names must be letters, .*; got 'a__b'\."),
         ({"metrics": ["hd95"]}, r"metrics must be one of dice, .*; got 'hd95'\. Did you mean 'hd95_mm'\?"),
         ({"seeds": [1, 1]}, r"seeds lists 1 twice\. Keep one\."),
+        ({"adaptation": ["tent", "tent"]}, r"adaptation lists 'tent' twice\. Keep one\."),
+        ({"adaptation": ["tent"], "stable": "b"}, r"stable must be one of nnUNetTrainer; got 'b'\."),
         ({"seeds": [2**32]}, r"seeds\[0\]: Input should be less than 4294967296"),
         ({"baseline": "nnUNetTrainr"}, r"baseline must be one of nnUNetTrainer; .* Did you mean 'nnUNetTrainer'\?"),
         ({"device": "gpu"}, r"device must be one of cpu, cuda, mps; got 'gpu'\. Did you mean 'cpu'\?"),
@@ -75,7 +83,16 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
             r"nnUNetTrainerMixStyle does not use 'dropgen'; its methods: mixstyle\.",
         ),
         ({"stress": ["gama"]}, r"stress must be one of .*; got 'gama'\. Did you mean 'gamma'\?"),
-        ({"adaptation": ["tent"]}, r"adaptation: .*'tent'"),
+        ({"adaptation": ["tnt"]}, r"adaptation must be one of tent, sfb, alpha; got 'tnt'\. Did you mean 'tent'\?"),
+        ({"adaptation": {"tent": {"step": 1}}}, r"Unknown setting 'step' in adaptation\.tent\. Did you mean 'steps'\?"),
+        ({"adaptation": {"tent": {"rate": -1}}}, r"adaptation\.tent: `rate` must be .*; got -1"),
+        ({"adaptation": ["alpha"]}, r"alpha needs a stable model .* key stable, one of nnUNetTrainer\."),
+        ({"stable": "nnUNetTrainer"}, r"stable is used by the adaptations sfb and alpha, .* Remove it\."),
+        ({"adaptation": ["sfb"], "stable": "nnUNetTrainer"}, r"sfb needs a second row next to the stable one"),
+        (
+            {"adaptation": ["sfb"], "stable": "nnUNetTrainer", "trainers": ["nnUNetTrainer", "nnUNetTrainerMixStyle"]},
+            r"sfb chooses a number on in-domain validation cases, but Dataset701_Tiny has none\. Give the dataset in_d",
+        ),
         ({"configurations": ["3d_cascade_fullres"]}, r"cannot train a cascade; got '3d_cascade_fullres'\. Remove it\."),
         ({"datasets": [{"dataset": 701, "folds": [3]}]}, r"Dataset701_Tiny has the folds 0 to 2; got 3\."),
         ({"datasets": [701, "Dataset701_Tiny"]}, r"datasets lists Dataset701_Tiny twice\. Keep one\."),
@@ -109,7 +126,10 @@ def test_other_epochs_have_another_results_folder(folders):  # noqa: F811
 
 def test_the_plan_of_the_documentation_is_accepted(folders):  # noqa: F811
     page = (REPOSITORY / "docs" / "how-to" / "benchmark.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
-    found = trainings_of(read_plan(written(folders, example.replace("501", "701"))), folders)
+    example, adaptation = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    example = example.replace("501", "701") + adaptation.replace("features_only", "mind_quarter")
+    plan = read_plan(written(folders, example))
+    found = trainings_of(plan, folders)
     assert len(found) == 6
     assert found[0].folds.in_domain == 0.2
+    assert len(adapted_of(plan, found)) == 2 * (3 + 2 + 2)  # both seeds; sfb and alpha without the stable row

@@ -2,44 +2,35 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
+from benchmark_plans import NEEDS_SNAKEMAKE, benchmark, results  # noqa: F401, a fixture
 from nnunet_host import DATASET
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+pytestmark = NEEDS_SNAKEMAKE
 COMPARISON = f"{DATASET}__3d_fullres__tinyPlans"
-ROWS = {"nnUNetTrainer": None, "neutral": {"trainer": "nnUNetTrainerMixStyle", "settings": {"mixstyle": {"p": 0.0}}}}
-PLAN = {
-    "datasets": [{"dataset": 701, "protocol": "existing", "folds": [0]}],
-    "trainers": ROWS, "plans": ["tinyPlans"], "epochs": 1, "steps": 2, "device": "cpu",
-}  # fmt: skip
-
-
-def results(host, row, trainer, seed=0, length="1epochs_2steps"):
-    return host.results(trainer, plans=f"tinyPlans_{row}_{length}_seed{seed}")
 
 
 @pytest.fixture
-def benchmark(host, tmp_path):
-    """A function that runs the command with a plan, and returns what it prints."""
+def domains(host, benchmark):  # noqa: F811
+    """Domains A and B of the dataset, which has no splits yet."""
+    raw = host.folder / "nnUNet_raw" / DATASET / "domains.json"
     splits = host.folder / "nnUNet_preprocessed" / DATASET / "splits_final.json"
-    if not splits.is_file():  # the one that nnU-Net makes in its first training
-        splits.write_text(json.dumps(generate_crossval_split([f"case_{i}" for i in range(5)], seed=12345)))
-
-    def run(options="", status=0, **changes):
-        plan = tmp_path / "plan.yaml"
-        plan.write_text(json.dumps(PLAN | changes))
-        return host.run(f"nnunet-dg benchmark {plan} {options}", status, nnUNet_n_proc_DA="0")
-
-    return run
+    before = splits.read_text()
+    raw.write_text(json.dumps({f"case_{i}": "A" if i < 3 else "B" for i in range(5)}))
+    splits.unlink()
+    yield
+    raw.unlink()
+    (splits.parent / "domains.json").unlink(missing_ok=True)
+    splits.write_text(before)
 
 
-def test_a_plan_is_run_to_its_report(host, benchmark, tmp_path):
+def test_a_plan_is_run_to_its_report(host, benchmark, tmp_path):  # noqa: F811
     printed = benchmark("-- --quiet")
     assert re.search(r"train *│ 2 ", printed), printed
     logs = []
@@ -58,7 +49,7 @@ def test_a_plan_is_run_to_its_report(host, benchmark, tmp_path):
 
 
 @pytest.mark.matrix
-def test_a_dry_run_lists_the_jobs_and_runs_none(benchmark, tmp_path):
+def test_a_dry_run_lists_the_jobs_and_runs_none(benchmark, tmp_path):  # noqa: F811
     printed = benchmark("--dry-run", stress=["gamma"], metrics=["nsd"], seeds=[0, 1])
     counts = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.M))
     assert counts == {
@@ -69,7 +60,7 @@ def test_a_dry_run_lists_the_jobs_and_runs_none(benchmark, tmp_path):
 
 
 @pytest.mark.matrix
-def test_a_failed_job_is_shown_with_the_last_line_of_its_log(benchmark):
+def test_a_failed_job_is_shown_with_the_last_line_of_its_log(benchmark):  # noqa: F811
     printed = benchmark(plans=["missingPlans"], status=1)
     assert f"failed: prepare {DATASET}__missingPlans" in printed
     assert "There are no plans" in printed
@@ -78,44 +69,82 @@ def test_a_failed_job_is_shown_with_the_last_line_of_its_log(benchmark):
 
 
 @pytest.mark.matrix
-def test_domains_surfaces_and_stress_are_in_the_results(host, benchmark, tmp_path):
-    raw = host.folder / "nnUNet_raw" / DATASET / "domains.json"
-    splits = host.folder / "nnUNet_preprocessed" / DATASET / "splits_final.json"
-    before = splits.read_text()
-    raw.write_text(json.dumps({f"case_{i}": "A" if i < 3 else "B" for i in range(5)}))
-    splits.unlink()
-    try:
-        dataset = {"dataset": 701, "folds": [1], "in_domain": 0.4}
-        benchmark(datasets=[dataset], metrics=["dice", "nsd"], stress=["gamma"], seeds=[2], trainers=["nnUNetTrainer"])
-        text = (tmp_path / "plan" / "report" / COMPARISON / "report.md").read_text()
-        assert "in-domain" in text.splitlines()[6]
-        assert "unseen" in text.splitlines()[6]
-        assert "normalized surface Dice" in text
-        assert (tmp_path / "plan" / "stress" / COMPARISON / "seed2_fold_1" / "stress.csv").is_file()
-    finally:
-        raw.unlink()
-        (splits.parent / "domains.json").unlink(missing_ok=True)
-        splits.write_text(before)
+def test_domains_surfaces_and_stress_are_in_the_results(benchmark, tmp_path, domains):  # noqa: F811
+    dataset = {"dataset": 701, "folds": [1], "in_domain": 0.4}
+    benchmark(datasets=[dataset], metrics=["dice", "nsd"], stress=["gamma"], seeds=[2], trainers=["nnUNetTrainer"])
+    text = (tmp_path / "plan" / "report" / COMPARISON / "report.md").read_text()
+    assert "in-domain" in text.splitlines()[6]
+    assert "unseen" in text.splitlines()[6]
+    assert "normalized surface Dice" in text
+    assert (tmp_path / "plan" / "stress" / COMPARISON / "seed2_fold_1" / "stress.csv").is_file()
 
 
 @pytest.mark.matrix
-def test_a_benchmark_that_is_killed_at_any_time_ends_with_the_files_of_an_uninterrupted_one(host, benchmark, tmp_path):
-    changes = {"epochs": 4, "trainers": ["nnUNetTrainer"], "seeds": [7]}
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(json.dumps(PLAN | changes))
-    for seconds in (9, 13, 17, 21, 25):
+def test_adapted_rows_are_in_the_report(host, benchmark, tmp_path, domains):  # noqa: F811
+    dataset = {"dataset": 701, "folds": [1], "in_domain": 0.4}
+    benchmark(datasets=[dataset], adaptation={"tent": {"steps": 1}, "alpha": None}, stable="neutral", seeds=[2])
+    lines = (tmp_path / "plan" / "report" / COMPARISON / "report.md").read_text().splitlines()
+    first, *others = (i for i, line in enumerate(lines) if line.startswith("| trainer "))
+    rows = {cells[1]: cells[2:4] for line in lines[first + 2 : others[0]] if (cells := split(line))}
+    assert list(rows) == ["nnUNetTrainer", "neutral", "nnUNetTrainer+tent", "nnUNetTrainer+alpha", "neutral+tent"]
+    assert split(lines[first])[2:4] == ["in-domain", "unseen"]
+    assert all(cells[1].endswith("(2)") for cells in rows.values())
+    assert [name for name, cells in rows.items() if not cells[0]] == ["nnUNetTrainer+alpha"]
+    assert "alpha chose a number on in-domain validation cases, which its rows leave out." in "\n".join(lines)
+    (record,) = (tmp_path / "plan" / "adapted").glob("*__nnUNetTrainer__seed2+alpha/fold_1/validation/adaptation.json")
+    validation = json.loads(record.read_text())["validation"]
+    assert (validation["domains"], validation["target_domains"]) == (["A"], ["B"])
+
+
+def split(line):
+    """The cells of a row of a table in Markdown, from number 1."""
+    return [cell.strip() for cell in line.split("|")]
+
+
+MOMENTS = random.Random(0)
+
+
+def told(fold):
+    """What each start of a training says about its epochs: their numbers and losses."""
+    logs = (path.read_text() for path in sorted(fold.glob("training_log_*.txt")))
+    return [re.findall(r"Epoch \d+ *$|(?:train|val)_loss -?[\d.]+", text, re.M) for text in logs]
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("training_log_") and ".snakemake" not in path.parts
+    }
+
+
+@pytest.mark.matrix
+def test_ten_kills_change_neither_files_nor_numbers(host, benchmark, tmp_path):  # noqa: F811
+    changes = {"epochs": 2, "trainers": ["nnUNetTrainer"], "seeds": [7, 8]}
+    whole, cut = ({"nnUNet_results": str(tmp_path / name)} for name in ("whole", "cut"))
+    began = time.monotonic()
+    benchmark(f"-o {tmp_path / 'whole_run'}", environment=whole, **changes)
+    needed = time.monotonic() - began
+    command = ["nnunet-dg", "benchmark", str(tmp_path / "plan.yaml"), "-o", str(tmp_path / "cut_run")]
+    for _ in range(10):
         process = subprocess.Popen(
-            ["nnunet-dg", "benchmark", str(plan)], env=host.environment | {"nnUNet_n_proc_DA": "0"},
-            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            command, env=host.environment | {"nnUNet_n_proc_DA": "0"} | cut, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(seconds)
+        time.sleep(MOMENTS.uniform(0.1, 0.6) * needed)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    printed = benchmark(**changes)
-    assert re.search(r"train *│ 1 ", printed), printed
-    fold: Path = results(host, "nnUNetTrainer", "nnUNetTrainerERM", seed=7, length="4epochs_2steps")
-    assert (fold / "checkpoint_final.pth").is_file()
-    assert not list(fold.glob("*.partial"))
-    assert "Nothing to be done" in benchmark("--dry-run", **changes)
-    assert (fold / "validation" / "summary.json").is_file()
-    assert (tmp_path / "plan" / "report" / COMPARISON / "report.html").is_file()
+    printed = benchmark(f"-o {tmp_path / 'cut_run'}", environment=cut, **changes)
+    assert re.search(r"train *│ 2 ", printed), printed
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files(tmp_path / "cut_run") == files(tmp_path / "whole_run")
+    for fold in (tmp_path / "whole").rglob("fold_0"):
+        (expected,) = told(fold)
+        same = tmp_path / "cut" / fold.relative_to(tmp_path / "whole")
+        starts = [start for start in told(same) if start]
+        assert len(expected) == 6
+        assert all(start == expected[: len(start)] for start in starts if start[0].startswith("Epoch 0"))
+        if expected in starts:  # not cut before its last epoch
+            scores = (json.loads((f / "validation" / "summary.json").read_text()) for f in (fold, same))
+            assert len({score["foreground_mean"]["Dice"] for score in scores}) == 1
+    assert "Nothing to be done" in benchmark(f"-o {tmp_path / 'cut_run'} --dry-run", environment=cut, **changes)

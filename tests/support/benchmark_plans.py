@@ -1,10 +1,13 @@
-"""A plan of a benchmark, and nnU-Net's folders with a raw dataset of three domains."""
+"""Plans of benchmarks, nnU-Net's folders with a raw dataset of three domains, and the command on a tiny dataset."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 DATASET = "Dataset701_Tiny"
+NEEDS_SNAKEMAKE = pytest.mark.skipif(find_spec("snakemake") is None, reason="the extra benchmark is not installed")
 PLAN = {"datasets": [701], "trainers": {"nnUNetTrainer": None}, "seeds": [0, 1], "epochs": 5}
 
 
@@ -25,3 +28,32 @@ def written(folder, content):
     path = folder / "plan.yaml"
     path.write_text(content if isinstance(content, str) else json.dumps(content))  # JSON is YAML
     return path
+
+
+RUN_ROWS = {
+    "nnUNetTrainer": None,
+    "neutral": {"trainer": "nnUNetTrainerMixStyle", "settings": {"mixstyle": {"p": 0.0}}},
+}
+RUN_PLAN = {
+    "datasets": [{"dataset": 701, "protocol": "existing", "folds": [0]}],
+    "trainers": RUN_ROWS, "plans": ["tinyPlans"], "epochs": 1, "steps": 2, "device": "cpu",
+}  # fmt: skip
+
+
+def results(host, row, trainer, seed=0, length="1epochs_2steps"):
+    return host.results(trainer, plans=f"tinyPlans_{row}_{length}_seed{seed}")
+
+
+@pytest.fixture
+def benchmark(host, tmp_path):
+    """A function that runs the command with a plan, and returns what it prints."""
+    splits = host.folder / "nnUNet_preprocessed" / DATASET / "splits_final.json"
+    if not splits.is_file():  # the one that nnU-Net makes in its first training
+        splits.write_text(json.dumps(generate_crossval_split([f"case_{i}" for i in range(5)], seed=12345)))
+
+    def run(options="", status=0, environment=None, **changes):
+        plan = tmp_path / "plan.yaml"
+        plan.write_text(json.dumps(RUN_PLAN | changes))
+        return host.run(f"nnunet-dg benchmark {plan} {options}", status, nnUNet_n_proc_DA="0", **(environment or {}))
+
+    return run

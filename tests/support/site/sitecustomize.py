@@ -9,7 +9,7 @@ import sys
 import warnings
 from importlib.machinery import PathFinder
 
-EXTRAS = {"monai", "statsmodels", "tabulate", "jinja2", "timm", "safetensors", "huggingface_hub"}
+EXTRAS = {"monai", "statsmodels", "tabulate", "jinja2", "timm", "safetensors", "huggingface_hub", "snakemake"}
 
 warnings.filterwarnings("error", category=DeprecationWarning, module=r"(nnunetv2|nnunet_dg|__main__)\b")
 # a warning of Python 3.10 and 3.11 when nnU-Net copies a file
