@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,24 @@ CASE_OPTIONS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says why arguments are missing where an option before them took them for its own."""
+    """A parser that says why arguments are missing where an option before them took them for its own.
+
+    Attributes:
+        passed_on: Name of the argument that receives all words after ``--``; None if no argument does. `argparse`
+            refuses them where options are between the arguments before ``--``.
+    """
+
+    passed_on: str | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `argparse`, and `passed_on`."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self.passed_on is None or "--" not in words:
+            return super().parse_known_args(words, namespace)
+        first = words.index("--")
+        parsed, unknown = super().parse_known_args(words[:first], namespace)
+        setattr(parsed, self.passed_on, words[first + 1 :])
+        return parsed, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with status 2."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_dg.cli.arguments import Commands, positive
+from nnunet_dg.cli.arguments import Commands, in_options, positive
 
 
 def add_benchmark(commands: Commands) -> None:
@@ -42,6 +42,7 @@ def add_benchmark(commands: Commands) -> None:
     benchmark.add_argument(
         "options", metavar="-- OPTION", nargs="*", help="further options of Snakemake, after --, for example -- --quiet"
     )
+    benchmark.passed_on = "options"
     benchmark.set_defaults(run=_benchmark)
 
 
@@ -55,6 +56,8 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     output = (a.o or a.plan.with_suffix("")).resolve()
     if a.status:
         return run.status(a.plan, output)
-    return run.benchmark(
-        a.plan, output, number_of_jobs=a.jobs, gpus=a.gpus, executor=a.executor, dry_run=a.dry_run, options=a.options
-    )
+    with in_options({"executor": "--executor"}):
+        return run.benchmark(
+            a.plan, output, number_of_jobs=a.jobs, gpus=a.gpus, executor=a.executor, dry_run=a.dry_run,
+            options=a.options,
+        )  # fmt: skip

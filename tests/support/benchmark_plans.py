@@ -54,6 +54,7 @@ def benchmark(host, tmp_path):
     def run(options="", status=0, environment=None, **changes):
         plan = tmp_path / "plan.yaml"
         plan.write_text(json.dumps(RUN_PLAN | changes))
-        return host.run(f"nnunet-dg benchmark {plan} {options}", status, nnUNet_n_proc_DA="0", **(environment or {}))
+        command, variables = f"nnunet-dg benchmark {plan} {options}", {"nnUNet_n_proc_DA": "0"} | (environment or {})
+        return host.run(command, status, timeout=1800, **variables)
 
     return run

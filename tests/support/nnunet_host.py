@@ -60,7 +60,9 @@ class Host:
         """Make the packages in a folder available to all later commands."""
         self.environment["PYTHONPATH"] = f"{folder}{os.pathsep}{self.environment['PYTHONPATH']}"
 
-    def run(self, command: str, status: int | None = 0, warm: bool = True, **environment: str) -> str:
+    def run(
+        self, command: str, status: int | None = 0, warm: bool = True, timeout: float = 300, **environment: str
+    ) -> str:  # fmt: skip
         """Run a command in a process of its own and return its output. Its exit status must be ``status``.
 
         Python programs start with nnU-Net and this package imported, see `warm_process`, unless ``warm`` is false.
@@ -69,12 +71,12 @@ class Host:
         if warm and runs_python(words):
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder, "output")
-                returncode = self.warm.run(words, environment, self.folder, file, timeout=300)
+                returncode = self.warm.run(words, environment, self.folder, file, timeout)
                 output = file.read_text()
         else:
             result = subprocess.run(
                 words, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                timeout=300, check=False, start_new_session=True,
+                timeout=timeout, check=False, start_new_session=True,
             )  # fmt: skip
             returncode, output = result.returncode, result.stdout
         assert status is None or returncode == status, f"{command}\n{output[-6000:]}"

@@ -1,0 +1,38 @@
+"""Options of ``nnunet-dg benchmark``, and what is passed on to Snakemake."""
+
+import pytest
+from benchmark_plans import NEEDS_SNAKEMAKE, PLAN, folders, written  # noqa: F401, a fixture
+
+from nnunet_dg.benchmark import run
+from nnunet_dg.cli import main
+
+pytestmark = NEEDS_SNAKEMAKE
+
+
+@pytest.fixture
+def snakemake(folders, monkeypatch):  # noqa: F811
+    """A function that runs the command and returns the words that Snakemake is started with."""
+    started = []
+    monkeypatch.setattr(run, "_run", lambda command: started.append(command) or 0)
+
+    def passed(*words):
+        assert main(["benchmark", str(written(folders, PLAN)), *words]) == 0
+        return started.pop()
+
+    return passed
+
+
+@pytest.mark.parametrize("words", [["-j", "3", "--gpus", "2"], ["--dry-run"], []])
+def test_words_after_two_dashes_are_passed_on(snakemake, words):
+    command = snakemake(*words, "--", "--default-resources", "runtime=10", "--quiet")
+    assert command[-3:] == ["--default-resources", "runtime=10", "--quiet"]
+    assert command[command.index("--jobs") + 1] == ("3" if words[:1] == ["-j"] else "1")
+    assert command[command.index("--resources") + 1] == ("gpu=2" if words[:1] == ["-j"] else "gpu=1")
+    assert ("--dry-run" in command) == (words == ["--dry-run"])
+
+
+def test_an_executor_that_is_not_installed_is_named_with_its_plugin(folders, capsys):  # noqa: F811
+    assert main(["benchmark", str(written(folders, PLAN)), "--executor", "aws-none"]) == 1
+    printed = capsys.readouterr().err
+    assert "--executor must be an executor of Snakemake that is installed; 'aws-none' is not." in printed
+    assert "pip install snakemake-executor-plugin-aws-none" in printed
