@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -80,7 +81,8 @@ def _add_preparation(jobs: Jobs, plan: Plan, training: Training, output: Path) -
     jobs["prepare"][prepared] = Job(f"{step} -c {shlex.join(plan['configurations'])}", _one_at_a_time(jobs, prepared))
     last_prepared = [f"prepare/{name}" for name in jobs["prepare"] if name.startswith(f"{dataset.name}__")]
     jobs["splits"][dataset.name] = Job(_splits(dataset), last_prepared)
-    step = _own("plans", str(output / "trainings.json"), training.name)
+    section = json.dumps(training.section)  # in the command, so that another section repeats the job
+    step = _own("plans", str(output / "trainings.json"), training.name, section)
     jobs["plans"][training.name] = Job(step, [f"prepare/{prepared}"])
 
 

@@ -26,7 +26,6 @@ class TrainingRecord(TypedDict):
     row: str
     trainer: str
     seed: int
-    section: dict[str, Any]
     comparison: str
     results: str
     preprocessed: str
@@ -51,6 +50,6 @@ def _recorded(training: Training) -> dict[str, Any]:
     t = training
     return {
         "dataset": t.folds.name, "configuration": t.configuration, "plans": t.plans, "own_plans": t.own_plans,
-        "row": t.row, "trainer": t.trainer, "seed": t.seed, "section": dict(t.section), "comparison": t.comparison,
+        "row": t.row, "trainer": t.trainer, "seed": t.seed, "comparison": t.comparison,
         "results": str(t.results), "preprocessed": str(t.preprocessed), "folds": list(t.folds.numbers),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -61,8 +62,12 @@ def _is_preprocessed(plans: Path, configuration: str, dataset: str) -> bool:
     return len(list(folder.glob("*.pkl"))) >= int(expected.get("numTraining", 1))
 
 
-def write_plans(training: TrainingRecord) -> None:
+def write_plans(training: TrainingRecord, own: dict[str, Any]) -> None:
     """Write the plans of a training: a copy of the plans it is derived from, with its settings, seed and length.
+
+    Args:
+        training: Training.
+        own: Its section ``nnunet_dg``, which takes precedence over that of the plans it is derived from.
 
     Raises:
         DataError: The results folder has trainings with other plans of this name.
@@ -70,7 +75,7 @@ def write_plans(training: TrainingRecord) -> None:
     folder = Path(training["preprocessed"])
     plans: dict[str, Any] = dict(read_json(folder / f"{training['plans']}.json", formats.Plans))
     section = dict(plans.get(KEY, {}))
-    for key, settings in training["section"].items():
+    for key, settings in own.items():
         section[key] = {**section.get(key, {}), **settings}
     content = plans | {"plans_name": training["own_plans"], KEY: section}
     path = folder / f"{training['own_plans']}.json"
@@ -106,7 +111,7 @@ def _run_step(a: argparse.Namespace) -> None:
     if a.step == "prepare":
         prepare(a.dataset, a.plans, a.planner, a.c)
     elif a.step == "plans":
-        write_plans(read_trainings(a.file)[a.training])
+        write_plans(read_trainings(a.file)[a.training], json.loads(a.section))
     elif a.step == "cases":
         from nnunet_dg.benchmark.cases import link_cases
 
@@ -132,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = steps.add_parser("plans")
     step.add_argument("file", type=Path)
     step.add_argument("training")
+    step.add_argument("section", help="JSON")
     step = steps.add_parser("cases")
     step.add_argument("dataset")
     step.add_argument("fold", type=int)

@@ -92,6 +92,15 @@ def test_a_training_is_nnunets_own_command(jobs):
     )
 
 
+def test_other_settings_or_lengths_repeat_the_job_that_writes_the_plans(jobs):
+    def plans_job(**changes):
+        (command,) = (job.command for name, job in jobs(**changes)["plans"].items() if "half__seed0" in name)
+        return command
+
+    rows = {"half": ROWS["half"] | {"settings": {"mixstyle": {"p": 0.25}}}}
+    assert len({plans_job(), plans_job(epochs=6), plans_job(trainers=rows)}) == 3
+
+
 def test_repeated_trainings_share_a_name_in_the_report(jobs):
     (report,) = jobs()["report"].values()
     words = report.command.split()
