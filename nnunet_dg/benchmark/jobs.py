@@ -106,9 +106,14 @@ def _add_fold(jobs: Jobs, plan: Plan, training: Training, number: int) -> None:
     command = ["nnUNetv2_train", dataset, training.configuration, str(number), "-p", training.own_plans]
     options = ["-tr", training.trainer, "-device", plan["device"], "--c"]
     jobs["train"][name] = Job(shlex.join([*command, *options]), [f"plans/{training.name}", f"splits/{dataset}"])
-    if plan["metrics"] != ["dice"]:
+    if _is_evaluated(plan):
         predictions = training.results / f"fold_{number}" / "validation"
         jobs["evaluate"][name] = Job(_evaluate(training, predictions), [f"train/{name}"])
+
+
+def _is_evaluated(plan: Plan) -> bool:
+    """Whether validations are evaluated. If not, the report reads the Dice that nnU-Net has computed."""
+    return plan["metrics"] != ["dice"] or bool(plan["adaptation"])
 
 
 def _evaluate(training: Training, predictions: Path, *options: str) -> str:
@@ -140,7 +145,7 @@ def _add_comparison(
     jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], adapted: Sequence[Adapted], output: Path
 ) -> None:
     numbers = members[0].folds.numbers
-    rule = "train" if plan["metrics"] == ["dice"] else "evaluate"
+    rule = "evaluate" if _is_evaluated(plan) else "train"
     done = [f"{rule}/{trained_fold(training, number)}" for training in members for number in numbers]
     costs = output / "costs" / f"{name}.csv"
     jobs["costs"][name] = Job(_own("costs", str(output / "trainings.json"), name, str(costs)), done)

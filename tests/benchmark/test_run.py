@@ -85,7 +85,7 @@ def test_adapted_rows_are_in_the_report(host, benchmark, tmp_path, domains):  # 
     benchmark(datasets=[dataset], adaptation={"tent": {"steps": 1}, "alpha": None}, stable="neutral", seeds=[2])
     lines = (tmp_path / "plan" / "report" / COMPARISON / "report.md").read_text().splitlines()
     first, *others = (i for i, line in enumerate(lines) if line.startswith("| trainer "))
-    rows = {cells[1]: cells[2:4] for line in lines[first + 2 : others[0]] if (cells := split(line))}
+    rows = {cells[1]: cells[2:4] for line in lines[first + 2 : others[0]] if (cells := split(line))[1:]}
     assert list(rows) == ["nnUNetTrainer", "neutral", "nnUNetTrainer+tent", "nnUNetTrainer+alpha", "neutral+tent"]
     assert split(lines[first])[2:4] == ["in-domain", "unseen"]
     assert all(cells[1].endswith("(2)") for cells in rows.values())
