@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -125,11 +126,26 @@ def _is_locked(output: Path) -> bool:
     return False
 
 
+@contextmanager
+def _obeying_interrupts() -> Iterator[None]:
+    """Programs that start here obey SIGINT, even if a shell has made this one ignore it, as in its background."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _run(command: Sequence[str]) -> int:
     """Run Snakemake. If a signal ends this process, Snakemake gets Ctrl-C, upon which it ends its jobs."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
-    with subprocess.Popen(command, env=environment) as process:  # noqa: S603
+    with _obeying_interrupts():
+        process = subprocess.Popen(command, env=environment)  # noqa: S603
+    with process:
         try:
             return process.wait()
         except BaseException as error:

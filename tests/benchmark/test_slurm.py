@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -63,7 +62,7 @@ def test_slurm_runs_cancels_and_resumes_the_jobs(host, benchmark, slurm, tmp_pat
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for(lambda: list((tmp_path / "plan" / "logs" / "train").rglob("*.running")))
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C; jobs of Slurm are not in this group
+    process.terminate()
     printed, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     arguments, ended = submitted(state)["train"]

@@ -337,6 +337,25 @@ def test_an_evaluation_of_fewer_cases_is_reported_and_the_others_are_counted(tra
         (trained / "fold_0" / "validation" / "summary.json").unlink(missing_ok=True)  # killed while validating
 
 
+def test_cases_on_which_adaptation_chose_a_number_are_left_out_with_one_remark(trained, capsys):
+    for fold, kept in ((0, "b1"), (1, "a1")):
+        rows = [{"case": kept, "label": "x", "dice": 0.5, "prediction_file": "", "reference_file": ""}]
+        validation = trained / f"fold_{fold}" / "validation"
+        (validation / "summary.json").unlink()
+        (validation / "evaluation.json").write_text(json.dumps({"settings": SETTINGS, "cases": rows} | NO_HASHES))
+        others = [case for case in SPLITS[fold]["val"] if case != kept]
+        record = {"method": "alpha", "validation": {"cases": others}}
+        (validation / "adaptation.json").write_text(json.dumps(record))
+    assert sorted(read(trained)["case"]) == ["a1", "b1"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("alpha chose a number on in-domain validation cases, which its rows leave out.")
+    (trained / "fold_1" / "validation" / "adaptation.json").write_text(json.dumps(record | {"validation": None}))
+    read(trained)
+    assert re.search(
+        r"validation cases of fold 1 were not evaluated, the first is '\w+'\.$", capsys.readouterr().err, re.M
+    )
+
+
 def test_a_fold_with_a_case_in_training_and_validation_is_refused(trained, tmp_path, capsys):
     splits = tmp_path / "nnUNet_preprocessed" / "Dataset001_X" / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["a1", "b1"], "val": ["b1", "b2"]}, SPLITS[1]]))

@@ -57,7 +57,9 @@ def sacct(state: Path, arguments: list[str]) -> None:
 def scancel(state: Path, arguments: list[str]) -> None:
     for job in (word for word in arguments if word.isdecimal()):
         (state / f"{job}.state").write_text("CANCELLED\n")
-        os.killpg(int((state / f"{job}.group").read_text()), signal.SIGTERM)
+        os.killpg(
+            int((state / f"{job}.group").read_text()), signal.SIGKILL
+        )  # which Slurm sends half a minute after SIGTERM
 
 
 def srun(arguments: list[str]) -> None:
