@@ -108,7 +108,7 @@ def _add_fold(jobs: Jobs, plan: Plan, training: Training, number: int) -> None:
     jobs["train"][name] = Job(shlex.join([*command, *options]), [f"plans/{training.name}", f"splits/{dataset}"])
     if _is_evaluated(plan):
         predictions = training.results / f"fold_{number}" / "validation"
-        jobs["evaluate"][name] = Job(_evaluate(training, predictions), [f"train/{name}"])
+        jobs["evaluate"][name] = Job(_evaluate(plan, training, predictions), [f"train/{name}"])
 
 
 def _is_evaluated(plan: Plan) -> bool:
@@ -116,9 +116,10 @@ def _is_evaluated(plan: Plan) -> bool:
     return plan["metrics"] != ["dice"] or bool(plan["adaptation"])
 
 
-def _evaluate(training: Training, predictions: Path, *options: str) -> str:
-    truths = training.preprocessed / "gt_segmentations"
-    return shlex.join(["nnunet-dg", "evaluate", str(truths), str(predictions), "-np", "1", *options])
+def _evaluate(plan: Plan, training: Training, predictions: Path) -> str:
+    """The command; with the same options for plain and adapted predictions, which may lack in-domain cases."""
+    truths, skip = training.preprocessed / "gt_segmentations", ["--missing", "skip"] if plan["adaptation"] else []
+    return shlex.join(["nnunet-dg", "evaluate", str(truths), str(predictions), "-np", "1", *skip])
 
 
 def _add_adaptation(jobs: Jobs, plan: Plan, adapted: Adapted, number: int, output: Path) -> None:
@@ -138,7 +139,7 @@ def _add_adaptation(jobs: Jobs, plan: Plan, adapted: Adapted, number: int, outpu
     after += [f"train/{trained_fold(t, number)}" for t in (training, adapted.stable) if t]
     step = _own("adapted", str(predictions))
     jobs["adapt"][name] = Job(f"{shlex.join([*command, '--disable_progress_bar'])} && {step}", after)
-    jobs["evaluate"][name] = Job(_evaluate(training, predictions, "--missing", "skip"), [f"adapt/{name}"])
+    jobs["evaluate"][name] = Job(_evaluate(plan, training, predictions), [f"adapt/{name}"])
 
 
 def _add_comparison(

@@ -53,6 +53,8 @@ def test_adapted_rows_are_predicted_evaluated_and_reported(jobs):
         f"{name}/fold_{k}" for name in (f"{plain}+tent", f"{stable}+tent", f"{plain}+alpha") for k in range(3)
     }
     assert set(found["evaluate"]) == {*found["adapt"], *found["train"]}  # so that all rows have the same metrics
+    options = {job.command.partition(" -np ")[2] for job in found["evaluate"].values()}
+    assert options == {"1 --missing skip"}  # a report refuses results of different settings
     tent, alpha = (found["adapt"][f"{plain}+{method}/fold_1"] for method in ("tent", "alpha"))
     assert "--adapt tent" in tent.command
     assert "--steps 2" in tent.command
