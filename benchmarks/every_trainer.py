@@ -2,6 +2,7 @@
 
     python benchmarks/every_trainer.py                 # patches of 32^3, nine rounds, on the CPU
     python benchmarks/every_trainer.py --dims 2 --patch 128 --rounds 5
+    python benchmarks/every_trainer.py nnUNetTrainerTinyMIG nnUNetTrainerTinyMIG:tinymig.alignment=cwd
 
 The table also says whether a model can be exported for plain nnU-Net; if not, predicting needs this package. Steps are
 interleaved and ratios computed per round; their medians are reported. Memory is the largest resident set of a fresh
@@ -49,15 +50,20 @@ def planned(dims: int, patch: int, batch: int) -> dict[str, Any]:
     return content
 
 
-def training(name: str, dims: int, patch: int, batch: int, device: torch.device = CPU, compiled: bool = False) -> Step:
-    """A trainer that is ready for steps."""
+def training(row: str, dims: int, patch: int, batch: int, device: torch.device = CPU, compiled: bool = False) -> Step:
+    """A trainer that is ready for steps, by its name, or by name and setting as ``NAME:METHOD.SETTING=VALUE``."""
+    name, _, change = row.partition(":")
     trainer: type = nnUNetTrainer
     content = planned(dims, patch, batch)
     if name != "nnUNetTrainer":
         (entry,) = (e for e in entry_points(group="nnunetv2.trainers") if e.name == name)
         trainer = entry.load()
         used = {method.key for method in trainer.methods}
-        content["nnunet_dg"] = {k: v for k, v in WITHOUT_DOWNLOADS[dims].items() if k in used}
+        content["nnunet_dg"] = {k: dict(v) for k, v in WITHOUT_DOWNLOADS[dims].items() if k in used}
+    if change:
+        place, _, value = change.partition("=")
+        method, _, setting = place.partition(".")
+        content["nnunet_dg"].setdefault(method, {})[setting] = value
     return Step(trainer, content, device, compiled, "2d" if dims == 2 else "3d_fullres")
 
 
@@ -82,7 +88,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=32)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("trainers", nargs="*", help="default: all")
+    parser.add_argument("trainers", nargs="*", help="NAME or NAME:METHOD.SETTING=VALUE; default: all")
     arguments = parser.parse_args()
     size = arguments.dims, arguments.patch, arguments.batch
     ours = sorted(e.name for e in entry_points(group="nnunetv2.trainers") if e.dist and e.dist.name == "nnunet-dg")

@@ -94,6 +94,34 @@ class Change:
         return self.function(output) if self._on and module.training else None
 
 
+class Replay:
+    """Returns given features in place of a module's output, inside ``with replay.of(features):``. Nothing is computed.
+
+    Hooks of the module act on these features as they do on its output. Outside the context the module runs as always.
+
+    Args:
+        module: Module that takes and returns a tensor.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self._compute = module, module.forward
+        self._features: Tensor | None = None
+        module.forward = self._forward
+
+    @contextmanager
+    def of(self, features: Tensor) -> Iterator[None]:
+        """Inside this context, the module returns ``features (B, channels, *spatial)``, with their gradient."""
+        self._features = features
+        try:
+            yield
+        finally:
+            self._features = None
+
+    def _forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self._compute(x) if self._features is None else self._features
+        return features
+
+
 def activations(network: nn.Module) -> list[nn.Module]:
     """The modules of PyTorch's non-linearities in a network."""
     return [module for module in network.modules() if type(module).__module__ == nn.LeakyReLU.__module__]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nnunet_dg.hooks import Change, Tap, activations, kept_buffers
+from nnunet_dg.hooks import Change, Replay, Tap, activations, kept_buffers
 from nnunet_dg.outside import Outside
 
 PLACES = ("stage", "pre-activation")  # where `Student.change` replaces the features of an encoder stage
@@ -146,6 +146,19 @@ class Student(ABC):
         if at == "stage":
             return Change(self.module(stage), function, always)
         return Change(self.nonlinearity(stage), function, always, at="input")
+
+    def replay(self, stage: int) -> Replay:
+        """Give an encoder stage's features to a pass instead of computing them again, see `Replay`.
+
+        This is for a second pass of the same data that differs in later stages only, if `passes_begin_equally`. Call it
+        in the constructor of a training module.
+        """
+        return Replay(self.module(stage))
+
+    @property
+    def passes_begin_equally(self) -> bool:
+        """Whether two passes of the same data have the same input at encoder stage 0: no method changes the network."""
+        return True
 
     def before_each_pass(self, draw: Callable[[Tensor], None]) -> None:
         """Register a function that is called with the data ``(B, C + R, *spatial)`` before each training pass.

@@ -68,9 +68,18 @@ class TinyMIGTraining(TrainingModule):
             if settings.uses("ufdm"):
                 self.method = style_of_method(settings.statistics, student, stages, settings.at)
             return
+        self._build_replays()
         self.styles = [Style(self.own) for _ in stages]
         pairs = zip(stages, self.styles, strict=True)
         self.changes = [student.change(stage, style, at=settings.at) for stage, style in pairs]
+
+    def _build_replays(self) -> None:
+        """Let the styled pass take over the stages that do not differ from those of the first pass."""
+        settings, student = self.settings, self.student
+        shared = min(self.styled_stages) + (settings.at == "stage")  # a style of the output leaves its stage as it is
+        if not (student.passes_begin_equally and settings.uses("ufdm")):
+            shared = 0
+        self.replays = [(student.tap(stage), student.replay(stage)) for stage in range(shared)]
 
     def _build_teaching(self, depths: int) -> int:
         """Build the teacher and the modules around it. Returns the number of its maps."""
@@ -172,6 +181,8 @@ class TinyMIGTraining(TrainingModule):
                 style.begin(None if self.own else universal_statistics(taught[stage]))
                 stack.callback(style.end)
                 stack.enter_context(change)
+            for tap, replay in self.replays:
+                stack.enter_context(replay.of(step.own.features(tap)))
             return step.forward(step.batch.data).output
 
     def prepare(self) -> None:

@@ -145,6 +145,10 @@ class HostStudent(Student):
             )
         return stages[stage]
 
+    @property
+    def passes_begin_equally(self) -> bool:
+        return unwrap(self.network) is planned_network(self.network)
+
     def nonlinearity(self, stage: int) -> nn.Module:
         return last_nonlinearity(self.module(stage))
 

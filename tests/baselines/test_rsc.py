@@ -129,6 +129,26 @@ def test_hand_value_of_a_challenged_step():
     torch.testing.assert_close(network(x), network.head(x))  # later passes are not muted
 
 
+class TinyLoss(Trained):
+    """A student in float16, whose gradients are below the smallest number of float16 if the loss is not scaled."""
+
+    def loss(self, output, target):
+        return 1e-10 * super().loss(output.float(), target)
+
+    def scaled(self, loss):
+        return 2.0**30 * loss
+
+
+def test_float16_ranks_the_features_by_gradients_of_the_scaled_loss():
+    """Without the scale all gradients would be zero, and any two elements could be muted."""
+    student = TinyLoss(Head().half().train())
+    seen = []
+    student.network.head.register_forward_pre_hook(lambda module, x: seen.append(x[0].detach()))
+    training = RSCTraining(RSC(p=1.0), student)
+    training.losses(Step(student, Batch(Z.half(), torch.tensor([[0, 0, 1, 1]]), ("a",), 2), 0))
+    assert torch.equal(seen[-1], Z.half() * torch.tensor([[[0.0, 0, 1, 1], [1, 1, 1, 1]]]).half())
+
+
 @pytest.mark.parametrize("unit", ["channel", "spatial"])
 def test_the_unit_is_a_setting(unit):
     """A channel or a position is muted, which gives another loss than single elements."""

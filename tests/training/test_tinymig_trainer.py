@@ -6,11 +6,12 @@ from helpers import set_nnunets_folders
 from on_noise import batch, initialized, plans
 from small_trainers import planned
 
+from nnunet_dg.dropgen import DropGen
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.hooks import Tap
 from nnunet_dg.outside import Outside
 from nnunet_dg.tensors import statistics
-from nnunet_dg.tinymig import cross_distribution_consistency
+from nnunet_dg.tinymig import TinyMIG, cross_distribution_consistency
 from nnunet_dg.tinymig.method import ALIGNMENTS
 from nnunet_dg.tinymig.multilevel import multilevel_distillation
 from nnunet_dg.tinymig.teachers import fingerprint
@@ -20,6 +21,7 @@ from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
     nnUNetTrainerTinyMIG_Paper_100epochs,
 )
 from nnunet_dg.training.train_step import loss_terms, on_device
+from nnunet_dg.training.trainer import MethodsTrainer
 
 TERMS = {"segmentation_teacher", "segmentation_styled", "segmentation", "alignment", "consistency"}
 BOTH = {"teaching", "alignment"}
@@ -106,6 +108,52 @@ def test_before_the_non_linearity_the_styled_features_have_the_teachers_statisti
     for features, (mean, std) in zip(seen[2:], given, strict=True):  # the first two are of the plain pass
         torch.testing.assert_close(features[0], mean, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(features[1], std, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shared"),
+    [
+        ({}, {0}),
+        ({"styled_stages": [1]}, {0, 1}),
+        ({"at": "pre-activation"}, set()),
+        ({"at": "pre-activation", "styled_stages": [1]}, {0}),
+        ({"statistics": "dsu", "ablate": ["lra", "co_training"]}, {0}),
+    ],
+)
+def test_the_styled_pass_computes_only_the_stages_that_differ(make, settings, shared):
+    trainer, computed = make(**settings), []
+    for number, stage in enumerate(trainer.network.encoder.stages):
+        stage[0].convs[0].conv.register_forward_hook(lambda *_, number=number: computed.append(number))
+    loss_terms(trainer, on_device(trainer, batch(trainer)))
+    assert computed == [0, 1, 2, *sorted({0, 1, 2} - shared)]
+    computed.clear()
+    trainer.network(batch(trainer)["data"])
+    assert computed == [0, 1, 2]  # other passes compute all stages
+
+
+def test_gradients_are_those_of_two_whole_passes(make):
+    def gradients(share):
+        trainer = make(statistics="crossnorm")
+        if not share:
+            trainer.auxiliary["tinymig"].replays.clear()
+        trainer.network.requires_grad_(True)
+        torch.manual_seed(1)
+        terms = loss_terms(trainer, on_device(trainer, batch(trainer)))
+        torch.stack(list(terms.values())).sum().backward()
+        return [parameter.grad for parameter in trainer.network.parameters()]
+
+    for once, twice in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(once, twice, rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_that_draws_random_numbers_computes_both_passes_whole(make):
+    class Trainer(MethodsTrainer):
+        methods = (DropGen(extractor="mind"), TinyMIG())
+
+    trainer, computed = make(trainer=Trainer), []
+    trainer.network.network.encoder.stages[0][0].convs[0].conv.register_forward_hook(lambda *_: computed.append(0))
+    loss_terms(trainer, on_device(trainer, batch(trainer)))
+    assert len(computed) == 2
 
 
 def test_the_loss_is_the_weighted_sum(make):
