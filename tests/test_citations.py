@@ -12,8 +12,8 @@ from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.overview import trainers_by_method
 
 
-def cited(capsys, trainer):
-    assert main(["cite", trainer]) == 0
+def cited(capsys, *words):
+    assert main(["cite", *words]) == 0
     return re.findall(r"^@\w+\{(\w+),$", capsys.readouterr().out, re.M)
 
 
@@ -29,6 +29,11 @@ def cited(capsys, trainer):
 )
 def test_a_trainer_is_cited_with_nnunet_and_what_it_uses(capsys, trainer, keys):
     assert cited(capsys, trainer) == keys
+
+
+def test_methods_of_test_time_adaptation_are_cited_too(capsys):
+    assert cited(capsys, "nnUNetTrainer", "--adapt", "tent", "alpha") == ["nnunet", "tent", "alpha"]
+    assert cited(capsys, "nnUNetTrainerDropGen", "--adapt", "sfb") == ["nnunet", "dropgen", "anatomix", "sfb"]
 
 
 def test_an_extractor_that_is_not_computed_is_not_cited():

@@ -16,13 +16,19 @@ def add_cite(commands: Commands) -> None:
         "trainer names. Settings in the plans are not looked at.",
     )
     cite.add_argument("trainer", metavar="TRAINER", help="any trainer of nnU-Net's, for example nnUNetTrainerDropGen")
+    cite.add_argument(
+        "--adapt", choices=("tent", "sfb", "alpha"), nargs="+", default=[],
+        help="methods of nnunet-dg predict that are cited as well",
+    )  # fmt: skip
     cite.set_defaults(run=_cite)
 
 
 def _cite(arguments: argparse.Namespace) -> int:
+    from nnunet_dg.adaptation.settings import METHODS
     from nnunet_dg.citations import papers_of
     from nnunet_dg.host import trainer_class
 
     methods = getattr(trainer_class(arguments.trainer), "methods", ())
-    print("\n\n".join(paper.bibtex(key) for key, paper in papers_of(methods).items()))
+    papers = papers_of(methods) | {name: METHODS[name].paper for name in arguments.adapt}
+    print("\n\n".join(paper.bibtex(key) for key, paper in papers.items()))
     return 0
