@@ -152,7 +152,8 @@ def citations() -> str:
     """BibTeX of nnU-Net, of every method, of test-time adaptation, and of what methods build on."""
     lines = [
         "# Citations", "", NOTE, "",
-        "Please cite nnU-Net and the methods that you use. `nnunet-dg cite TRAINER` prints the entries of a trainer.",
+        "Please cite nnU-Net and the methods that you use. `nnunet-dg cite TRAINER` prints the entries of a trainer, "
+        "and `--adapt METHOD` that of a method of test-time adaptation.",
         "", "## nnU-Net", *_entry("nnunet", NNUNET), "", "## Methods",
     ]  # fmt: skip
     for key, method in METHODS.items():
