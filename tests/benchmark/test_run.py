@@ -131,7 +131,7 @@ def test_ten_kills_change_neither_files_nor_numbers(host, benchmark, tmp_path): 
             command, env=host.environment | {"nnUNet_n_proc_DA": "0"} | cut, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(MOMENTS.uniform(0.1, 0.6) * needed)
+        time.sleep(MOMENTS.uniform(0.05, 0.4) * needed)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     printed = benchmark(f"-o {tmp_path / 'cut_run'}", environment=cut, **changes)
