@@ -31,8 +31,15 @@ from nnunet_dg.errors import UserError
 LEAST = 0.1  # GiB of nnUNetTrainer, below which memory is not compared
 CPU = torch.device("cpu")
 WITHOUT_DOWNLOADS = {  # by number of axes
-    3: {"tinymig": {"teacher": "random:anatomix"}, "anatomix_finetune": {"initial": "random"}},
-    2: {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}},
+    3: {
+        "tinymig": {"teacher": "random:anatomix"},
+        "teacher": {"teacher": "random:anatomix"},
+        "anatomix_finetune": {"initial": "random"},
+    },
+    2: {
+        "tinymig": {"teacher": "random:vit_tiny_patch16_224"},
+        "teacher": {"teacher": "random:vit_tiny_patch16_224"},
+    },
 }
 
 
