@@ -99,7 +99,7 @@ def test_a_training_beyond_the_epochs_of_the_recipe_is_refused(tmp_path, monkeyp
     trainer = initialized(nnUNetTrainerSgCG_Paper_200epochs, planned(), CPU)
     trainer.current_epoch = 201
     started = []
-    monkeypatch.setattr(MethodsTrainer, "on_train_start", started.append)
+    monkeypatch.setattr(MethodsTrainer, "on_train_start", lambda trainer: started.append(trainer))
     with pytest.raises(VersionError, match="has 201 epochs, but nnUNetTrainerSgCG_Paper_200epochs trains 200"):
         trainer.on_train_start()
     assert not started
