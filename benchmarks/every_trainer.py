@@ -2,6 +2,7 @@
 
     python benchmarks/every_trainer.py                 # patches of 32^3, nine rounds, on the CPU
     python benchmarks/every_trainer.py --dims 2 --patch 128 --rounds 5
+    python benchmarks/every_trainer.py --cpu-time     # for a machine that does other work meanwhile
     python benchmarks/every_trainer.py nnUNetTrainerTinyMIG nnUNetTrainerTinyMIG:tinymig.alignment=cwd
 
 The table also says whether a model can be exported for plain nnU-Net; if not, predicting needs this package. Steps are
@@ -13,6 +14,7 @@ available for the number of axes are left out.
 import argparse
 import multiprocessing
 import platform
+import time
 from importlib.metadata import entry_points, version
 from statistics import median
 from typing import Any
@@ -29,8 +31,15 @@ from nnunet_dg.errors import UserError
 LEAST = 0.1  # GiB of nnUNetTrainer, below which memory is not compared
 CPU = torch.device("cpu")
 WITHOUT_DOWNLOADS = {  # by number of axes
-    3: {"tinymig": {"teacher": "random:anatomix"}, "anatomix_finetune": {"initial": "random"}},
-    2: {"tinymig": {"teacher": "random:vit_tiny_patch16_224"}},
+    3: {
+        "tinymig": {"teacher": "random:anatomix"},
+        "teacher": {"teacher": "random:anatomix"},
+        "anatomix_finetune": {"initial": "random"},
+    },
+    2: {
+        "tinymig": {"teacher": "random:vit_tiny_patch16_224"},
+        "teacher": {"teacher": "random:vit_tiny_patch16_224"},
+    },
 }
 
 
@@ -88,17 +97,22 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=32)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds instead of elapsed ones: one thread")
     parser.add_argument("trainers", nargs="*", help="NAME or NAME:METHOD.SETTING=VALUE; default: all")
     arguments = parser.parse_args()
     size = arguments.dims, arguments.patch, arguments.batch
     ours = sorted(e.name for e in entry_points(group="nnunetv2.trainers") if e.dist and e.dist.name == "nnunet-dg")
+    clock = time.perf_counter
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
+        clock = time.process_time
     steps = {}
     for name in ["nnUNetTrainer", *(arguments.trainers or ours)]:
         try:
             steps[name] = training(name, *size)
         except (UserError, NotImplementedError) as error:
             print(f"{name}: {error}")
-    times = interleaved({name: step.train for name, step in steps.items()}, arguments.rounds, CPU)
+    times = interleaved({name: step.train for name, step in steps.items()}, arguments.rounds, CPU, clock)
     idle = in_a_fresh_process("nnUNetTrainer", *size, 0)
     used = {name: in_a_fresh_process(name, *size) - idle for name in steps}
     versions = ", ".join(f"{package} {version(package)}" for package in ("nnunet-dg", "nnunetv2", "torch"))

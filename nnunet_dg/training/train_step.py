@@ -73,8 +73,8 @@ def on_device(trainer: MethodsTrainer, batch: dict[str, Any]) -> Batch:
     target = batch["target"]
     moved = [t.to(trainer.device, non_blocking=True) for t in (target if isinstance(target, list) else [target])]
     data = batch["data"].to(trainer.device, non_blocking=True)
-    images = trainer.student.image_channels
-    return Batch(data, moved if isinstance(target, list) else moved[0], tuple(batch["keys"]), images)
+    images = trainer.student.image_channels  # nnU-Net's keys are NumPy strings, which would end up in checkpoints
+    return Batch(data, moved if isinstance(target, list) else moved[0], tuple(map(str, batch["keys"])), images)
 
 
 def loss_terms(trainer: MethodsTrainer, batch: Batch) -> dict[str, Tensor]:

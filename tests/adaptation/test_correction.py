@@ -178,3 +178,15 @@ def test_a_mixture_has_each_model_at_its_ends_and_keeps_its_dtype():
 def test_the_smallest_of_equally_good_alphas_is_chosen():
     assert ALPHAS == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     assert best({0.5: 0.9, 0.2: 0.9, 0.1: 0.8, 1.0: 0.9}) == 0.2
+
+
+def test_an_absent_class_is_not_multiplied_up():
+    """In 10 000 voxels, one voxel of class 2 is expected, and its frequency counts as that of 100."""
+    f = torch.tensor([0.6, 0.3999, 0.0001]).expand(10_000, 3).T
+    u = torch.tensor([0.5, 0.3, 0.2]).expand(10_000, 3).T
+    logits, uncorrected = boosted(f.log(), u.log(), 1.0)
+    assert 2 in uncorrected
+    odds = logits.float().softmax(0)[2, 0] / (1 - logits.float().softmax(0)[2, 0])
+    share = 0.0001 * 0.2 / 0.01  # f eta / pi, with pi = 100 / 10 000
+    others = (1 - 0.2) * torch.tensor([1.0, 1.0])  # f / pi is 1, and eta sums to 0.8
+    assert float(odds) == pytest.approx(share / float(others.mean()), rel=0.01)

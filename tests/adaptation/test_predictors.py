@@ -128,6 +128,23 @@ def test_tent_follows_a_naive_loop():
     assert not torch.allclose(adapted.float(), network()(data[None])[0], atol=5e-3)
 
 
+def test_tent_with_batch_norm_follows_a_naive_loop_with_the_statistics_of_the_volume():
+    model, data = network("batch"), 3 * volume((1, 8, 8, 8)) + 2
+    settings = Tent(steps=3, rate=0.1, statistics="source")
+    adapted = TentPredictor(plain(model, batch=1), settings).predict_logits_from_preprocessed_data(data)
+    copy = network("batch")
+    for _ in range(3):
+        x = copy[0](data[None])
+        mean, var = x.mean((0, 2, 3, 4), keepdim=True), x.var((0, 2, 3, 4), False, keepdim=True)
+        scale, shift = (p.reshape(1, -1, 1, 1, 1) for p in (copy[1].weight, copy[1].bias))
+        p = copy[2:](scale * (x - mean) / (var + copy[1].eps).sqrt() + shift).softmax(1)
+        gradients = torch.autograd.grad(-(p * p.log()).sum(1).mean(), [copy[1].weight, copy[1].bias])
+        with torch.no_grad():
+            for parameter, gradient in zip((copy[1].weight, copy[1].bias), gradients, strict=True):
+                parameter -= 0.1 * gradient
+    assert torch.allclose(adapted.float(), copy(data[None])[0], atol=5e-3)  # predicted with the trained statistics
+
+
 def test_a_volume_is_adapted_to_the_same_whatever_came_before_and_with_the_same_seed_only():
     def logits(*cases, seed=0):
         predictor = TentPredictor(plain(network()), Tent(steps=2, rate=0.1), seed)
@@ -208,6 +225,36 @@ def test_sfb_teaches_the_unstable_model_the_stable_ones_labels(regions):
     assert torch.equal(again.predict_logits_from_preprocessed_data(data), logits)
     if not regions:
         assert logits.float().softmax(0).numpy() == pytest.approx(logits.float().exp().numpy(), abs=1e-2)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_sfb_follows_a_naive_loop_whose_rounds_fit_the_joint_predictions_before(regions):
+    stable, unstable, data = network(seed=3), network(seed=1), volume((1, 8, 8, 8))
+    with torch.no_grad():
+        stable[-1].weight.mul_(8)  # confident
+
+    def predictor(model):
+        return plain(model, regions=regions, batch=1)
+
+    settings = SFB(rounds=3, steps=4, rate=0.05)
+    result = SFBPredictor(predictor(unstable), predictor(stable), 1.5, settings).predict_logits_from_preprocessed_data(
+        data
+    )
+    f = predictor(stable).predict_logits_from_preprocessed_data(data)
+    labels, optimizer = f.float() / 1.5, torch.optim.AdamW(unstable.parameters(), lr=0.05)
+    for _ in range(3):
+        for _ in range(4):
+            logits = unstable(data[None])[0]
+            if regions:
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.float().sigmoid())
+            else:
+                loss = -(labels.float().softmax(0) * logits.log_softmax(0)).sum(0).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        labels, _ = boosted(f, unstable(data[None])[0].detach(), 1.5, regions)
+    probabilities = [(x.float().sigmoid() if regions else x.float().softmax(0)) for x in (result, labels)]
+    assert torch.allclose(*probabilities, atol=5e-3)
 
 
 @pytest.mark.parametrize("regions", [False, True])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.extractors.nnunet_folder import read_checkpoint
 from nnunet_dg.method import SLOTS, Method, describe_settings
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.checkpoint import IN_OPTIMIZER_STATE
@@ -275,13 +276,14 @@ def check_resuming(make, method, tmp_path, **settings):
     uninterrupted = make(method, **settings)
     step(uninterrupted, batch(uninterrupted, 0), 0)
     uninterrupted.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    read_checkpoint(tmp_path / "checkpoint.pth")  # export and stress read it with weights_only
     resumed = make(method, **settings)
     resumed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
     resumed.prepare_training()
     for trainer in (uninterrupted, resumed):
         trainer.current_epoch = trainer.num_epochs - 1
         content = batch(trainer, 1)
-        step(trainer, content | {"keys": content["keys"][::-1] if len(content["keys"]) > 1 else ["case_1"]}, 1)
+        step(trainer, content | {"keys": content["keys"][::-1] if len(content["keys"]) > 1 else [np.str_("case_1")]}, 1)
     for module, other in ((uninterrupted.network, resumed.network), (uninterrupted.auxiliary, resumed.auxiliary)):
         for key, value in module.state_dict().items():
             pairs = zip(tree_leaves(other.state_dict()[key]), tree_leaves(value), strict=True)

@@ -20,6 +20,7 @@ from nnunet_dg.planners.nnUNetPlannerTinyMIG_Paper import nnUNetPlannerTinyMIG_P
 from nnunet_dg.planning.paper_batches import ARCHITECTURE
 from nnunet_dg.sgcg import SgCG
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG_Paper, nnUNetTrainerSgCG_Paper_200epochs
+from nnunet_dg.training.trainer import MethodsTrainer
 
 DATASET = "Dataset704_Papers"
 
@@ -97,8 +98,14 @@ def test_a_training_beyond_the_epochs_of_the_recipe_is_refused(tmp_path, monkeyp
     set_nnunets_folders(monkeypatch, tmp_path)
     trainer = initialized(nnUNetTrainerSgCG_Paper_200epochs, planned(), CPU)
     trainer.current_epoch = 201
+    started = []
+    monkeypatch.setattr(MethodsTrainer, "on_train_start", lambda trainer: started.append(trainer))
     with pytest.raises(VersionError, match="has 201 epochs, but nnUNetTrainerSgCG_Paper_200epochs trains 200"):
         trainer.on_train_start()
+    assert not started
+    trainer.current_epoch = 200  # a checkpoint of the last epoch, which nnU-Net validates
+    trainer.on_train_start()
+    assert started == [trainer]
 
 
 def test_sgcgs_recipe_logs_the_rates_of_both_groups(tmp_path, monkeypatch, capsys):

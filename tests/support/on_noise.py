@@ -85,5 +85,5 @@ def batch(trainer: nnUNetTrainer) -> dict[str, Any]:
     return {
         "data": torch.randn(size, len(configuration.normalization_schemes), *patch),
         "target": targets if scales else targets[0],
-        "keys": [CASES[i % len(CASES)] for i in range(size)],
+        "keys": [np.str_(CASES[i % len(CASES)]) for i in range(size)],  # as from nnU-Net's data loader
     }

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 from on_noise import plans
 
@@ -47,7 +48,7 @@ def batch(trainer, seed=0, constant=False):
     data = torch.randn(samples, len(configuration.normalization_schemes), *patch, generator=rng)
     data = torch.full_like(data, 0.5) if constant else data
     targets = targets if scales else targets[0]
-    return {"data": data, "target": targets, "keys": [f"case_{i % 2}" for i in range(samples)]}
+    return {"data": data, "target": targets, "keys": [np.str_(f"case_{i % 2}") for i in range(samples)]}
 
 
 def step(trainer, content, seed=0):
