@@ -26,6 +26,8 @@ SCORES = {"evaluation", "reporting", "robustness"}
 ALLOWED = {  # room -> what it may import of ours, and whether it may import nnunetv2
     "plugin": (set(), False),
     "extractors": ({"extractors"}, False),
+    "synthesis": ({"synthesis"}, False),
+    "pretraining": ({"pretraining", "synthesis", "extractors", "robustness"}, False),
     "dropgen": ({"dropgen", "extractors"}, False),
     "sgcg": ({"sgcg", "extractors"}, False),
     "mechanisms": ({"mechanisms"}, False),
@@ -57,7 +59,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "demo": ({"demo"}, False),
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
-    "cli": ({"cli", "adaptation", "citations", "demo", "doctor", "export", "training", *SCORES, *LOWER}, False),
+    "cli": ({"cli", "adaptation", "citations", "demo", "doctor", "export", "pretraining", "training", *SCORES, *LOWER}, False),
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }
