@@ -59,7 +59,10 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "demo": ({"demo"}, False),
     "trainers": ({"trainers", "training", *LOWER}, True),
     "planners": ({"planners", "planning", "training"}, True),
-    "cli": ({"cli", "adaptation", "citations", "demo", "doctor", "export", "pretraining", "training", *SCORES, *LOWER}, False),
+    "cli": (
+        {"cli", "adaptation", "citations", "demo", "doctor", "export", "pretraining", "training", *SCORES, *LOWER},
+        False,
+    ),
     "ext_trainers": (set(), False),
     "__init__": (set(), False),
 }

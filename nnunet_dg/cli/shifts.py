@@ -63,7 +63,7 @@ def add_stability(commands: Commands) -> None:
     )
     features.add_argument(
         "-x", metavar="EXTRACTOR", nargs="+", default=["mind"],
-        help="mind, anatomix, anatomix-dev=WEIGHTS or nnunet=WEIGHTS (default: mind)",
+        help="mind, synthetic, anatomix, anatomix-dev=WEIGHTS, nnunet=WEIGHTS or synthetic=WEIGHTS (default: mind)",
     )  # fmt: skip
     features.add_argument("-o", metavar="OUT", type=Path, required=True, help="output folder")
     features.add_argument(

@@ -87,7 +87,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, nonlinearity: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """``(B, ins, *spatial)`` -> ``(B, outs, *spatial)``."""
-        y = self.convolution(F.pad(x, [1] * (2 * (x.ndim - 2)), mode="replicate"))
+        y = self.convolution(bordered(x))
         axes = tuple(range(2, y.ndim))
         mean, square = wide(y).mean(axes, keepdim=True), wide(y).square().mean(axes, keepdim=True)
         scale = torch.rsqrt((square - mean.square()).clamp_min(0) + 1e-8)  # faster than torch.var_mean on CPUs
@@ -107,6 +107,15 @@ def check_dims(spatial_dims: int) -> None:
     """
     if spatial_dims not in WIDTHS:
         raise SettingsError(f"spatial_dims must be 2 or 3; got {spatial_dims!r}.")
+
+
+def bordered(x: Tensor) -> Tensor:
+    """The border replicated by one voxel: ``(B, C, *spatial)`` -> ``(B, C, *spatial + 2)``."""
+    if x.device.type == "cpu" or not x.requires_grad:
+        return F.pad(x, [1] * (2 * (x.ndim - 2)), mode="replicate")
+    for axis in range(2, x.ndim):  # deterministic on GPUs, unlike the gradient of F.pad
+        x = torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, x.shape[axis] - 1, 1)], axis)
+    return x
 
 
 def halved(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class TrainingState:
 
     Attributes:
         network: Network that is trained.
+        dims: Number of spatial axes.
         average: Exponential running average of its weights, which is what a training results in.
         step: Number of finished steps.
     """
@@ -44,7 +45,7 @@ class TrainingState:
             self.network.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.optimizer = AdamW(self.parameters(), lr=RATE, weight_decay=1e-4)
-        self.steps, self.step = steps, 0
+        self.dims, self.steps, self.step = dims, steps, 0
 
     def parameters(self) -> list[nn.Parameter]:
         """All trained parameters."""

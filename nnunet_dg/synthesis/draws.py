@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,9 @@ class Draws:
 
     def __init__(self, seed: int, key: int = 0, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.host = torch.Generator().manual_seed(seed << 32 | key << 1)
-        self.on_device = torch.Generator(self.device).manual_seed(seed << 32 | key << 1 | 1)
+        host, on_device = np.random.SeedSequence([seed, key]).generate_state(2).tolist()  # PyTorch reads 32 bits only
+        self.host = torch.Generator().manual_seed(host)
+        self.on_device = torch.Generator(self.device).manual_seed(on_device)
 
     def uniform(self, low: float, high: float) -> float:
         """A number in [low, high)."""
