@@ -62,7 +62,8 @@ def contrast_measures(
 
     Returns:
         One row per pair, with columns ``first``, ``second``, ``cka_shifted``, ``recall`` and ``recall_shifted``. Recall
-        is that of `recall_at_1` with 1000 voxels.
+        is that of `recall_at_1` with 1000 voxels. The shifted values are NaN if the common region has fewer than two
+        foreground voxels.
     """
     boxes = shifted_boxes(foreground.shape, default_shift(foreground.shape) if shift is None else shift)
     common = np.ix_(*[range(b.start + c.start, b.start + c.stop) for b, c in zip(boxes[0], boxes[2], strict=True)])
@@ -72,15 +73,14 @@ def contrast_measures(
         {name: _at(extract(image[patch])[(slice(None), *box)], inside) for name, image in images.items()}
         for patch, box in ((boxes[0], boxes[2]), (boxes[1], boxes[3]))
     )
+
+    def both_ways(measure: Callable[[Array, Array], float], a: str, b: str) -> float:
+        return (measure(here[a], there[b]) + measure(there[a], here[b])) / 2 if len(inside) > 1 else float("nan")
+
     rows = [
-        (
-            a, b,
-            np.mean([linear_cka(here[a], there[b]), linear_cka(there[a], here[b])]),
-            recall_at_1(same[a], same[b]),
-            np.mean([recall_at_1(here[a], there[b]), recall_at_1(there[a], here[b])]),
-        )
+        (a, b, both_ways(linear_cka, a, b), recall_at_1(same[a], same[b]), both_ways(recall_at_1, a, b))
         for a, b in combinations(images, 2)
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=["first", "second", "cka_shifted", "recall", "recall_shifted"])
 
 

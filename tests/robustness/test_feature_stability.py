@@ -39,6 +39,14 @@ def test_contrasts_are_compared_by_cka_and_plotted(images, tmp_path, capsys):
     assert table.loc["intensity", "cka"] == pytest.approx(expected, abs=1e-6)
     assert table.loc["intensity", "cka"] < table.loc["mind", "cka"] < 1
     assert f"{table.loc['mind', 'cka']:.3f}" in capsys.readouterr().out
+    assert table.loc["intensity", "recall"] == 0  # the cosine of single channels is 1 or -1
+    assert table.loc["mind", "recall"] > 0.02
+    assert abs(table.loc["mind", "cka_shifted"] - table.loc["mind", "cka"]) < 0.2
+    single = pd.read_csv(tmp_path / "out" / "images.csv").set_index("representation")
+    assert single["image"].tolist() == ["bright", "dark"] * 2
+    assert (single["cka_unrelated"] < 0.1).all()
+    assert single.loc["intensity", "effective_rank"].tolist() == pytest.approx([1, 1])
+    assert single.loc["mind", "effective_rank"].between(4, 12).all()
     gammas = pd.read_csv(tmp_path / "out" / "gamma.csv")
     assert gammas[gammas["gamma"] == 1]["cka"].tolist() == pytest.approx([1] * 4)
     assert (gammas[gammas["gamma"] != 1]["cka"] < 1).all()

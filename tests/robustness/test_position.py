@@ -85,6 +85,15 @@ def test_only_the_foreground_counts():
     assert inside["cka_shifted"] > 0.9 > everywhere["cka_shifted"]
 
 
+def test_a_common_region_without_foreground_is_not_compared():
+    shape = (40, 40)
+    foreground = np.zeros(shape, bool)
+    foreground[:3] = True
+    row = contrast_measures(local, subject(shape), foreground, (8, 8)).iloc[0]
+    assert np.isnan([row["cka_shifted"], row["recall_shifted"]]).all()
+    assert row["recall"] > 0.1
+
+
 def test_unrelated_noise_is_smooth_and_always_the_same():
     noise = unrelated((30, 30))
     np.testing.assert_array_equal(noise, unrelated((30, 30)))
