@@ -36,6 +36,10 @@ def run(output, steps=6, **settings):
     return pretrain(output, steps=steps, every=2, log=lambda line: None, **{"dims": 2, **settings})
 
 
+def complete(output):
+    return output.exists() and not checkpoint_of(output).exists()
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_seed_gives_a_file_that_the_extractor_reads(dims, tmp_path):
     first, again, other = (
@@ -75,13 +79,13 @@ def test_an_interruption_at_any_moment_changes_nothing(moment, tmp_path, monkeyp
             return original(*arguments)
 
         monkeypatch.setattr(module, moment, stop)
-        if number == 1 or checkpoint_of(output).exists():
+        if not complete(output):
             with pytest.raises(Interrupted) if number == 1 else suppress(Interrupted):
                 run(output)
     monkeypatch.setattr(module, moment, original)
-    if checkpoint_of(output).exists():
+    if not complete(output):
         run(output)
-    assert not checkpoint_of(output).exists()
+    assert complete(output)
     assert output.read_bytes() == expected.read_bytes()
     whole, part = (json.loads(p.with_suffix(".json").read_text()) for p in (expected, output))
     assert whole | {"seconds": 0} == part | {"seconds": 0}

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 
 from nnunet_dg.robustness.position import contrast_measures, default_shift, image_measures, shifted_boxes, unrelated
 
-SHAPES = [(48, 40), (24, 28, 26)]
+SHAPES = [(48, 40), (40, 36, 38)]
 
 
 def subject(shape, seed=0):
@@ -19,7 +19,7 @@ def subject(shape, seed=0):
 
 def local(image):
     """Features of the surroundings, which do not change with the sign of the contrast."""
-    scales = [gaussian_gradient_magnitude(image, sigma, mode="nearest") for sigma in (1, 1.5, 2.5)]
+    scales = [gaussian_gradient_magnitude(image, sigma, mode="nearest") for sigma in (1, 1.25, 1.5)]
     return np.stack([*scales, gaussian_filter(image, 1) ** 2])
 
 
