@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.errors import SettingsError
-from nnunet_dg.tensors import wide
+from nnunet_dg.tensors import EPS, wide
 
 FEATURES = 16
 STEM = 16
 WIDTHS = {2: (16, 24, 48, 96), 3: (8, 16, 32, 64)}  # channels of each level, by the number of spatial axes
 SLOPE = 0.1  # of the leaky rectifier
+SMALLEST = 1e-8  # added to the variance of the first convolution, whose input may vary little
 
 
 class SyntheticUNet(nn.Module):
@@ -90,12 +91,13 @@ class Convolution(nn.Module):
         y = self.convolution(bordered(x))
         axes = tuple(range(2, y.ndim))
         mean, square = wide(y).mean(axes, keepdim=True), wide(y).square().mean(axes, keepdim=True)
-        scale = torch.rsqrt((square - mean.square()).clamp_min(0) + 1e-8)  # faster than torch.var_mean on CPUs
+        variance = (square - mean.square()).clamp_min(0)  # faster than torch.var_mean on CPUs
+        centered = y - mean.to(y.dtype)
         if self.gain is None:
-            y = (y - mean.to(y.dtype)) * scale.to(y.dtype)
+            y = centered * torch.rsqrt(variance + SMALLEST).to(y.dtype)
         else:
-            scale = scale * self.gain
-            y = y * scale.to(y.dtype) + (self.shift - mean * scale).to(y.dtype)
+            scale = torch.rsqrt(variance + EPS) * self.gain
+            y = torch.addcmul(self.shift.to(y.dtype), centered, scale.to(y.dtype))
         return nonlinearity(y) if nonlinearity else F.leaky_relu(y, SLOPE)
 
 

@@ -41,7 +41,7 @@ def draw_contrast(labels: Tensor, textures: Tensor, count: int, draws: Draws) ->
 def remap(image: Tensor, draws: Draws) -> Tensor:
     """The image with its intensities replaced by those of a random curve, which need not be monotone.
 
-    The curve is a sine of 0.4 to 1.5 periods over the range of the image.
+    The curve is a sine of 0.4 to 2 periods over the range of the image.
 
     Args:
         image: Image ``(*shape)``, float32.
@@ -52,5 +52,5 @@ def remap(image: Tensor, draws: Draws) -> Tensor:
     """
     low, high = image.aminmax()
     unit = (image - low) / (high - low).clamp_min(1e-6)
-    turns = draws.uniform(0.4, 1.5)
+    turns = draws.uniform(0.4, 2)
     return 0.5 + 0.5 * torch.sin(2 * torch.pi * (turns * unit + draws.uniform(0, 1)))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from nnunet_dg.synthesis.contrasts import draw_contrast, remap
-from nnunet_dg.synthesis.defects import draw_defects
+from nnunet_dg.synthesis.defects import blur, draw_defects
 from nnunet_dg.synthesis.draws import Draws
 from nnunet_dg.synthesis.scenes import Scene, draw_scene
 
-REMAPPED = 0.3  # probability that the second view is a remapping of the first one's intensities
+REMAPPED = 0.4  # probability that the second view is a remapping of the first one's intensities
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def draw_pair(crop: Sequence[int], margin: int, draws: Draws) -> Pair:
 def _views(scene: Scene, crop: Sequence[int], places: list[list[int]], draws: Draws) -> list[Tensor]:
     same = draws.chance(REMAPPED)
     contrast = draw_contrast(scene.labels, scene.textures, scene.count, draws) if same else None
+    if contrast is not None:  # boundaries have intensities in between, which are remapped as well
+        contrast = blur(contrast, [draws.uniform(0, 0.9)] * len(crop))
     views = []
     for number, place in enumerate(places):
         box = tuple(slice(start, start + size) for start, size in zip(place, crop, strict=True))
