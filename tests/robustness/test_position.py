@@ -53,7 +53,6 @@ def test_features_of_the_surroundings_survive_a_shift_and_those_of_the_place_do_
     seen, placed = (contrast_measures(f, images, everywhere, shift).iloc[0] for f in (local, places))
     assert (seen["first"], seen["second"]) == ("a", "b")
     assert seen["cka_shifted"] > 0.8
-    assert seen["recall"] == pytest.approx(seen["recall_shifted"], abs=0.25)
     assert seen["recall_shifted"] > 0.1
     assert placed["recall"] > 0.9
     assert placed["recall_shifted"] < 0.05
