@@ -93,7 +93,7 @@ class Convolution(nn.Module):
         mean, square = wide(y).mean(axes, keepdim=True), wide(y).square().mean(axes, keepdim=True)
         variance = (square - mean.square()).clamp_min(0)  # faster than torch.var_mean on CPUs
         centered = y - mean.to(y.dtype)
-        if self.gain is None:
+        if self.gain is None or self.shift is None:
             y = centered * torch.rsqrt(variance + SMALLEST).to(y.dtype)
         else:
             scale = torch.rsqrt(variance + EPS) * self.gain

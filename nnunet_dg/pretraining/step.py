@@ -67,18 +67,19 @@ def losses(
         features, half = network.levels(laid_out(views))
     features = instance_norm(features.float()).unflatten(0, (len(pairs), 2))
     half = half.float().unflatten(0, (len(pairs), 2))
-    sampled: list[tuple[Tensor, Tensor]] = []
+    firsts, seconds = [], []
     redundant, label_terms = [], []
     for (first, second), (half_first, half_second), pair in zip(features, half, pairs, strict=True):
         here, there, labels = draw_voxels(pair, min(recipe.voxels, pair.labels.numel()), draws)
         a, b = at_voxels(first, here), at_voxels(second, there)
-        sampled.append((a, b))
+        firsts.append(a)
+        seconds.append(b)
         redundant.append(redundancy(a, b, recipe.off_diagonal))
         some = slice(len(labels) // 2)
         both = torch.cat([at_voxels(half_first, here[some] // 2), at_voxels(half_second, there[some] // 2)])
         label_terms.append(label_contrast(projection(both), labels[some].repeat(2)))
     terms = {
-        "voxels": voxel_contrast(*(torch.cat(side) for side in zip(*sampled, strict=True)), recipe.temperature),
+        "voxels": voxel_contrast(torch.cat(firsts), torch.cat(seconds), recipe.temperature),
         "redundancy": torch.stack(redundant).mean(),
         "labels": torch.stack(label_terms).mean(),
     }

@@ -44,4 +44,7 @@ def sampling_weights(labels: Tensor) -> Tensor:
 
 def at_voxels(features: Tensor, coordinates: Tensor) -> Tensor:
     """Features ``(A, *spatial)`` at coordinates ``(N, dims)``, as ``(N, A)``."""
-    return features[(slice(None), *coordinates.unbind(1))].T
+    flat = torch.zeros(len(coordinates), dtype=torch.long, device=coordinates.device)
+    for size, along in zip(features.shape[1:], coordinates.unbind(1), strict=True):
+        flat = flat * size + along
+    return features.flatten(1)[:, flat].T

@@ -70,8 +70,8 @@ def contrast_measures(
     chosen, inside = _choose(foreground), _choose(foreground[common])
     same = {name: _at(extract(image), chosen) for name, image in images.items()}
     here, there = (
-        {name: _at(extract(image[patch])[(slice(None), *box)], inside) for name, image in images.items()}
-        for patch, box in ((boxes[0], boxes[2]), (boxes[1], boxes[3]))
+        {name: _at(extract(image[patch])[box], inside) for name, image in images.items()}
+        for patch, box in ((boxes[0], (slice(None), *boxes[2])), (boxes[1], (slice(None), *boxes[3])))
     )
 
     def both_ways(measure: Callable[[Array, Array], float], a: str, b: str) -> float:

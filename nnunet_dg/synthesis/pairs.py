@@ -61,7 +61,8 @@ def _views(scene: Scene, crop: Sequence[int], places: list[list[int]], draws: Dr
     for number, place in enumerate(places):
         box = tuple(slice(start, start + size) for start, size in zip(place, crop, strict=True))
         if contrast is None:
-            view = draw_contrast(scene.labels[box], scene.textures[(slice(None), *box)], scene.count, draws)
+            of_textures = (slice(None), *box)
+            view = draw_contrast(scene.labels[box], scene.textures[of_textures], scene.count, draws)
         else:
             view = remap(contrast, draws)[box] if number else contrast[box]
         views.append(draw_defects(view, draws))

@@ -154,10 +154,10 @@ def test_extractors_that_need_volumes_refuse_slices(images, tmp_path, capsys):
 
 
 def test_special_characters_in_names_are_not_read_as_formulas(images, tmp_path):
+    named = [f"${name}$ \\frac{{_={path}" for name, path in images.items()]
+    assert run(named, tmp_path / "out") == 0
     suffixes = sorted(path.suffix for path in (tmp_path / "out").iterdir())
     assert suffixes == [".csv"] * 3 + [".png"] * 3
-    assert run(named, tmp_path / "out") == 0
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".csv", ".png", ".png", ".png"]
 
 
 def test_chosen_voxels_are_foreground_and_reproducible():
