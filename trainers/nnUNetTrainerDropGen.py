@@ -29,3 +29,9 @@ class nnUNetTrainerDropGen_MIND(MethodsTrainer):
     """MIND-SSC descriptors instead of anatomix: 2-D and 3-D, without weights to download."""
 
     methods = (DropGen(extractor="mind"),)
+
+
+class nnUNetTrainerDropGen_Synthetic(MethodsTrainer):
+    """A small network that was trained on generated volumes only, instead of anatomix: 2-D and 3-D. Not a default."""
+
+    methods = (DropGen(extractor="synthetic"),)

@@ -16,6 +16,7 @@ from nnunet_dg.cli.cite import add_cite
 from nnunet_dg.cli.ending import ends_cleanly, exit_status
 from nnunet_dg.cli.methods import add_methods
 from nnunet_dg.cli.predict import add_predict
+from nnunet_dg.cli.pretrain import add_pretrain
 from nnunet_dg.cli.scores import add_evaluate, add_report, add_splits
 from nnunet_dg.cli.shifts import add_stability, add_stress
 from nnunet_dg.cli.weights import add_export, add_weights
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add_cite(commands)
     add_weights(commands)
     add_export(commands)
+    add_pretrain(commands)
     add_splits(commands)
     add_evaluate(commands)
     add_report(commands)

@@ -56,14 +56,16 @@ def add_stability(commands: Commands) -> None:
         "features",
         help="compare an extractor's features of images with different contrasts",
         description="Measures linear CKA between an extractor's features of co-registered images with different "
-        "contrasts, and with increasing gamma, next to that of the image intensity. Draws the features as colors.",
+        "contrasts, and with increasing gamma, next to that of the image intensity. Tells features of the "
+        "surroundings of a voxel from features of its place in the patch: images are compared in patches cut from "
+        "different places, and with unrelated noise in the same place. Draws the features as colors.",
     )
     features.add_argument(
         "images", metavar="[NAME=]IMAGE", nargs="+", help="co-registered images of one subject, on one grid"
     )
     features.add_argument(
         "-x", metavar="EXTRACTOR", nargs="+", default=["mind"],
-        help="mind, anatomix, anatomix-dev=WEIGHTS or nnunet=WEIGHTS (default: mind)",
+        help="mind, synthetic, anatomix, anatomix-dev=WEIGHTS, nnunet=WEIGHTS or synthetic=WEIGHTS (default: mind)",
     )  # fmt: skip
     features.add_argument("-o", metavar="OUT", type=Path, required=True, help="output folder")
     features.add_argument(
@@ -95,8 +97,8 @@ def _stability_features(arguments: argparse.Namespace) -> int:
     dims = dimensions(next(iter(images.values())))
     extractors = {n: build_extractor(n, weights=w, spatial_dims=dims) for n, w in weights.items()}
     with in_options({"patch": "--patch"}):
-        print(stability(images, extractors, a.patch, a.o).to_string(index=False))
-    print(f"Written: {a.o / 'contrasts.csv'}, gamma.csv, and figures")
+        print(stability(images, extractors, a.patch, a.o).to_string(index=False, float_format="{:.3f}".format))
+    print(f"Written: {a.o / 'contrasts.csv'}, images.csv, gamma.csv, and figures")
     return 0
 
 

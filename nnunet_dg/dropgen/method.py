@@ -35,12 +35,12 @@ class DropGen(Method):
 
     Attributes:
         extractor: Name of the frozen feature extractor: ``"anatomix"`` (published as anatomix.pth), ``"anatomix-dev"``
-            (anatomix-dev.pth of July 2026), ``"mind"`` (MIND-SSC descriptors, without weights) or ``"nnunet"`` (a
-            trained nnU-Net model).
+            (anatomix-dev.pth of July 2026), ``"mind"`` (MIND-SSC descriptors, without weights), ``"nnunet"`` (a
+            trained nnU-Net model) or ``"synthetic"`` (a small network trained on generated volumes).
         layer: Layer of anatomix from which the features are read: ``"penultimate"``, the first convolution of
             the last decoder block (the paper's), or ``"final"``, the output.
         weights: Checkpoint file of the extractor, or for `nnunet` the folder of the trained model; None: the published
-            file. It is read only when a training starts.
+            file, or for `synthetic` the one that this package includes. It is read only when a training starts.
         extractor_scaling: Scaling of each patch before the extractor: ``"minmax"`` to [0, 1] (the paper's) or
             ``"zscore"``, with which most nnU-Nets are trained.
         normalize: Normalization of the features: ``"instance"``, zero mean and unit variance of each channel (the
@@ -106,8 +106,8 @@ class DropGen(Method):
         if self.extractor == "mind" and (self.weights is not None or self.layer != "penultimate"):
             raise SettingsError("extractor 'mind' has neither weights nor layers: leave weights and layer unset.")
 
-        if self.extractor == "nnunet" and self.layer != "penultimate":
-            raise SettingsError("extractor 'nnunet' has no layers: leave layer unset.")
+        if self.extractor in ("nnunet", "synthetic") and self.layer != "penultimate":
+            raise SettingsError(f"extractor '{self.extractor}' has no layers: leave layer unset.")
 
         if self.p_end is not None and not (self.sees_image and self.sees_features):
             raise SettingsError(

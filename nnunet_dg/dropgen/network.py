@@ -191,5 +191,5 @@ def load_extractor(network: DropGenNetwork, log: Callable[[str], None]) -> None:
         log(f"Extractor {name}: weights from the checkpoint" + (f"; {weights} is not read" if weights else ""))
         return
     path = load_weights(network.extractor, name, weights)
-    origin = "as set" if weights else weight_files.state(weight_files.published(name))
+    origin = "as set" if weights else weight_files.origin(name)
     log(f"Extractor {name}: weights from {path} ({origin})")

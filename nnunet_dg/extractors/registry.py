@@ -13,8 +13,9 @@ from nnunet_dg.extractors.anatomix_unet import AnatomixUNet
 from nnunet_dg.extractors.base import NORMALIZATIONS, SCALINGS, FrozenExtractor
 from nnunet_dg.extractors.mind import MIND
 from nnunet_dg.extractors.nnunet_folder import NNUNetFeatures, read_architecture
+from nnunet_dg.extractors.synthetic import Synthetic, included
 
-EXTRACTORS = (*VARIANTS, "mind", "nnunet")
+EXTRACTORS = (*VARIANTS, "mind", "nnunet", "synthetic")
 T = TypeVar("T")  # the settings of a method
 NEEDS = {
     "anatomix-dev": f"{weight_files.SET_WEIGHTS} to the file anatomix-dev.pth that the authors of anatomix published "
@@ -37,13 +38,16 @@ def build_extractor(
 
     Args:
         name: One of `EXTRACTORS`: ``"anatomix"`` (published as anatomix.pth), ``"anatomix-dev"`` (anatomix-dev.pth of
-            July 2026), ``"mind"`` (no weights), ``"nnunet"`` (the folder of any trained nnU-Net).
-        weights: Checkpoint file in the published layout, or for ``nnunet`` the folder of a trained model; by default
-            the published file, fetched if it is not in the cache.
+            July 2026), ``"mind"`` (no weights), ``"nnunet"`` (the folder of any trained nnU-Net), ``"synthetic"``
+            (trained on generated volumes).
+        weights: Checkpoint file in the published layout, for ``nnunet`` the folder of a trained model, or for
+            ``synthetic`` a file of ``nnunet-dg pretrain synthetic``; by default the published file, fetched if it is
+            not in the cache, or the one that this package includes.
         layer: ``"penultimate"`` or ``"final"``. Extractors without layers accept only the default.
         scaling: Scaling of the image before the extractor's network: ``"minmax"``, as in DropGen, or ``"zscore"``, with
             which most nnU-Nets are trained.
-        spatial_dims: 2 or 3; by default 3, or the number of the model folder. MIND works in both, anatomix only in 3-D.
+        spatial_dims: 2 or 3; by default 3, or the number of the model folder. MIND and synthetic work in both,
+            anatomix only in 3-D.
         normalize: Normalization of the features: ``"instance"``, zero mean and unit variance of each channel, as in
             DropGen, or ``"voxelwise"``, unit norm over the channels of each voxel. By default the choice of the
             extractor's authors: voxelwise for anatomix-dev and instance for the others.
@@ -150,6 +154,8 @@ def create_extractor(
         if architecture is None:
             raise SettingsError(f"Extractor 'nnunet' has no architecture yet: {NEEDS[name]}.")
         extractor = NNUNetFeatures(architecture)
+    elif name == "synthetic":
+        extractor = Synthetic(3 if spatial_dims is None else spatial_dims)
     else:
         extractor = Anatomix(name, layer)
     if spatial_dims not in (None, *extractor.accepted_dims):
@@ -166,6 +172,8 @@ def create_extractor(
 def _other_way(name: str) -> str:
     if name in NEEDS:
         return f"To do: {NEEDS[name]}."
+    if name == "synthetic":
+        return f"To do: {weight_files.SET_WEIGHTS} to a file that nnunet-dg pretrain synthetic has written."
     return (
         f"To do: {weight_files.SET_WEIGHTS} to a file in the published layout, or unset it to use the published file."
     )
@@ -188,7 +196,7 @@ def load_weights(
         SettingsError: Weights are given for an extractor that has none.
         WeightsError: The file is missing, cannot be fetched, or does not contain the expected weights.
     """
-    if not isinstance(extractor, (Anatomix, AnatomixUNet, NNUNetFeatures)):
+    if not isinstance(extractor, (Anatomix, AnatomixUNet, NNUNetFeatures, Synthetic)):
         if weights is not None:
             raise SettingsError(f"Extractor '{name}' has no weights: leave weights unset; got {str(weights)!r}.")
         return None
@@ -198,6 +206,8 @@ def load_weights(
             raise weight_files.WeightsError(
                 f"There is no file {path}, which is the value of weights. {_other_way(name)}"
             )
+    elif isinstance(extractor, Synthetic):
+        path = included(extractor.accepted_dims[0])
     elif name in weight_files.PUBLISHED:
         path = weight_files.locate(weight_files.PUBLISHED[name])
     else:

@@ -94,8 +94,9 @@ def published(name: str) -> PublishedWeights:
     """
     if name not in PUBLISHED:
         raise WeightsError(
-            f"Weights can be fetched for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs none; for "
-            f"other extractors, {SET_WEIGHTS} to your file."
+            f"Weights can be fetched for {', '.join(PUBLISHED)} and ViTs of timm; got {name!r}. 'mind' needs none, and "
+            f"'synthetic' includes them or is trained with nnunet-dg pretrain; for other extractors, "
+            f"{SET_WEIGHTS} to your file."
         )
     return PUBLISHED[name]
 
@@ -111,6 +112,11 @@ def state(weights: PublishedWeights) -> str:
     except WeightsError as error:
         return f"REFUSED: {error}"
     return "published file" if blob == weights.git_blob else f"installed as unpublished (git blob {blob})"
+
+
+def origin(name: str) -> str:
+    """A description of where an extractor's default weights come from: `state`, or for `synthetic` this package."""
+    return "included in nnunet-dg" if name == "synthetic" else state(published(name))
 
 
 def cached_path(weights: PublishedWeights) -> Path:

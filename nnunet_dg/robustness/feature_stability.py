@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nnunet_dg.files import replacing, write_csv
 from nnunet_dg.reporting.plots import curves
 from nnunet_dg.reporting.style import COLORS
 from nnunet_dg.robustness.corruptions import CORRUPTIONS
+from nnunet_dg.robustness.position import contrast_measures, image_measures
 from nnunet_dg.robustness.similarity import linear_cka, pca_rgb
 
 INTENSITY = "intensity"  # the image itself, for comparison with the extractors
@@ -43,7 +45,8 @@ def stability(
 
     Only foreground voxels (Otsu's threshold of the first image) in a patch around the center are compared. Writes
     ``contrasts.csv`` and ``gamma.csv`` with a figure each, and ``features.png``: each image next to its features, shown
-    as the first three principal components over all images.
+    as the first three principal components over all images. ``images.csv`` tells whether features depend on the place
+    in the patch, and how many of them are independent, see `nnunet_dg.robustness.position.image_measures`.
 
     Args:
         paths: Images by name, in any format that SimpleITK reads, on the same grid.
@@ -53,8 +56,9 @@ def stability(
         output: Folder to write to.
 
     Returns:
-        Columns ``representation``, ``first``, ``second`` and ``cka``. The intensity of the images is one of the
-        representations.
+        The table in ``contrasts.csv``: columns ``representation``, ``first``, ``second``, ``cka``, and from patches cut
+        from different places, ``cka_shifted``, ``recall`` and ``recall_shifted``, see
+        `nnunet_dg.robustness.position.contrast_measures`. The intensity of the images is one of the representations.
 
     Raises:
         StabilityError: There are fewer than two images, their grids differ, or one cannot be read.
@@ -73,6 +77,9 @@ def stability(
         [(n, a, b, linear_cka(by[a], by[b])) for n, by in voxels.items() for a, b in combinations(images, 2)],
         columns=["representation", "first", "second", "cka"],
     )
+    shifted, single = _of_the_place(images, representations, foreground)
+    contrasts = contrasts.merge(shifted, on=["representation", "first", "second"], validate="one_to_one")
+    write_csv(output / "images.csv", single)
     _write(output / "contrasts", contrasts, bars(contrasts)[0])
     gammas = under_gamma(images, representations, chosen)
     _write(output / "gamma", gammas, gamma_curves(gammas)[0])
@@ -81,12 +88,27 @@ def stability(
     return contrasts
 
 
+def _of_the_place(
+    images: Mapping[str, Array], representations: Mapping[str, FrozenExtractor | None], foreground: Array
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`contrast_measures` and `image_measures` with a first column ``representation``."""
+    tables: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+    with tqdm(representations.items(), "shifted and unrelated", unit="extractor") as progress:
+        for name, extractor in progress:
+            for table, measures in zip(tables, (contrast_measures, image_measures), strict=True):
+                rows = measures(partial(compute, extractor), images, foreground)
+                rows.insert(0, "representation", name)
+                table.append(rows)
+    shifted, single = (pd.concat(table, ignore_index=True) for table in tables)
+    return shifted, single
+
+
 def _write(path: Path, table: pd.DataFrame | None, picture: Figure) -> None:
     """Write a table as ``.csv`` and its figure as ``.png``."""
     if table is not None:
         write_csv(path.with_suffix(".csv"), table)
-    with replacing(path.with_suffix(".png")) as partial:
-        picture.savefig(partial, dpi=150, format="png")
+    with replacing(path.with_suffix(".png")) as unfinished:
+        picture.savefig(unfinished, dpi=150, format="png")
 
 
 def under_gamma(
@@ -217,7 +239,7 @@ def at(features: Array, chosen: Array) -> Array:
 def compute(extractor: FrozenExtractor | None, image: Array) -> Array:
     """Features ``(A, *spatial)``; without an extractor the image itself, ``(1, *spatial)``."""
     if extractor is None:
-        return image[None]
+        return np.asarray(image[None])
     with torch.inference_mode():
         return extractor(torch.from_numpy(np.ascontiguousarray(image))[None, None].float())[0].numpy()
 

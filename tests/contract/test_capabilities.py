@@ -430,6 +430,7 @@ FAMILIES = {
     "nnUNetTrainerDropGen_p025": "nnUNetTrainerDropGen",
     "nnUNetTrainerDropGen_p075": "nnUNetTrainerDropGen",
     "nnUNetTrainerDropGen_MIND_20epochs": "nnUNetTrainerDropGen_MIND",
+    "nnUNetTrainerDropGen_Synthetic": "nnUNetTrainerDropGen_MIND",
     "nnUNetTrainerDropGen_Paper_FewShot": "nnUNetTrainerDropGen_Paper",
     "nnUNetTrainerDropGen_Paper_NoMirroring": "nnUNetTrainerDropGen_Paper",
     "nnUNetTrainerDropGen_Structured": "nnUNetTrainerDropGen",

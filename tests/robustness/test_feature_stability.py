@@ -39,6 +39,16 @@ def test_contrasts_are_compared_by_cka_and_plotted(images, tmp_path, capsys):
     assert table.loc["intensity", "cka"] == pytest.approx(expected, abs=1e-6)
     assert table.loc["intensity", "cka"] < table.loc["mind", "cka"] < 1
     assert f"{table.loc['mind', 'cka']:.3f}" in capsys.readouterr().out
+    assert table.loc["intensity", "recall"] == 0  # the cosine of single channels is 1 or -1
+    assert table.loc["mind", "recall"] > 0.02
+    common = (slice(3, 9), slice(5, 15), slice(3, 17))  # of two patches that are (3, 5, 3) apart
+    inner = np.corrcoef(first[common][voxels[common]], second[common][voxels[common]])[0, 1] ** 2
+    assert table.loc["intensity", "cka_shifted"] == pytest.approx(inner, abs=1e-6)
+    single = pd.read_csv(tmp_path / "out" / "images.csv").set_index("representation")
+    assert single["image"].tolist() == ["bright", "dark"] * 2
+    assert (single["cka_unrelated"] < 0.1).all()
+    assert single.loc["intensity", "effective_rank"].tolist() == pytest.approx([1, 1])
+    assert single.loc["mind", "effective_rank"].between(4, 12).all()
     gammas = pd.read_csv(tmp_path / "out" / "gamma.csv")
     assert gammas[gammas["gamma"] == 1]["cka"].tolist() == pytest.approx([1] * 4)
     assert (gammas[gammas["gamma"] != 1]["cka"] < 1).all()
@@ -146,7 +156,8 @@ def test_extractors_that_need_volumes_refuse_slices(images, tmp_path, capsys):
 def test_special_characters_in_names_are_not_read_as_formulas(images, tmp_path):
     named = [f"${name}$ \\frac{{_={path}" for name, path in images.items()]
     assert run(named, tmp_path / "out") == 0
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".csv", ".csv", ".png", ".png", ".png"]
+    suffixes = sorted(path.suffix for path in (tmp_path / "out").iterdir())
+    assert suffixes == [".csv"] * 3 + [".png"] * 3
 
 
 def test_chosen_voxels_are_foreground_and_reproducible():

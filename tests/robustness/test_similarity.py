@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_dg.robustness.similarity import linear_cka, pca_rgb
+from nnunet_dg.robustness.similarity import effective_rank, linear_cka, pca_rgb, recall_at_1
 
 
 def naive_cka(first: np.ndarray, second: np.ndarray) -> float:
@@ -64,3 +64,46 @@ def test_the_first_color_is_the_direction_of_most_variance():
     features[0] = np.random.default_rng(0).random((10, 10))
     red = pca_rgb([features])[0][..., 0].ravel()
     assert abs(np.corrcoef(red, features[2].ravel())[0, 1]) > 0.99
+
+
+def test_effective_rank_counts_independent_channels():
+    rng = np.random.default_rng(0)
+    independent = np.linalg.qr(rng.standard_normal((200, 6)) - 0)[0]
+    independent = np.linalg.qr(independent - independent.mean(0))[0]
+    assert effective_rank(independent) == pytest.approx(6)
+    assert effective_rank(np.tile(independent[:, :2], 3) * [1, 5, -2, 1, 100, 3] + 7) == pytest.approx(2)
+    assert effective_rank(np.column_stack([independent[:, :3], np.ones(200)])) == pytest.approx(3)
+    assert math.isnan(effective_rank(np.ones((5, 2))))
+    pair = np.column_stack([independent[:, 0], independent[:, 0] + independent[:, 1]])  # correlation r = 1 / sqrt(2)
+    parts = np.array([1 + 0.5**0.5, 1 - 0.5**0.5]) / 2
+    assert effective_rank(pair) == pytest.approx(np.exp(-(parts * np.log(parts)).sum()))
+
+
+def naive_recall(first, second):
+    """The partner has to be strictly more similar than all others, in both directions."""
+    a, b = ((x - x.mean(0)) / x.std(0) for x in (first, second))
+    hits = 0
+    for x, y in ((a, b), (b, a)):
+        for i in range(len(x)):
+            scores = [x[i] @ y[j] / np.linalg.norm(x[i]) / np.linalg.norm(y[j]) for j in range(len(y))]
+            hits += all(scores[i] > score for j, score in enumerate(scores) if j != i)
+    return hits / (2 * len(first))
+
+
+def test_recall_agrees_with_a_naive_loop():
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((40, 3))
+    second = first + 0.5 * rng.standard_normal((40, 3))
+    recall = recall_at_1(first, second)
+    assert 0.1 < recall < 0.9
+    assert recall == pytest.approx(naive_recall(first, second))
+
+
+def test_recall_of_equal_unrelated_and_tied_features():
+    rng = np.random.default_rng(0)
+    features, other = rng.standard_normal((2, 900, 8))
+    assert recall_at_1(features, 3 * features + 2, candidates=300) == 1
+    assert recall_at_1(features, other, candidates=300) < 0.02
+    assert recall_at_1(features[:, :1], features[:, :1]) == 0  # the cosine of single channels is 1 or -1
+    near = features + 0.6 * rng.standard_normal((900, 8))
+    assert recall_at_1(features, near, candidates=30) > recall_at_1(features, near, candidates=900)

@@ -15,6 +15,7 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen_MIND,
     nnUNetTrainerDropGen_p025,
     nnUNetTrainerDropGen_p075,
+    nnUNetTrainerDropGen_Synthetic,
 )
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Paper import nnUNetTrainerDropGen_Paper
 from nnunet_dg.trainers.nnUNetTrainerDropGen_Xepochs import nnUNetTrainerDropGen_MIND_20epochs
@@ -36,6 +37,7 @@ from nnunet_dg.trainers.nnUNetTrainerTinyMIG import (
         (nnUNetTrainerDropGen_p025, DropGenSettings(extractor="anatomix", p=0.25)),
         (nnUNetTrainerDropGen_p075, DropGenSettings(extractor="anatomix", p=0.75)),
         (nnUNetTrainerDropGen_MIND, DropGenSettings(extractor="mind", p=0.5)),
+        (nnUNetTrainerDropGen_Synthetic, DropGenSettings(extractor="synthetic", p=0.5)),
         (nnUNetTrainerDropGen_MIND_20epochs, DropGenSettings(extractor="mind", p=0.5)),
         (nnUNetTrainerDropGen_Paper, DropGenSettings(extractor="anatomix", p=0.5, image_scaling="minmax")),
     ],

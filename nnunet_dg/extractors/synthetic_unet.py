@@ -1,0 +1,141 @@
+"""The small U-Net of the extractor `synthetic`: fully convolutional, 2-D or 3-D, at most 400,000 parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from nnunet_dg.errors import SettingsError
+from nnunet_dg.tensors import EPS, wide
+
+FEATURES = 16
+STEM = 16
+WIDTHS = {2: (16, 24, 48, 96), 3: (8, 16, 32, 64)}  # channels of each level, by the number of spatial axes
+SLOPE = 0.1  # of the leaky rectifier
+SMALLEST = 1e-8  # added to the variance of the first convolution, whose input may vary little
+
+
+class SyntheticUNet(nn.Module):
+    """A U-Net whose features do not change with ``x -> a * x + b``, for any ``a`` other than 0, or with its sign.
+
+    The first convolution is normalized to zero mean and unit variance and its magnitude is taken, so that gain, offset
+    and inversion of the image cancel, up to rounding. Convolutions replicate the border. Levels are averaged on the way
+    down and interpolated linearly on the way up.
+
+    Args:
+        spatial_dims: 2 or 3.
+
+    Raises:
+        SettingsError: ``spatial_dims`` is neither 2 nor 3.
+    """
+
+    def __init__(self, spatial_dims: int) -> None:
+        super().__init__()
+        check_dims(spatial_dims)
+        widths = WIDTHS[spatial_dims]
+        self.stem = Convolution(spatial_dims, 1, STEM, affine=False)
+        self.encoder = nn.ModuleList([Convolution(spatial_dims, STEM, widths[0])])
+        for below, width in pairwise(widths):
+            first, second = Convolution(spatial_dims, below, width), Convolution(spatial_dims, width, width)
+            self.encoder.append(nn.Sequential(first, second))
+        self.decoder = nn.ModuleList()
+        for below, width in zip(widths[:0:-1], widths[-2::-1], strict=True):
+            if width == widths[0]:  # as wide as the features, which could not have full rank otherwise
+                self.decoder.append(Convolution(spatial_dims, below + width, FEATURES))
+            else:
+                first, second = Convolution(spatial_dims, below + width, width), Convolution(spatial_dims, width, width)
+                self.decoder.append(nn.Sequential(first, second))
+        self.head = CONVOLUTIONS[spatial_dims](FEATURES, FEATURES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 8."""
+        return self.levels(x)[0]
+
+    def levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The features, and those of the decoder level at half the resolution, ``(B, width, *spatial / 2)``."""
+        x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
+        skips = [self.encoder[0](self.stem(x, torch.abs))]
+        for block in self.encoder[1:]:
+            skips.append(block(halved(skips[-1])))
+        y = half = skips.pop()
+        for block in self.decoder:
+            half, skip = y, skips.pop()
+            y = block(torch.cat([doubled(y), skip], dim=1))
+        return self.head(y), half
+
+
+class Convolution(nn.Module):
+    """A 3-wide convolution with replicated border, instance norm and a nonlinearity.
+
+    Args:
+        spatial_dims: 2 or 3.
+        ins: Number of input channels.
+        outs: Number of output channels.
+        affine: Whether the normalized channels are scaled and shifted by learned numbers; default True.
+    """
+
+    def __init__(self, spatial_dims: int, ins: int, outs: int, affine: bool = True) -> None:
+        super().__init__()
+        self.convolution = CONVOLUTIONS[spatial_dims](ins, outs, 3, bias=False)
+        ones = [1] * spatial_dims
+        self.gain = nn.Parameter(torch.ones(1, outs, *ones)) if affine else None
+        self.shift = nn.Parameter(torch.zeros(1, outs, *ones)) if affine else None
+
+    def forward(self, x: Tensor, nonlinearity: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """``(B, ins, *spatial)`` -> ``(B, outs, *spatial)``."""
+        y = self.convolution(bordered(x))
+        axes = tuple(range(2, y.ndim))
+        mean, square = wide(y).mean(axes, keepdim=True), wide(y).square().mean(axes, keepdim=True)
+        variance = (square - mean.square()).clamp_min(0)  # faster than torch.var_mean on CPUs
+        centered = y - mean.to(y.dtype)
+        if self.gain is None or self.shift is None:
+            y = centered * torch.rsqrt(variance + SMALLEST).to(y.dtype)
+        else:
+            scale = torch.rsqrt(variance + EPS) * self.gain
+            y = torch.addcmul(self.shift.to(y.dtype), centered, scale.to(y.dtype))
+        return nonlinearity(y) if nonlinearity else F.leaky_relu(y, SLOPE)
+
+
+def check_dims(spatial_dims: int) -> None:
+    """Refuse a number of spatial axes for which there is no network.
+
+    Raises:
+        SettingsError: ``spatial_dims`` is neither 2 nor 3.
+    """
+    if spatial_dims not in WIDTHS:
+        raise SettingsError(f"spatial_dims must be 2 or 3; got {spatial_dims!r}.")
+
+
+def bordered(x: Tensor) -> Tensor:
+    """The border replicated by one voxel: ``(B, C, *spatial)`` -> ``(B, C, *spatial + 2)``."""
+    if x.device.type == "cpu" or not x.requires_grad:
+        return F.pad(x, [1] * (2 * (x.ndim - 2)), mode="replicate")
+    for axis in range(2, x.ndim):  # deterministic on GPUs, unlike the gradient of F.pad
+        x = torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, x.shape[axis] - 1, 1)], axis)
+    return x
+
+
+def halved(x: Tensor) -> Tensor:
+    """The mean of each block of 2 voxels per axis: ``(B, C, *spatial)`` -> ``(B, C, *spatial / 2)``."""
+    for axis in range(2, x.ndim):
+        x = x.unflatten(axis, (-1, 2)).mean(axis + 1)
+    return x
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Linear interpolation to twice the size: ``(B, C, *spatial)`` -> ``(B, C, *spatial * 2)``."""
+    x = x.movedim(1, -1)  # the channels are last in memory; faster than F.interpolate, and deterministic on GPUs
+    for axis in range(1, x.ndim - 1):
+        size = x.shape[axis]
+        before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, size - 1)], axis)
+        after = torch.cat([x.narrow(axis, 1, size - 1), x.narrow(axis, size - 1, 1)], axis)
+        x = torch.stack([torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25)], axis + 1).flatten(axis, axis + 1)
+    return x.movedim(-1, 1)
+
+
+CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}

@@ -1,0 +1,1 @@
+"""Training of the extractor `synthetic` on generated volumes."""

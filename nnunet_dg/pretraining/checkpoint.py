@@ -1,0 +1,83 @@
+"""The checkpoint of a training, next to the file that the training results in."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_dg.errors import DataError
+from nnunet_dg.files import replacing
+from nnunet_dg.pretraining.state import TrainingState
+
+
+def checkpoint_of(output: Path) -> Path:
+    """The path of the checkpoint of a training with this output."""
+    return output.with_name(f"{output.name}.checkpoint")
+
+
+def save(
+    output: Path, state: TrainingState, settings: dict[str, Any], log: list[dict[str, float]], seconds: float
+) -> None:
+    """Write the checkpoint atomically: settings, state, measures so far and the time spent.
+
+    Raises:
+        OSError: The folder cannot be written to, or the disk is full.
+    """
+    content = {"settings": settings, "state": state.state_dict(), "log": log, "seconds": seconds}
+    write_bytes(checkpoint_of(output), serialized(content))
+
+
+def resume(output: Path, state: TrainingState, settings: dict[str, Any]) -> tuple[list[dict[str, float]], float]:
+    """Continue from the checkpoint, if there is one.
+
+    Args:
+        output: Result of the training.
+        state: State of a new training, which is changed in place.
+        settings: Everything that the result depends on.
+
+    Returns:
+        Measures so far, and the seconds spent. Empty and 0 without a checkpoint.
+
+    Raises:
+        DataError: The checkpoint is damaged, or is from a training with other settings.
+    """
+    path = checkpoint_of(output)
+    if not path.exists():
+        return [], 0.0
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        given = content["settings"]
+        log, seconds = list(content["log"]), float(content["seconds"])
+    except Exception as error:  # PyTorch raises many types of exceptions for damaged archives
+        raise DataError(
+            f"{path} is damaged, or is not a checkpoint of this command. Remove it to start again."
+        ) from error
+    other = [name for name in settings if given.get(name) != settings[name]]
+    if other:
+        name = other[0]
+        raise DataError(
+            f"{path} was written with {name} {given.get(name)}, but this training has {name} {settings[name]}. Use "
+            f"the same settings to resume, another `output`, or remove the checkpoint to start again."
+        )
+    state.load_state_dict(content["state"])
+    return log, seconds
+
+
+def serialized(content: Any) -> bytes:
+    """What `torch.save` makes of the content. The same content gives the same bytes, unlike in files of other names."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically.
+
+    Raises:
+        OSError: The folder cannot be written to, or the disk is full.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content)

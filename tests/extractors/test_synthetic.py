@@ -1,0 +1,174 @@
+"""The small network: invariances, gradients, borders, and its place among the extractors."""
+
+import pytest
+import torch
+from helpers import shared
+from torch.nn import functional as F
+
+from nnunet_dg.dropgen import DropGen
+from nnunet_dg.dropgen.network import build_dropgen_network, load_extractor
+from nnunet_dg.errors import SettingsError, WeightsError
+from nnunet_dg.extractors import build_extractor, create_extractor, load_weights
+from nnunet_dg.extractors import synthetic as module
+from nnunet_dg.extractors.synthetic import Synthetic, included
+from nnunet_dg.extractors.synthetic_unet import SyntheticUNet, bordered, doubled, halved
+
+SHAPES = {2: (24, 17), 3: (16, 17, 20)}
+
+
+@pytest.fixture(params=[2, 3])
+def dims(request):
+    return request.param
+
+
+@pytest.fixture
+def weights(dims, tmp_path):
+    """A file with random weights, as `nnunet-dg pretrain` writes it."""
+    torch.manual_seed(0)
+    path = tmp_path / f"weights_{dims}.pt"
+    torch.save({name: value.half() for name, value in SyntheticUNet(dims).state_dict().items()}, path)
+    return path
+
+
+def test_gain_offset_and_inversion_cancel(dims, weights):
+    extractor = build_extractor("synthetic", weights=weights, spatial_dims=dims)
+    x = torch.rand(2, 1, *SHAPES[dims])
+    features = extractor(x)
+    assert features.shape == (2, 16, *SHAPES[dims])
+    for changed in (3 * x + 1, 0.01 * x, 1 - x, -200 * x + 7):
+        torch.testing.assert_close(extractor(changed), features, atol=2e-3, rtol=0)
+        assert (extractor(changed) - features).abs().mean() < 1e-4
+    assert (extractor(x**2) - features).abs().mean() > 1e-2  # other changes of contrast have to be learned
+
+
+def test_the_network_is_invariant_without_min_max_as_well(dims):
+    network = SyntheticUNet(dims).double()
+    x = torch.rand(1, 1, *[16] * dims, dtype=torch.float64)
+    for changed in (-x, 50 * x + 3):
+        torch.testing.assert_close(network(changed), network(x), atol=1e-5, rtol=1e-4)
+
+
+def test_the_rank_is_not_limited_by_the_narrowest_level(dims, weights):
+    features = build_extractor("synthetic", weights=weights, spatial_dims=dims)(torch.rand(1, 1, *[24] * dims))
+    assert torch.linalg.matrix_rank(features[0].flatten(1), rtol=1e-3) >= 12
+
+
+def test_halving_and_doubling_agree_with_pytorchs(dims):
+    x = torch.randn(2, 3, *(4, 6, 8)[:dims])
+    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    mode = "bilinear" if dims == 2 else "trilinear"
+    torch.testing.assert_close(halved(x), pool(x, 2))
+    torch.testing.assert_close(doubled(x), F.interpolate(x, scale_factor=2, mode=mode, align_corners=False))
+    padding = F.pad(x, [1] * (2 * dims), mode="replicate")
+    torch.testing.assert_close(bordered(x), padding)
+
+
+def test_a_shift_by_the_networks_period_shifts_the_features(dims, weights):
+    """Away from the border, and up to the statistics of the patch, which differ a little."""
+    extractor = build_extractor("synthetic", weights=weights, spatial_dims=dims)
+    size = 160 if dims == 2 else 72
+    x = F.avg_pool2d(torch.rand(1, 1, size, size), 3, 1, 1) if dims == 2 else torch.rand(1, 1, size, size, size)
+    whole, part = extractor(x), extractor(x[:, :, 8:])
+    inner = (slice(None), slice(None), *[slice(24, -24)] * dims)
+    a, b = whole[:, :, 8:][inner].flatten(2)[0], part[inner].flatten(2)[0]
+    similarity = F.cosine_similarity(a, b, dim=0)
+    assert similarity.median() > 0.9
+
+
+def test_gradients_are_finite_in_bfloat16_and_on_a_constant_image(dims):
+    network = SyntheticUNet(dims)
+    for x in (torch.rand(1, 1, *[16] * dims), torch.full((2, 1, *[16] * dims), 3.0)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, half = network.levels(x)
+        assert half.shape[2:] == (8,) * dims
+        (output.float().square().mean() + half.float().square().mean()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_it_is_frozen_and_one_by_one(dims, weights):
+    extractor = build_extractor("synthetic", weights=weights, spatial_dims=dims)
+    x = torch.rand(2, 1, *SHAPES[dims], requires_grad=True)
+    features = extractor.train()(x)
+    assert not features.requires_grad
+    assert not extractor.training
+    torch.testing.assert_close(extractor(x[1:]), features[1:], atol=1e-3, rtol=1e-3)
+    assert extractor(torch.full((1, 1, *SHAPES[dims]), 2.0)).abs().max() == 0
+
+
+def test_other_files_are_named(dims, weights, tmp_path):
+    other = 5 - dims
+    with pytest.raises(WeightsError, match=rf"it is the {dims}-D network, but the {other}-D one .*--dims {other}"):
+        build_extractor("synthetic", weights=weights, spatial_dims=other)
+    content = torch.load(weights, weights_only=True)
+    torch.save({name: value for name, value in content.items() if name != "head.bias"}, tmp_path / "part.pt")
+    with pytest.raises(WeightsError, match=r"another network; 1 tensors differ, for example head\.bias"):
+        build_extractor("synthetic", weights=tmp_path / "part.pt", spatial_dims=dims)
+    torch.save(content | {"head.bias": torch.full((16,), float("nan"))}, tmp_path / "nan.pt")
+    with pytest.raises(WeightsError, match=r"head\.bias has values that are not finite"):
+        build_extractor("synthetic", weights=tmp_path / "nan.pt", spatial_dims=dims)
+    with pytest.raises(WeightsError, match="nnunet-dg pretrain synthetic has written"):
+        build_extractor("synthetic", weights=tmp_path / "none.pt", spatial_dims=dims)
+
+
+def test_without_a_file_the_included_one_is_used_or_its_making_is_explained(dims, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    extractor = create_extractor("synthetic", spatial_dims=dims)
+    message = rf"includes no {dims}-D weights.*nnunet-dg pretrain synthetic -o FILE --dims {dims}, then set weights"
+    with pytest.raises(WeightsError, match=message):
+        load_weights(extractor, "synthetic")
+    with pytest.raises(RuntimeError, match="no weights yet"):
+        extractor(torch.rand(1, 1, *SHAPES[dims]))
+    weights.rename(tmp_path / f"synthetic_{dims}d.pt")
+    assert load_weights(extractor, "synthetic") == included(dims)
+    assert torch.isfinite(extractor(torch.rand(1, 1, *SHAPES[dims]))).all()
+
+
+def test_settings_that_it_does_not_have_are_refused():
+    with pytest.raises(SettingsError, match="'synthetic' has no layers"):
+        build_extractor("synthetic", layer="final")
+    with pytest.raises(SettingsError, match="extractor 'synthetic' has no layers: leave layer unset"):
+        DropGen(extractor="synthetic", layer="final")
+    with pytest.raises(SettingsError, match="spatial_dims must be 2 or 3; got 4"):
+        Synthetic(4)
+
+
+def test_in_dropgen_a_new_training_reads_the_file_and_a_checkpoint_contains_it(dims, weights):
+    settings, lines = DropGen(extractor="synthetic", weights=str(weights)), []
+    planned = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[dims]
+    networks = [build_dropgen_network(settings, lambda n: planned(n, 2, 1), 2, 2, [16] * dims) for _ in range(2)]
+    load_extractor(networks[0], lines.append)
+    assert lines == [f"Extractor synthetic: weights from {weights} (as set)"]
+    networks[1].load_state_dict(networks[0].state_dict())
+    load_extractor(networks[1], lines.append)
+    assert "weights from the checkpoint" in lines[1]
+    x = torch.rand(1, 2, *[16] * dims)
+    assert networks[0].combine(x).shape == (1, 2 + 32, *[16] * dims)
+    torch.testing.assert_close(networks[0].combine(x), networks[1].combine(x))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_it_is_small(spatial_dims):
+    assert sum(p.numel() for p in SyntheticUNet(spatial_dims).parameters()) <= 400_000
+
+
+@pytest.mark.matrix
+def test_the_included_file_is_stable_between_contrasts_and_ignores_the_place():
+    """On four contrasts of one subject; skipped as long as the package includes no file."""
+    import SimpleITK as sitk
+
+    from nnunet_dg.robustness.position import contrast_measures, image_measures
+
+    if not (module.FOLDER / "synthetic_3d.pt").is_file():
+        pytest.skip("this version includes no 3-D weights")
+    extractor = build_extractor("synthetic")
+    names, center = ("T1", "T2", "FLAIR", "T1POST"), (slice(8, 104), slice(24, 120), slice(8, 104))
+    folder = shared("data", "contrasts_open_ms")
+    volumes = {n: sitk.ReadImage(folder / f"patient19_{n}.nii.gz", sitk.sitkFloat32) for n in names}
+    foreground = sitk.GetArrayFromImage(sitk.OtsuThreshold(volumes["T1"], 0, 1))[center] > 0
+    images = {n: sitk.GetArrayFromImage(v)[center] for n, v in volumes.items()}
+
+    def extract(image):
+        return extractor(torch.from_numpy(image.copy())[None, None])[0].numpy()
+
+    assert image_measures(extract, images, foreground)["cka_unrelated"].mean() <= 0.02
+    assert contrast_measures(extract, images, foreground, (8, 8, 8))["cka_shifted"].mean() > 0.25

@@ -1,0 +1,192 @@
+"""The training: the same file for the same seed, also after interruptions at any moment."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+
+from nnunet_dg.cli import main
+from nnunet_dg.errors import DataError
+from nnunet_dg.extractors import build_extractor
+from nnunet_dg.pretraining import pretrain as module
+from nnunet_dg.pretraining.checkpoint import checkpoint_of
+from nnunet_dg.pretraining.measures import held_out_measures
+from nnunet_dg.pretraining.pretrain import pretrain
+from nnunet_dg.pretraining.state import TrainingState
+from nnunet_dg.pretraining.step import Recipe
+
+TINY = {2: Recipe((16,), 4, 1, 24), 3: Recipe((16,), 4, 1, 24)}
+
+
+class Interrupted(BaseException):
+    """Raised in place of a kill signal."""
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setattr(module, "RECIPES", TINY)
+
+
+def run(output, steps=6, **settings):
+    return pretrain(output, steps=steps, every=2, log=lambda line: None, **{"dims": 2, **settings})
+
+
+def complete(output):
+    return output.exists() and not checkpoint_of(output).exists()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_seed_gives_a_file_that_the_extractor_reads(dims, tmp_path):
+    first, again, other = (
+        run(tmp_path / f"{name}.pt", steps=3, dims=dims, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first.read_bytes() == again.read_bytes()
+    assert first.read_bytes() != other.read_bytes()
+    weights = torch.load(first, weights_only=True)
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert sum(value.numel() for value in weights.values()) <= 400_000
+    assert first.stat().st_size < 1_000_000
+    description = json.loads(first.with_suffix(".json").read_text())
+    assert description["sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+    assert (description["seed"], description["steps"], description["dims"]) == (1, 3, dims)
+    assert [row["step"] for row in description["measures"]] == [2, 3]
+    assert {"voxels", "redundancy", "labels", "total", "cka", "recall", "unrelated", "rank"} < {
+        *description["measures"][0]
+    }
+    assert not checkpoint_of(first).exists()
+    features = build_extractor("synthetic", weights=first, spatial_dims=dims)(torch.rand(1, 1, *[17] * dims))
+    assert features.shape == (1, 16, *[17] * dims)
+
+
+@pytest.mark.parametrize("moment", ["losses", "save", "write_bytes", "held_out_measures", "write_json", "_finish"])
+def test_an_interruption_at_any_moment_changes_nothing(moment, tmp_path, monkeypatch):
+    """Interrupted before the first, second and third call of a function, and resumed each time."""
+    expected = run(tmp_path / "whole.pt")
+    output, original = tmp_path / "part.pt", getattr(module, moment)
+    for number in (1, 2, 3):
+        calls = 0
+
+        def stop(*arguments, number=number):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise Interrupted
+            return original(*arguments)
+
+        monkeypatch.setattr(module, moment, stop)
+        if not complete(output):
+            with pytest.raises(Interrupted) if number == 1 else suppress(Interrupted):
+                run(output)
+    monkeypatch.setattr(module, moment, original)
+    if not complete(output):
+        run(output)
+    assert complete(output)
+    assert output.read_bytes() == expected.read_bytes()
+    whole, part = (json.loads(p.with_suffix(".json").read_text()) for p in (expected, output))
+    assert whole | {"seconds": 0} == part | {"seconds": 0}
+
+
+def test_a_killed_process_is_resumed(tmp_path):
+    """A kill leaves a checkpoint or none, but nothing else, and the next run completes the same file."""
+    code = (
+        "import sys, torch; from pathlib import Path; from nnunet_dg.pretraining import pretrain as module;"
+        "from nnunet_dg.pretraining.step import Recipe; torch.set_num_threads(int(sys.argv[2]));"
+        "module.pretrain(Path(sys.argv[1]), dims=2, steps=4000, every=2, recipe=Recipe((16,), 4, 1, 24))"
+    )
+    output = tmp_path / "killed.pt"
+    process = subprocess.Popen([sys.executable, "-c", code, str(output), str(torch.get_num_threads())])
+    while not checkpoint_of(output).exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    before = torch.load(checkpoint_of(output), weights_only=True)
+    step = before["state"]["step"]
+    assert step >= 2
+    state = TrainingState(2, 0, 4000, torch.device("cpu"))
+    while state.step < step:
+        module._train(state, TINY[2], 0, torch.device("cpu"), 1, module.tqdm(disable=True))
+    for name, value in before["state"]["network"].items():
+        assert torch.equal(state.network.state_dict()[name], value)
+
+
+def test_other_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_finish", lambda *_: None)
+    run(tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a.pt.checkpoint was written with seed 0, but this training has seed 1\. Use"):
+        run(tmp_path / "a.pt", seed=1)
+    with pytest.raises(DataError, match="with steps 6, but this training has steps 8"):
+        run(tmp_path / "a.pt", steps=8)
+    checkpoint_of(tmp_path / "a.pt").write_bytes(b"PK damaged")
+    with pytest.raises(DataError, match=r"a.pt.checkpoint is damaged.* Remove it to start again"):
+        run(tmp_path / "a.pt")
+
+
+def test_the_command(tmp_path, capsys):
+    options = ["pretrain", "synthetic", "-o", str(tmp_path / "new" / "mine.pt"), "--dims", "2", "--steps", "2"]
+    assert main([*options, "--seed", "-1"]) == 1
+    assert "--seed must be a whole number from 0 to 2147483647; got -1." in capsys.readouterr().err
+    assert main(options) == 0
+    assert "Written:" in capsys.readouterr().out
+    assert (tmp_path / "new" / "mine.json").is_file()
+    assert main(options) == 1
+    assert "exists already. Remove it, or choose another -o." in capsys.readouterr().err
+    assert main(["pretrain", "synthetic", "-o", str(tmp_path / "a.json")]) == 1
+    assert "-o must not end in .json" in capsys.readouterr().err
+
+
+def test_steps_make_the_network_better_than_random():
+    """Ten steps on the same pair lower its loss."""
+    from nnunet_dg.pretraining.precision import autocast
+    from nnunet_dg.pretraining.step import draw_pairs, losses
+    from nnunet_dg.synthesis import Draws
+
+    state, recipe = TrainingState(2, 0, 100, torch.device("cpu")), TINY[2]
+    totals = []
+    for _ in range(25):
+        draws = Draws(0, 7)
+        terms = losses(
+            state.network, state.projection, draw_pairs(recipe, 2, draws), recipe, draws,
+            autocast(torch.device("cpu"), torch.float32),
+        )  # fmt: skip
+        state.update(terms["total"])
+        totals.append(terms["total"].item())
+    assert totals[-1] < 0.8 * totals[0]
+    parts = terms["voxels"] + recipe.redundancy * terms["redundancy"] + recipe.labels * terms["labels"]
+    torch.testing.assert_close(terms["total"], parts)
+
+
+def test_the_average_follows_the_weights_and_the_rate_its_schedule():
+    state = TrainingState(2, 0, 200, torch.device("cpu"))
+    rates = []
+    initial = state.network.head.weight.detach().clone()
+    for _ in range(3):
+        rates.append(state.rate())
+        state.update(sum((p**2).sum() for p in state.parameters()))
+    assert rates[1] == pytest.approx(2 * rates[0], rel=1e-2)
+    moved, average = state.network.head.weight.detach() - initial, state.average["head.weight"] - initial
+    assert 0 < average.norm() < moved.norm()
+    state.step = 199
+    assert state.rate() == pytest.approx(3e-3 * 0.02, rel=0.05)
+
+
+def test_measures_of_a_network_that_reads_the_place_are_exposed(monkeypatch):
+    """Features that are the coordinates in the crop agree with those of another scene in the same place."""
+    from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
+
+    network, recipe = SyntheticUNet(2).eval(), Recipe((24,), 6, 1, 24)
+    honest = held_out_measures(network, recipe, 0)
+    assert honest["unrelated"] < 0.2
+
+    def places(x):
+        axes = torch.meshgrid(*[torch.arange(float(n)) for n in x.shape[2:]], indexing="ij")
+        return torch.stack([axes[0], axes[1], axes[0] * axes[1]])[None].expand(len(x), -1, -1, -1)
+
+    monkeypatch.setattr(network, "forward", places)
+    leaking = held_out_measures(network, recipe, 0)
+    assert leaking["unrelated"] == pytest.approx(1)
