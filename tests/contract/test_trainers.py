@@ -228,7 +228,7 @@ def plans(host):
         ),
         (
             {"dropgen": {"extractor": "dino"}},
-            "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'dino'",
+            "extractor must be one of anatomix, anatomix-dev, mind, nnunet, synthetic; got 'dino'",
         ),
         ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 0.99]"),
         ({"dropgem": {}}, "Unknown method in plans[\"nnunet_dg\"]: 'dropgem'. Did you mean 'dropgen'?"),

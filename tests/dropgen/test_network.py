@@ -206,7 +206,10 @@ def test_compiles_without_graph_breaks_and_gives_the_same_result(settings, anato
         ({"p": [True, 0.5]}, r"p must be .*; got \[True, 0\.5\]"),
         ({"p_end": 1.0}, r"p_end must be a number in \[0, 0\.99\], or null; got 1\.0"),
         ({"p_end": [0.0, 0.5]}, r"p_end must be a number in \[0, 0\.99\], or null; got \[0\.0, 0\.5\]"),
-        ({"extractor": "anatomics"}, "extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'anatomics'"),
+        (
+            {"extractor": "anatomics"},
+            "must be one of anatomix, anatomix-dev, mind, nnunet, synthetic; got 'anatomics'",
+        ),
         ({"layer": 59}, "layer must be one of penultimate, final; got 59"),
         ({"combine": "sum"}, "combine must be one of concat, mean; got 'sum'"),
         ({"inputs": "both"}, r"inputs must be one of image\+features, features, image; got 'both'"),

@@ -113,7 +113,7 @@ def test_options_that_mind_does_not_have_are_refused():
         build_extractor("mind", layer="final")
     with pytest.raises(ValueError, match="'mind' has no weights: leave weights unset"):
         build_extractor("mind", weights="some.pth")
-    with pytest.raises(ValueError, match="extractor must be one of anatomix, anatomix-dev, mind, nnunet; got 'mindd'"):
+    with pytest.raises(ValueError, match="one of anatomix, anatomix-dev, mind, nnunet, synthetic; got 'mindd'"):
         build_extractor("mindd")
     with pytest.raises(NotImplementedError, match="'anatomix' is 3-D only, but 2-D is needed"):
         build_extractor("anatomix", spatial_dims=2)
