@@ -49,6 +49,7 @@ def test_a_plan_is_run_to_its_report(host, benchmark, tmp_path):  # noqa: F811
     assert "step (ms)" in text
 
 
+@pytest.mark.matrix
 def test_a_dry_run_lists_the_jobs_and_runs_none(benchmark, tmp_path):  # noqa: F811
     printed = benchmark("--dry-run", stress=["gamma"], metrics=["nsd"], seeds=[0, 1])
     counts = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.M))
