@@ -16,7 +16,9 @@ import json
 import multiprocessing
 import os
 import platform
+import sys
 import time
+from contextlib import redirect_stdout
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from statistics import median
@@ -89,7 +91,8 @@ def training(row: str, dims: int, patch: int, batch: int, device: torch.device =
         place, _, value = change.partition("=")
         method, _, setting = place.partition(".")
         content["nnunet_dg"].setdefault(method, {})[setting] = value
-    return Step(trainer, content, device, compiled, "2d" if dims == 2 else "3d_fullres")
+    with redirect_stdout(sys.stderr):  # notes of the methods
+        return Step(trainer, content, device, compiled, "2d" if dims == 2 else "3d_fullres")
 
 
 def memory(name: str, dims: int, patch: int, batch: int, steps: int = 2) -> float:
