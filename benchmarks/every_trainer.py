@@ -29,7 +29,7 @@ import aside  # noqa: F401, before nnU-Net
 # isort: split
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from step_cost import Step, interleaved
+from step_cost import Step, interleaved, largest_resident_set
 
 from nnunet_dg.errors import UserError
 
@@ -96,15 +96,11 @@ def training(row: str, dims: int, patch: int, batch: int, device: torch.device =
 
 
 def memory(name: str, dims: int, patch: int, batch: int, steps: int = 2) -> float:
-    """Largest resident set in GiB of this process after some training steps, on Linux.
-
-    The value of `resource.getrusage` would be at least that of the process that started this one.
-    """
+    """Largest resident set in GiB of this process after some training steps."""
     step = training(name, dims, patch, batch)
     for _ in range(steps):
         step.train()
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**20
+    return largest_resident_set()
 
 
 def in_a_fresh_process(*arguments: Any) -> float:

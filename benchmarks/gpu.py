@@ -139,10 +139,10 @@ def synchronize() -> None:
 def peak_memory(call: Callable[[], object]) -> float:
     """Peak of PyTorch's allocations on the GPU during a call, in GiB; without a GPU, that of the process."""
     if not torch.cuda.is_available():
-        import resource
+        from step_cost import largest_resident_set
 
         call()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+        return largest_resident_set()
     torch.cuda.reset_peak_memory_stats()
     call()
     return torch.cuda.max_memory_allocated() / GIB

@@ -13,12 +13,12 @@ import argparse
 import multiprocessing
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -131,6 +131,15 @@ def report(title: str, times: dict[str, list[float]], memory: dict[str, float] |
         print(f"| {name} | {median(durations):.3f} | {ratio:.2f} | {gib}", flush=True)
 
 
+def largest_resident_set() -> float:
+    """The largest resident set of this process so far, in GiB, on Linux.
+
+    The value of `resource.getrusage` would be at least that of the process that started this one.
+    """
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
 def peak_memory(
     trainer: type, plans: dict[str, Any], device: torch.device, configuration_name: str, dataset: dict[str, Any]
 ) -> float:
@@ -143,7 +152,7 @@ def peak_memory(
     step.train()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return largest_resident_set()
 
 
 def peak_memory_in_a_fresh_process(

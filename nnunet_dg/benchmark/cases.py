@@ -61,7 +61,7 @@ def _link(folder: Path, case: str, files: Mapping[str, Path]) -> None:
         raise DataError(f"There are no images of {case}, which the splits name. Restore the dataset.")
     for name, target in files.items():
         if not target.is_file():
-            raise DataError(f"There is no file {target}. Restore the dataset, and preprocess it again.")
+            raise DataError(f"There is no file {target}. Restore the dataset and preprocess it again.")
         (folder / name).symlink_to(target.resolve())
         spacing = target.with_name(f"{case}.json")  # which nnU-Net's reader of TIFF files needs
         if spacing.is_file() and not (folder / spacing.name).is_symlink():

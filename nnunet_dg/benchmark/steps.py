@@ -30,7 +30,7 @@ def prepare(dataset: str, plans: str, planner: str | None, configurations: Seque
         configurations: Configurations to preprocess.
 
     Raises:
-        DataError: The plans do not exist and there is no planner, or they lack a configuration.
+        DataError: The plans are missing and no planner is named, or the plans lack a configuration.
         HostError: A command of nnU-Net failed.
     """
     from nnunetv2.configuration import default_num_processes
