@@ -54,19 +54,15 @@ class SyntheticUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 8."""
-        return self.levels(x)[0]
-
-    def levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features, and those of the decoder level at half the resolution, ``(B, width, *spatial / 2)``."""
         x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
         skips = [self.encoder[0](self.stem(x, torch.abs))]
         for block in self.encoder[1:]:
             skips.append(block(halved(skips[-1])))
-        y = half = skips.pop()
+        y = skips.pop()
         for block in self.decoder:
-            half, skip = y, skips.pop()
-            y = block(torch.cat([doubled(y), skip], dim=1))
-        return self.head(y), half
+            y = block(torch.cat([doubled(y), skips.pop()], dim=1))
+        features: Tensor = self.head(y)
+        return features
 
 
 class Convolution(nn.Module):

@@ -61,27 +61,3 @@ def standardized(x: Tensor) -> Tensor:
     """The columns of ``(N, A)`` with zero mean and unit variance; constant columns become zero."""
     deviation, mean = torch.std_mean(x, 0, correction=0)
     return (x - mean) / (deviation + 1e-5)
-
-
-def label_contrast(features: Tensor, labels: Tensor, temperature: float = 0.33) -> Tensor:
-    """Supervised contrastive loss: voxels of one label are to be similar, those of different labels are not.
-
-    P. Khosla et al., Supervised Contrastive Learning, NeurIPS 2020, https://arxiv.org/abs/2004.11362, eq. 2, the mean
-    over all voxels that have a partner. Computed in at least float32.
-
-    Args:
-        features: Features ``(N, A)``, of both views together.
-        labels: Labels ``(N,)``, int64.
-        temperature: Divisor of the cosine similarities.
-
-    Returns:
-        Scalar, 0 if no two voxels have the same label.
-    """
-    unit = F.normalize(wide(features), dim=1)
-    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    similarity = (unit @ unit.T / temperature).masked_fill(itself, float("-inf"))
-    logarithm = similarity.log_softmax(1).masked_fill(itself, 0)
-    positive = (labels[:, None] == labels) & ~itself
-    partners = positive.sum(1)
-    per_voxel = -(logarithm * positive).sum(1) / partners.clamp_min(1)
-    return (per_voxel * (partners > 0)).sum() / (partners > 0).sum().clamp_min(1)

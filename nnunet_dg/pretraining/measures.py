@@ -37,7 +37,7 @@ def held_out_measures(network: SyntheticUNet, recipe: Recipe, seed: int) -> dict
     for number in range(PAIRS):
         draws = Draws(seed, HELD_OUT + number, device)
         pair = draw_pair(size, recipe.margin, draws)
-        here, there, _ = draw_voxels(pair, min(VOXELS, pair.labels.numel()), draws)
+        here, there = draw_voxels(pair, min(VOXELS, pair.labels.numel()), draws)
         features = instance_norm(network(pair.views).float())
         a, b = (at_voxels(f, at).cpu().numpy() for f, at in ((features[0], here), (features[1], there)))
         other = a if before is None else at_voxels(before, here).cpu().numpy()

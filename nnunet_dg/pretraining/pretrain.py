@@ -89,7 +89,7 @@ def _train(
     for _ in range(count):
         draws = Draws(seed, state.step, device)
         pairs = draw_pairs(recipe, state.dims, draws)
-        terms = losses(state.network, state.projection, pairs, recipe, draws, autocast(device, precision_of(device)))
+        terms = losses(state.network, pairs, recipe, draws, autocast(device, precision_of(device)))
         state.update(terms["total"])
         sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
         progress.update()

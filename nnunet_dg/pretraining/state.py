@@ -1,4 +1,4 @@
-"""The state of a training: network, projection, running average and optimizer."""
+"""The state of a training: network, running average and optimizer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from nnunet_dg.extractors.synthetic_unet import WIDTHS, SyntheticUNet
+from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
 
 RATE = 3e-3
 WARM_UP = 50  # steps
 LAST = 0.02  # of the rate, at the last step
 AVERAGE = 0.99  # weight of the past in the running average
-PROJECTION = 64  # width
 
 
 class TrainingState:
@@ -38,18 +37,11 @@ class TrainingState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = SyntheticUNet(dims).to(device)
-            width = WIDTHS[dims][1]
-            self.projection = nn.Sequential(nn.Linear(width, PROJECTION), nn.ReLU(), nn.Linear(PROJECTION, PROJECTION))
-        self.projection.to(device)
         if device.type == "cpu":
             self.network.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-        self.optimizer = AdamW(self.parameters(), lr=RATE, weight_decay=1e-4)
+        self.optimizer = AdamW(self.network.parameters(), lr=RATE, weight_decay=1e-4)
         self.dims, self.steps, self.step = dims, steps, 0
-
-    def parameters(self) -> list[nn.Parameter]:
-        """All trained parameters."""
-        return [*self.network.parameters(), *self.projection.parameters()]
 
     def rate(self) -> float:
         """The learning rate of the next step: linear warm-up, then a cosine to `LAST` times the rate."""
@@ -61,7 +53,7 @@ class TrainingState:
         self.optimizer.param_groups[0]["lr"] = self.rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters(), 2.0)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
         self.optimizer.step()
         self.step += 1
         weight = min(AVERAGE, self.step / (self.step + 10))
@@ -74,7 +66,6 @@ class TrainingState:
         return {
             "step": self.step,
             "network": self.network.state_dict(),
-            "projection": self.projection.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
         }
@@ -82,7 +73,6 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.network.load_state_dict(state["network"])
-        self.projection.load_state_dict(state["projection"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["average"].items():
             self.average[name].copy_(value)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
-from nnunet_dg.pretraining.losses import label_contrast, redundancy, voxel_contrast
+from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
 from nnunet_dg.pretraining.voxels import at_voxels, draw_voxels
 from nnunet_dg.synthesis import Draws, Pair, draw_pair
 from nnunet_dg.tensors import instance_norm
@@ -27,7 +27,6 @@ class Recipe:
         temperature: Temperature of the voxel term.
         redundancy: Weight of the redundancy term.
         off_diagonal: Weight of correlations between channels in the redundancy term.
-        labels: Weight of the label term, on the decoder level at half the resolution.
     """
 
     crops: tuple[int, ...]
@@ -37,7 +36,6 @@ class Recipe:
     temperature: float = 0.1
     redundancy: float = 0.5
     off_diagonal: float = 0.3
-    labels: float = 0.3
 
 
 RECIPES = {2: Recipe((96, 128), 32, 4, 512), 3: Recipe((32, 32, 40), 12, 2, 512)}
@@ -49,14 +47,11 @@ def draw_pairs(recipe: Recipe, dims: int, draws: Draws) -> list[Pair]:
     return [draw_pair([size] * dims, recipe.margin, draws) for _ in range(recipe.pairs)]
 
 
-def losses(
-    network: SyntheticUNet, projection: nn.Module, pairs: list[Pair], recipe: Recipe, draws: Draws, autocast: Any
-) -> dict[str, Tensor]:
+def losses(network: SyntheticUNet, pairs: list[Pair], recipe: Recipe, draws: Draws, autocast: Any) -> dict[str, Tensor]:
     """The terms of the loss, scalars in float32, whose weighted sum is ``total``.
 
     Args:
         network: Network to train.
-        projection: Network from the half-resolution features ``(N, width)`` to those of the label term.
         pairs: Pairs of one size.
         recipe: Weights and numbers of voxels.
         draws: Source of random numbers.
@@ -64,27 +59,20 @@ def losses(
     """
     views = torch.cat([pair.views for pair in pairs])
     with autocast:
-        features, half = network.levels(laid_out(views))
+        features = network(laid_out(views))
     features = instance_norm(features.float()).unflatten(0, (len(pairs), 2))
-    half = half.float().unflatten(0, (len(pairs), 2))
-    firsts, seconds = [], []
-    redundant, label_terms = [], []
-    for (first, second), (half_first, half_second), pair in zip(features, half, pairs, strict=True):
-        here, there, labels = draw_voxels(pair, min(recipe.voxels, pair.labels.numel()), draws)
+    firsts, seconds, redundant = [], [], []
+    for (first, second), pair in zip(features, pairs, strict=True):
+        here, there = draw_voxels(pair, min(recipe.voxels, pair.labels.numel()), draws)
         a, b = at_voxels(first, here), at_voxels(second, there)
         firsts.append(a)
         seconds.append(b)
         redundant.append(redundancy(a, b, recipe.off_diagonal))
-        some = slice(len(labels) // 2)
-        both = torch.cat([at_voxels(half_first, here[some] // 2), at_voxels(half_second, there[some] // 2)])
-        label_terms.append(label_contrast(projection(both), labels[some].repeat(2)))
     terms = {
         "voxels": voxel_contrast(torch.cat(firsts), torch.cat(seconds), recipe.temperature),
         "redundancy": torch.stack(redundant).mean(),
-        "labels": torch.stack(label_terms).mean(),
     }
-    total = terms["voxels"] + recipe.redundancy * terms["redundancy"] + recipe.labels * terms["labels"]
-    return terms | {"total": total}
+    return terms | {"total": terms["voxels"] + recipe.redundancy * terms["redundancy"]}
 
 
 def laid_out(x: Tensor) -> Tensor:

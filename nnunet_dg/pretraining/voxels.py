@@ -11,7 +11,7 @@ OUTSIDE = 0.02  # how often a voxel outside is drawn, compared with one inside
 BOUNDARY = 3.0  # how often a voxel next to another label is drawn, compared with others inside
 
 
-def draw_voxels(pair: Pair, count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+def draw_voxels(pair: Pair, count: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Random voxels of the region that both views show, without repetition.
 
     Args:
@@ -20,7 +20,7 @@ def draw_voxels(pair: Pair, count: int, draws: Draws) -> tuple[Tensor, Tensor, T
         draws: Source of random numbers.
 
     Returns:
-        Coordinates in the first and in the second view, each ``(count, dims)``, and labels ``(count,)``, all int64.
+        Coordinates in the first and in the second view, each ``(count, dims)``, int64.
     """
     weights = sampling_weights(pair.labels)
     # the largest of u ** (1 / w) are a weighted draw without repetition (Efraimidis and Spirakis, 2006)
@@ -28,7 +28,7 @@ def draw_voxels(pair: Pair, count: int, draws: Draws) -> tuple[Tensor, Tensor, T
     chosen = keys.topk(count, sorted=False).indices
     coordinates = torch.stack(torch.unravel_index(chosen, pair.labels.shape), 1)
     first, second = (coordinates + torch.tensor(start).to(chosen.device) for start in pair.starts)
-    return first, second, pair.labels.flatten()[chosen]
+    return first, second
 
 
 def sampling_weights(labels: Tensor) -> Tensor:

@@ -79,9 +79,8 @@ def test_gradients_are_finite_in_bfloat16_and_on_a_constant_image(dims):
     network = SyntheticUNet(dims)
     for x in (torch.rand(1, 1, *[16] * dims), torch.full((2, 1, *[16] * dims), 3.0)):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output, half = network.levels(x)
-        assert half.shape[2:] == (8,) * dims
-        (output.float().square().mean() + half.float().square().mean()).backward()
+            output = network(x)
+        output.float().square().mean().backward()
         assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 
 

@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
-from nnunet_dg.pretraining.losses import label_contrast, redundancy, voxel_contrast
+from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
 from nnunet_dg.pretraining.voxels import BOUNDARY, OUTSIDE, at_voxels, draw_voxels, sampling_weights
 from nnunet_dg.synthesis import Draws, Pair
 
@@ -30,30 +29,7 @@ def test_redundancy_agrees_with_correlation_coefficients():
     torch.testing.assert_close(redundancy(5 * a + 2, b), redundancy(a, b), rtol=1e-3, atol=0)
 
 
-def test_label_contrast_by_hand():
-    """Four voxels of two labels on two axes: each has one partner with similarity 1, and two others with 0."""
-    features = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 3]])
-    labels = torch.tensor([0, 0, 1, 1])
-    partner = math.exp(1 / 0.33)
-    assert label_contrast(features, labels).item() == pytest.approx(-math.log(partner / (partner + 2)), rel=1e-5)
-    assert label_contrast(features, torch.arange(4)).item() == 0
-
-
-def test_label_contrast_agrees_with_a_naive_loop():
-    x, labels = torch.randn(9, 4, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 3])
-    unit = F.normalize(x, dim=1)
-    losses = []
-    for i in range(9):
-        scores = {j: math.exp(float(unit[i] @ unit[j]) / 0.5) for j in range(9) if j != i}
-        partners = [j for j in scores if labels[j] == labels[i]]
-        if partners:
-            losses.append(np.mean([-math.log(scores[j] / sum(scores.values())) for j in partners]))
-    assert label_contrast(x, labels, 0.5).item() == pytest.approx(np.mean(losses))
-
-
-@pytest.mark.parametrize(
-    "loss", [voxel_contrast, redundancy, lambda a, b: label_contrast(torch.cat([a, b]), torch.arange(5).repeat(2))]
-)
+@pytest.mark.parametrize("loss", [voxel_contrast, redundancy])
 def test_gradients(loss):
     a, b = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(loss, (a, b))
@@ -69,10 +45,10 @@ def test_voxels_are_matched_and_mostly_at_boundaries():
     labels[4:16, 4:16] = 1
     labels[4:16, 10:16] = 2
     pair = Pair(torch.zeros(2, 1, 24, 24), ((0, 3), (4, 0)), labels)
-    here, there, chosen = draw_voxels(pair, 60, Draws(0))
+    here, there = draw_voxels(pair, 60, Draws(0))
     assert torch.equal(there - here, torch.tensor([4, -3]).expand(60, 2))
-    assert torch.equal(labels[tuple((here - torch.tensor([0, 3])).T)], chosen)
     assert len(torch.unique(here, dim=0)) == 60
+    chosen = labels[tuple((here - torch.tensor([0, 3])).T)]
     assert (chosen == 0).float().mean() < 0.15
     weights = sampling_weights(labels)
     assert weights[0, 0] == pytest.approx(OUTSIDE)
@@ -80,7 +56,7 @@ def test_voxels_are_matched_and_mostly_at_boundaries():
     assert weights[8, 9] == weights[8, 10] == weights[4, 6] == BOUNDARY
     counts = torch.zeros(20, 20)
     for key in range(300):
-        at, _, _ = draw_voxels(pair, 20, Draws(1, key))
+        at, _ = draw_voxels(pair, 20, Draws(1, key))
         counts[tuple((at - torch.tensor([0, 3])).T)] += 1
     assert counts[weights == BOUNDARY].mean() / counts[weights == 1].mean() == pytest.approx(BOUNDARY, rel=0.25)
 
