@@ -6,9 +6,10 @@
     python benchmarks/every_trainer.py nnUNetTrainerTinyMIG nnUNetTrainerTinyMIG:tinymig.alignment=cwd
 
 The table also says whether a model can be exported for plain nnU-Net; if not, predicting needs this package. Steps are
-interleaved and ratios computed per round; their medians are reported. Memory is the largest resident set of a fresh
-process that makes two steps, less that of a process that only builds nnUNetTrainer's network. Trainers that are not
-available for the number of axes are left out. Each batch has one case of each of three domains.
+interleaved and ratios computed per round; their medians are reported. To save memory, groups of trainers are timed one
+after the other, each group with nnUNetTrainer. Memory is the largest resident set of a fresh process that makes two
+steps, less that of a process that only builds nnUNetTrainer's network. Trainers that are not available for the number
+of axes are left out. Each batch has one case of each of three domains.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from nnunet_dg.errors import UserError
 
 DATASET_NAME = "Dataset999_Benchmark"
 LEAST = 0.1  # GiB of nnUNetTrainer, below which memory is not compared
+GROUP = 8  # trainers that are timed together
+PLAIN = "nnUNetTrainer"
 CPU = torch.device("cpu")
 WITHOUT_DOWNLOADS = {  # by number of axes
     3: {
@@ -97,15 +100,38 @@ def training(row: str, dims: int, patch: int, batch: int, device: torch.device =
 
 def memory(name: str, dims: int, patch: int, batch: int, steps: int = 2) -> float:
     """Largest resident set in GiB of this process after some training steps."""
-    step = training(name, dims, patch, batch)
-    for _ in range(steps):
-        step.train()
+    with redirect_stdout(sys.stderr):
+        step = training(name, dims, patch, batch)
+        for _ in range(steps):
+            step.train()
     return largest_resident_set()
 
 
 def in_a_fresh_process(*arguments: Any) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(memory, arguments)
+
+
+def timed(names: list[str], size: tuple[int, int, int], rounds: int, clock: Any) -> dict[str, tuple[float, Step]]:
+    """The ratio of each trainer's step to that of nnUNetTrainer, and the trainer. Those that refuse are left out."""
+    steps = {PLAIN: training(PLAIN, *size)}
+    for name in names:
+        try:
+            steps[name] = training(name, *size)
+        except (UserError, NotImplementedError) as error:
+            print(f"{name}: {error}")  # to standard error, with the notes of the methods
+    times = interleaved({name: step.train for name, step in steps.items()}, rounds, CPU, clock)
+    ratios = {name: median(t / base for t, base in zip(times[name], times[PLAIN], strict=True)) for name in steps}
+    return {name: (ratios[name], step) for name, step in steps.items()}
+
+
+def row(name: str, ratio: float, memory_ratio: str, trainer: nnUNetTrainer) -> str:
+    """A line of the table."""
+    changed = [method for method in getattr(trainer, "methods", ()) if method.changes_network]
+    plain = all(method.folds_at_export for method in changed)
+    exported = "yes" if plain else "no"
+    needs = "until it is exported" if changed and plain else "yes" if changed else "no"
+    return f"| `{name}` | {ratio:.2f} | {memory_ratio} | {exported} | {needs} |"
 
 
 def main() -> None:
@@ -123,30 +149,26 @@ def main() -> None:
     if arguments.cpu_time:
         torch.set_num_threads(1)
         clock = time.process_time
-    steps = {}
-    for name in ["nnUNetTrainer", *(arguments.trainers or ours)]:
-        try:
-            steps[name] = training(name, *size)
-        except (UserError, NotImplementedError) as error:
-            print(f"{name}: {error}")
-    times = interleaved({name: step.train for name, step in steps.items()}, arguments.rounds, CPU, clock)
-    idle = in_a_fresh_process("nnUNetTrainer", *size, 0)
-    used = {name: in_a_fresh_process(name, *size) - idle for name in steps}
     versions = ", ".join(f"{package} {version(package)}" for package in ("nnunet-dg", "nnunetv2", "torch"))
     print(
         f"\n{platform.machine()}, {torch.get_num_threads()} threads; {versions}; {arguments.dims}-D, patch "
         f"{arguments.patch}, batch {arguments.batch}, {arguments.rounds} rounds\n"
     )
+    idle = in_a_fresh_process(PLAIN, *size, 0)
+    used = in_a_fresh_process(PLAIN, *size) - idle
     print("| trainer | step | memory | exported for plain nnU-Net | needs this package to predict |")
     print("| --- | --- | --- | --- | --- |")
-    for name, step in steps.items():
-        ratio = median(t / base for t, base in zip(times[name], times["nnUNetTrainer"], strict=True))
-        ratio_of_memory = f"{used[name] / used['nnUNetTrainer']:.2f}" if used["nnUNetTrainer"] > LEAST else "too small"
-        changed = [method for method in getattr(step.trainer, "methods", ()) if method.changes_network]
-        plain = all(method.folds_at_export for method in changed)
-        exported = "is plain" if name == "nnUNetTrainer" else "yes" if plain else "no"
-        needs = "until it is exported" if changed and plain else "yes" if changed else "no"
-        print(f"| `{name}` | {ratio:.2f} | {ratio_of_memory} | {exported} | {needs} |")
+    print(f"| `{PLAIN}` | 1.00 | 1.00 | is plain | no |")
+    names = arguments.trainers or ours
+    for start in range(0, len(names), GROUP):
+        with redirect_stdout(sys.stderr):
+            measured = timed(names[start : start + GROUP], size, arguments.rounds, clock)
+        for name, (ratio, step) in measured.items():
+            if name == PLAIN:
+                continue
+            compared = used > LEAST
+            memory_ratio = f"{(in_a_fresh_process(name, *size) - idle) / used:.2f}" if compared else "too small"
+            print(row(name, ratio, memory_ratio, step.trainer), flush=True)
 
 
 if __name__ == "__main__":
