@@ -256,12 +256,13 @@ def _kind(mode: int) -> str:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, result: str = "") -> Iterator[None]:
     """Lock a folder for a command that resumes earlier work in it. The lock ends with the process at the latest.
 
     Args:
-        folder: Existing folder. A file ``.nnunet-dg.lock`` stays in it.
+        folder: Existing folder. A file ``.nnunet-dg.lock``, or ``.RESULT.lock``, stays in it.
         what: Name of the command, for the message.
+        result: A file in the folder, if the command writes that one alone. Others can be written at the same time.
 
     Raises:
         DataError: Another process holds the lock.
@@ -269,11 +270,12 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".nnunet-dg.lock")
+    lock = FileLock(folder / (f".{result}.lock" if result else ".nnunet-dg.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise DataError(f"Another {what} is running in {folder}. Wait for it, or choose another folder.") from error
+        place, kind = (folder / result, "file") if result else (folder, "folder")
+        raise DataError(f"Another {what} is running in {place}. Wait for it, or choose another {kind}.") from error
     except NotImplementedError as error:
         raise DataError(f"The file system of {folder} has no locks. Choose a folder on another one.") from error
     try:

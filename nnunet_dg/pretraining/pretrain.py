@@ -67,7 +67,7 @@ def pretrain(
     chosen = torch.device(device)
     settings = _settings(dims, seed, steps, chosen, every, recipe)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output.parent, "nnunet-dg pretrain"), reproducible(chosen):
+    with locked(output.parent, "nnunet-dg pretrain", output.name), reproducible(chosen):
         state = TrainingState(dims, seed, steps, chosen)
         measured, seconds = resume(output, state, settings)
         start = time.monotonic() - seconds

@@ -38,7 +38,7 @@ class Recipe:
     off_diagonal: float = 0.3
 
 
-RECIPES = {2: Recipe((96, 128), 32, 4, 512), 3: Recipe((32, 32, 40), 12, 2, 512)}
+RECIPES = {2: Recipe((96, 128), 48, 4, 512), 3: Recipe((32, 32, 40), 24, 2, 512)}
 
 
 def draw_pairs(recipe: Recipe, dims: int, draws: Draws) -> list[Pair]:

@@ -13,6 +13,7 @@ import torch
 from nnunet_dg.cli import main
 from nnunet_dg.errors import DataError
 from nnunet_dg.extractors import build_extractor
+from nnunet_dg.files import locked
 from nnunet_dg.pretraining import pretrain as module
 from nnunet_dg.pretraining.checkpoint import checkpoint_of
 from nnunet_dg.pretraining.measures import held_out_measures
@@ -123,6 +124,13 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
     checkpoint_of(tmp_path / "a.pt").write_bytes(b"PK damaged")
     with pytest.raises(DataError, match=r"a.pt.checkpoint is damaged.* Remove it to start again"):
         run(tmp_path / "a.pt")
+
+
+def test_two_trainings_in_one_folder_do_not_wait_for_each_other(tmp_path):
+    with locked(tmp_path, "nnunet-dg pretrain", "a.pt"):
+        run(tmp_path / "b.pt")
+        with pytest.raises(DataError, match=r"Another nnunet-dg pretrain is running in .*a\.pt\. Wait for it"):
+            run(tmp_path / "a.pt")
 
 
 def test_the_command(tmp_path, capsys):
