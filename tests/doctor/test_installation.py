@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers import SUPPORT, set_nnunets_folders
 from nnunet_host import declare
 
 from nnunet_dg.cli import main
+from nnunet_dg.method import Method, number
 
 
 def doctor(*arguments, status, folder, **environment):
@@ -141,6 +143,7 @@ def test_normalization_settings_and_domains_are_shown(doctor_here, dataset, tmp_
         (("-d", "705"), {"nnunet_dg": {"sgcg": {"temprature": 0.2}}}, "Did you mean 'temperature'?"),
         (("-d", "705"), {"nnunet_dg": {"dropgen": {"p": 2}}}, "p must be"),
         (("-d", "705"), {"nnunet_dg": {"tinymig": {"divergence": "x"}}}, "divergence must be one of"),
+        (("-d", "705"), {"nnunet_dg": {"training": {"seed": -1}}}, "seed must be"),
     ],
 )
 def test_problems_of_a_dataset_are_explained_in_one_line(doctor_here, dataset, tmp_path, arguments, section, expected):
@@ -148,6 +151,21 @@ def test_problems_of_a_dataset_are_explained_in_one_line(doctor_here, dataset, t
     printed = doctor_here(*arguments, status=1)
     assert expected in printed
     assert "Traceback" not in printed
+
+
+def test_settings_of_another_packages_method_are_checked_too(doctor_here, dataset, monkeypatch):
+    from nnunet_dg.doctor import dataset as module
+    from nnunet_dg.training import plans
+
+    @dataclass(frozen=True)
+    class Noise(Method):
+        key = "feature_noise"
+        strength: float = number(0.1, 0, 1)
+
+    for reader in (module, plans):
+        monkeypatch.setattr(reader, "trainers_by_method", lambda: {Noise: []})
+    dataset(nnunet_dg={"feature_noise": {"strength": 5}})
+    assert "strength must be" in doctor_here("-d", "705", status=1)
 
 
 @pytest.fixture

@@ -1,5 +1,9 @@
 """The small network: invariances, gradients, borders, and its place among the extractors."""
 
+import hashlib
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 from helpers import shared
@@ -12,7 +16,9 @@ from nnunet_dg.extractors import build_extractor, create_extractor, load_weights
 from nnunet_dg.extractors import synthetic as module
 from nnunet_dg.extractors.synthetic import Synthetic, included
 from nnunet_dg.extractors.synthetic_unet import SyntheticUNet, bordered, doubled, halved
+from nnunet_dg.pretraining.step import RECIPES
 
+INCLUDED = (3,)
 SHAPES = {2: (24, 17), 3: (16, 17, 20)}
 
 
@@ -150,15 +156,24 @@ def test_it_is_small(spatial_dims):
     assert sum(p.numel() for p in SyntheticUNet(spatial_dims).parameters()) <= 400_000
 
 
+@pytest.mark.parametrize("spatial_dims", INCLUDED)
+def test_the_included_file_is_that_of_its_description_and_of_todays_recipe(spatial_dims):
+    path = included(spatial_dims)
+    description = json.loads(path.with_suffix(".json").read_text())
+    assert description["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(RECIPES[spatial_dims]).items()}
+    assert (description["dims"], description["recipe"]) == (spatial_dims, recipe)
+    assert path.stat().st_size < 1e6
+    assert description["measures"][-1]["step"] == description["steps"]
+
+
 @pytest.mark.matrix
 def test_the_included_file_is_stable_between_contrasts_and_ignores_the_place():
-    """On four contrasts of one subject; skipped as long as the package includes no file."""
+    """On four contrasts of one subject: what MIND has, .47 and .20, is exceeded."""
     import SimpleITK as sitk
 
     from nnunet_dg.robustness.position import contrast_measures, image_measures
 
-    if not (module.FOLDER / "synthetic_3d.pt").is_file():
-        pytest.skip("this version includes no 3-D weights")
     extractor = build_extractor("synthetic")
     names, center = ("T1", "T2", "FLAIR", "T1POST"), (slice(8, 104), slice(24, 120), slice(8, 104))
     folder = shared("data", "contrasts_open_ms")
@@ -169,5 +184,9 @@ def test_the_included_file_is_stable_between_contrasts_and_ignores_the_place():
     def extract(image):
         return extractor(torch.from_numpy(image.copy())[None, None])[0].numpy()
 
-    assert image_measures(extract, images, foreground)["cka_unrelated"].mean() <= 0.02
-    assert contrast_measures(extract, images, foreground, (8, 8, 8))["cka_shifted"].mean() > 0.25
+    alone = image_measures(extract, images, foreground).mean(numeric_only=True)
+    assert alone["cka_unrelated"] <= 0.02
+    assert alone["effective_rank"] >= 8
+    together = contrast_measures(extract, images, foreground, (8, 8, 8)).mean(numeric_only=True)
+    assert together["cka_shifted"] >= 0.60
+    assert together["recall_shifted"] >= 0.21
