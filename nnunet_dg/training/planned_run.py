@@ -153,6 +153,11 @@ def _ordered(seed: int, data_loader: Any, num_processes: int, pin_memory: bool, 
 
 
 def _start_worker(set_thread_id: Callable[[int], None], seeds: list[int], number: int) -> None:
-    """Called in each worker process, which batchgenerators seeds for NumPy only."""
+    """Called in each worker process, which batchgenerators seeds for NumPy only.
+
+    One thread, as in nnU-Net's own workers: the threads of the training do not exist in a forked process, which would
+    wait for them forever.
+    """
+    torch.set_num_threads(1)
     seed_all(seeds[number])
     set_thread_id(number)

@@ -1,8 +1,13 @@
 """Seed and length in the plans, and what they do to nnU-Net's data loaders."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from helpers import SUPPORT
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 
 from nnunet_dg.errors import SettingsError
@@ -65,6 +70,16 @@ def test_worker_processes_give_the_same_batches_for_the_same_seed_only():
     assert batches(2) != first
     assert [worker for *_, worker in first] == [0, 1, 0, 1, 0, 1]
     assert len({value for row in first for value in row[:2]}) == 12  # no worker repeats the other's numbers
+
+
+def test_worker_processes_do_not_wait_for_the_threads_of_the_training():
+    """A forked process does not have the threads that PyTorch started before."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, SUPPORT / "threads_before_workers.py"], env=environment, capture_output=True, text=True,
+        timeout=100, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str([float(2**21)] * 3)
 
 
 def test_nnunets_loader_is_restored():
