@@ -31,10 +31,10 @@ from nnunet_dg.names import printable
 
 DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"
-TRAINERS = ("nnUNetTrainerERM", "nnUNetTrainerDropGen_MIND")  # the first is nnUNetTrainer with a seed
+TRAINERS = ("nnUNetTrainerERM", "nnUNetTrainerDropGen_MIND")  # the first is nnUNetTrainer with TRAINING
 PATCH_SIZE = [16, 20, 16]
 P = 0.25  # in so few steps, the default of 0.5 costs more in-domain
-TRAINING = {"seed": 0, "epochs": 5}  # epochs of nnU-Net: 250 steps each
+TRAINING = {"seed": 0, "epochs": 5}  # of 250 steps; after each, nnU-Net draws a picture for more than a second
 DOMAINS = {"source": "in-domain", "target": "unseen"}
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -104,7 +104,8 @@ class _NNUNet:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.console = console
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        # by default, waiting threads spin for milliseconds, which is many times slower if the cores are busy
+        # By default, waiting threads spin for milliseconds, which is many times slower if the cores are busy. Further
+        # processes import nnU-Net again, which takes longer than what they do here.
         self.environment = (
             {"GOMP_SPINCOUNT": "1000"}
             | os.environ
@@ -155,7 +156,7 @@ def _progress(log: Path) -> str:
 
 
 def _write_small_plans(preprocessed: Path) -> None:
-    """Write a copy of nnU-Net's plans with `P` and `TRAINING`, and a network and patches small enough for two CPU cores."""
+    """Write a copy of nnU-Net's plans with `P`, `TRAINING`, and a network and patches that two CPU cores can train."""
     advice = "Remove the demo's folder, and run the demo again."
     plans: dict[str, Any] = dict(read_json(preprocessed / "nnUNetPlans.json", DemoPlans, advice))
     configuration = plans["configurations"]["3d_fullres"]
