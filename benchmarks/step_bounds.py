@@ -63,9 +63,7 @@ def measures(quick: bool = False) -> list[Measure]:
             result.append(Measure(f"{name} of {row}, {patch}^3", ratio, bound=bound))
     if not quick:
         used = {row: in_a_fresh_process(row, patch) for row in (BASE, *MEMORY)}
-        result += [
-            Measure(f"memory of {row}, {patch}^3", used[row] / used[BASE], bound=b) for row, b in MEMORY.items()
-        ]
+        result += [Measure(f"memory of {row}, {patch}^3", used[row] / used[BASE], bound=b) for row, b in MEMORY.items()]
     return result
 
 

@@ -152,9 +152,7 @@ def _surface_metrics(
     }
 
 
-def _surface(
-    mask: NDArray[np.bool_], spacing_mm: Sequence[float]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _surface(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Where the surface crosses a cube of neighboring voxels, and the area of each of these surface elements, in mm².
 
     The first has one voxel more along each axis than the mask; the second is in its order. As MONAI's
