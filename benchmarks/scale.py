@@ -12,8 +12,10 @@ the size of a patch, and the exponent of the ratio to nnUNetTrainer. A cost that
 
 import argparse
 import multiprocessing
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 
@@ -49,7 +51,8 @@ def step_of(trainer: str, classes: int, patch: int, channels: int) -> Step:
         "file_ending": ".nii.gz",
     }
     kind, settings = ROWS[trainer]
-    return Step(kind, content | {"nnunet_dg": settings}, CPU, dataset=dataset)
+    with redirect_stdout(sys.stderr):  # notes of the methods
+        return Step(kind, content | {"nnunet_dg": settings}, CPU, dataset=dataset)
 
 
 def memory(trainer: str, sizes: Mapping[str, int]) -> float:

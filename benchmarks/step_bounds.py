@@ -8,8 +8,9 @@ largest resident set of a new process that has only built the trainer.
 """
 
 import multiprocessing
+import sys
+from contextlib import redirect_stdout
 from statistics import median
-from typing import Any
 
 import aside  # noqa: F401, before nnU-Net
 
@@ -32,14 +33,15 @@ MEMORY = {"nnUNetTrainerSgCG": 1.6, "nnUNetTrainerTinyMIG": 1.9}
 CPU = torch.device("cpu")
 
 
-def planned(row: str, patch: int) -> tuple[type, dict[str, Any]]:
+def step_of(row: str, patch: int) -> Step:
     trainer, settings = ROWS[row]
-    return trainer, plans(patch, batch=2).plans | {"nnunet_dg": settings}
+    with redirect_stdout(sys.stderr):  # notes of the methods
+        return Step(trainer, plans(patch, batch=2).plans | {"nnunet_dg": settings}, CPU)
 
 
 def memory(row: str, patch: int) -> float:
     """GiB that two steps add to the largest resident set of this process."""
-    step = Step(*planned(row, patch), CPU)
+    step = step_of(row, patch)
     before = largest_resident_set()
     step.train()
     step.train()
@@ -54,7 +56,7 @@ def in_a_fresh_process(row: str, patch: int) -> float:
 def measures(quick: bool = False) -> list[Measure]:
     """The figures of this file, nnUNetTrainer's = 1."""
     patch, rounds = (32, 1) if quick else (64, 9)
-    steps = {row: Step(*planned(row, patch), CPU) for row in (BASE, *STEP)}
+    steps = {row: step_of(row, patch) for row in (BASE, *STEP)}
     result = []
     for name, method, bounds in (("training step", "train", STEP), ("prediction", "predict", PREDICTION)):
         times = interleaved({row: getattr(steps[row], method) for row in (BASE, *bounds)}, rounds, CPU)
