@@ -6,8 +6,9 @@
 
 Steps are `train_step` on noise in CPU seconds with one thread, interleaved; the network is nnU-Net's with 8 features in
 its first stage. For each series, the exponent e of the fit cost = c * size^e is shown, with the number of voxels as
-the size of a patch, and the exponent of the ratio to nnUNetTrainer. A cost that grows faster than linearly has e above
-1. Memory is what two steps add to the largest resident set of a new process that has only built the trainer.
+the size of a patch, the exponent of the ratio to nnUNetTrainer, and the exponent from the second largest to the largest
+size, where fixed costs hide least. A cost that grows faster than linearly has an exponent above 1. Memory is what two
+steps add to the largest resident set of a new process that has only built the trainer.
 """
 
 import argparse
@@ -100,17 +101,17 @@ class Growth:
 
     def _print(self, title: str, unit: str, costs: Mapping[str, Sequence[float]]) -> None:
         columns = [f"{value}{'^3' if self.name == 'patch' else ''}, {unit}" for value in self.values]
-        heads = [f"{title}, by {self.name}", *columns, "exponent", "exponent of the ratio", ""]
+        heads = [f"{title}, by {self.name}", *columns, "exponent", "of the ratio", "at the largest", ""]
         print(f"\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
         for trainer, values in costs.items():
-            e, relative = self.exponents(costs, trainer)
-            cells = [trainer, *(f"{value:.3f}" for value in values), f"{e:.2f}", f"{relative:.2f}"]
-            print(f"| {' | '.join([*cells, 'above linear' if e > LINEAR else ''])} |", flush=True)
+            e, relative, last = self.exponents(costs, trainer)
+            numbers = [*(f"{value:.3f}" for value in values), *(f"{number:.2f}" for number in (e, relative, last))]
+            print(f"| {' | '.join([trainer, *numbers, 'above linear' if max(e, last) > LINEAR else ''])} |", flush=True)
 
-    def exponents(self, costs: Mapping[str, Sequence[float]], trainer: str) -> tuple[float, float]:
-        """The exponents of a trainer's cost, and of its ratio to nnUNetTrainer's."""
+    def exponents(self, costs: Mapping[str, Sequence[float]], trainer: str) -> tuple[float, float, float]:
+        """The exponents of a trainer's cost, of its ratio to nnUNetTrainer's, and between the two largest sizes."""
         e, base = (exponent(self.sizes, costs[name]) for name in (trainer, TRAINERS[0]))
-        return e, e - base
+        return e, e - base, exponent(self.sizes[-2:], costs[trainer][-2:])
 
     def measures(self) -> list[Measure]:
         """The largest exponents of time and memory, of all trainers."""
@@ -121,7 +122,7 @@ class Growth:
                 max(es.values()), "", LINEAR,
             )
             for kind, costs in kinds.items()
-            for es in [{trainer: self.exponents(costs, trainer)[0] for trainer in TRAINERS}]
+            for es in [{trainer: max(self.exponents(costs, trainer)[::2]) for trainer in TRAINERS}]
         ]  # fmt: skip
 
 
