@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,7 +51,9 @@ def arguments_of(doc: str | None) -> argparse.Namespace:
 
 
 def show(measures: list[Measure], arguments: argparse.Namespace) -> None:
-    """Print the table, and write the figures to a file if one was given."""
+    """Print the table, and write the figures to a file if one was given. A smoke test is not held to the bounds."""
+    if arguments.quick:
+        measures = [replace(measure, bound=None) for measure in measures]
     print(f"\n{machine()}\n")
     print_table(measures)
     if arguments.json:
