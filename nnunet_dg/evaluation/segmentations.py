@@ -122,7 +122,10 @@ class SegmentationReader:
             integers = array.astype(np.uint16)
         declared = np.zeros(HIGHEST + 1, bool)
         declared[self.labels.values] = True
-        valid = declared[integers] & (integers == array)
+        exact = integers == array
+        if exact.all() and declared[: int(integers.max(initial=0)) + 1].all():  # fast, and the usual case
+            return integers
+        valid = declared[integers] & exact
         if valid.all():
             return integers
         wrong = np.unique(array[~valid])

@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics.utils import get_edge_surface_distance
 from scipy.ndimage import gaussian_filter
 from surface_distance import (
     compute_average_surface_distance,
@@ -73,6 +75,24 @@ def test_agrees_with_a_second_library(shape, spacing, seed):
     both = compute_average_surface_distance(distances)
     areas = distances["surfel_areas_gt"].sum(), distances["surfel_areas_pred"].sum()
     assert metrics["assd_mm"] == pytest.approx(np.average(both, weights=areas), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI calls its own deprecated functions
+@pytest.mark.parametrize(("shape", "spacing"), [((12, 30, 28), (3.3, 0.7, 0.5)), ((40, 36), (0.4, 1.5))])
+def test_surfaces_are_those_that_monai_measures_in_the_whole_image(shape, spacing):
+    """Small labels, labels at the border, a region, and an ignored part, each measured here in its own box."""
+    fields = [gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 2) for seed in (1, 2)]
+    truth, prediction = (np.digitize(f, np.quantile(fields[0], (0.4, 0.8, 0.98))) for f in (fields[0], sum(fields)))
+    labels = {"small": [3], "large": [1], "region": [2, 3], "all": [0, 1]}
+    metrics = case_metrics(prediction, truth, spacing, labels, ignore=2, tolerance_mm=1.1)
+    for name, integers in labels.items():
+        masks = [torch.from_numpy(np.isin(array, integers) & (truth != 2)) for array in (prediction, truth)]
+        edges, distances, areas = get_edge_surface_distance(*masks, spacing=spacing, use_subvoxels=True, symmetric=True)
+        weights = torch.cat([area[edge] for area, edge in zip(areas, edges, strict=True)]).double()
+        both = torch.cat(distances).double()
+        assert metrics[name]["assd_mm"] == pytest.approx(float((both * weights).sum() / weights.sum()), rel=1e-6)
+        assert metrics[name]["nsd"] == pytest.approx(float(weights[both <= 1.1].sum() / weights.sum()), rel=1e-6)
+        assert metrics[name]["truth_voxels"] == masks[1].sum()
 
 
 @pytest.mark.parametrize("shape", [(9, 12, 10), (12, 10)])
