@@ -158,9 +158,18 @@ def modulate(
     >>> modulate(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[10.0]]), torch.tensor([[2.0]])).round()
     tensor([[[ 8., 12.]]])
     """
+    if own is None and not detached:
+        return _normalized(feature, mean, std)
     own_mean, own_std = own or statistics(feature.detach() if detached else feature)
     own_mean, own_std, mean, std = (per_channel(s, feature) for s in (own_mean, own_std, mean, std))
     return (std * (wide(feature) - own_mean) / own_std + mean).to(feature.dtype)
+
+
+def _normalized(feature: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """`modulate` by PyTorch's batch norm, as instance norm uses it: one pass over the feature instead of eight."""
+    channels = feature.reshape(1, -1, *feature.shape[2:])
+    affine = (s.reshape(-1).to(wide(feature[:0]).dtype) for s in (std, mean))
+    return torch.batch_norm(channels, *affine, None, None, True, 0.0, EPS, True).reshape(feature.shape)
 
 
 def symmetric_kl(logits_a: Tensor, logits_b: Tensor, regions: bool = False) -> Tensor:
