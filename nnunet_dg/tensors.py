@@ -91,7 +91,29 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     >>> instance_norm(torch.tensor([[[2.0, 4.0]]])).round()
     tensor([[[-1.,  1.]]])
     """
+    if is_channels_last(x) and x.device.type == "cpu":  # PyTorch's instance norm would change the memory format first
+        samples = [torch.batch_norm(s, None, None, None, None, True, 0.0, eps, True) for s in wide(x).split(1)]
+        return torch.cat(samples).to(x.dtype)
     return F.instance_norm(wide(x), eps=eps).to(x.dtype)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The tensor ``(B, C, X, Y, Z)`` in PyTorch's memory format channels_last_3d.
+
+    `torch.Tensor.contiguous` leaves the strides of a single channel, by which convolutions choose a format, as they
+    are.
+
+    >>> channels_last(torch.zeros(1, 1, 4, 5, 6)).stride()
+    (120, 1, 30, 6, 1)
+    """
+    if x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x.contiguous().view(x.shape[0], *x.shape[2:], 1).movedim(-1, 1)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a tensor is in PyTorch's memory format channels_last_3d, and not in the usual one as well."""
+    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
 def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
