@@ -142,7 +142,8 @@ class ContentAlignment(nn.Module):
         """Term and gain, summed over samples."""
         sides = [enhanced_spectrum(enhance, feature) for feature in (teacher, student)]
         gain = torch.stack([side.gain.detach().mean() for side in sides]).mean()
-        return alignment(*sides, student.shape[2:], self.scale) * len(student), gain * len(student)
+        term = alignment(sides[0], sides[1], student.shape[2:], self.scale)
+        return term * len(student), gain * len(student)
 
     def take_gain(self) -> float:
         """``std(enhanced) / std(given)``, averaged over stages, channels, and the steps since the last call.
