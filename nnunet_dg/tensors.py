@@ -91,7 +91,39 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     >>> instance_norm(torch.tensor([[[2.0, 4.0]]])).round()
     tensor([[[-1.,  1.]]])
     """
+    if is_channels_last(x) and x.device.type == "cpu":
+        return _instance_norm_of_channels_last(wide(x), eps).to(x.dtype)
     return F.instance_norm(wide(x), eps=eps).to(x.dtype)
+
+
+def _instance_norm_of_channels_last(x: Tensor, eps: float) -> Tensor:
+    """Instance norm that keeps the memory format, which PyTorch's changes first.
+
+    Means are taken in two stages: in this format, PyTorch adds the values of a channel one after the other, so that
+    rounding errors grow. `torch.var_mean` is more than twice as slow.
+    """
+    centered = x - x.mean((3, 4), keepdim=True).mean(2, keepdim=True)
+    variance = centered.square().mean((3, 4), keepdim=True).mean(2, keepdim=True)
+    return centered * (variance + eps).rsqrt()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The tensor ``(B, C, X, Y, Z)`` in PyTorch's memory format channels_last_3d.
+
+    `torch.Tensor.contiguous` leaves the strides of a single channel, by which convolutions choose a format, as they
+    are.
+
+    >>> channels_last(torch.zeros(1, 1, 4, 5, 6)).stride()
+    (120, 1, 30, 6, 1)
+    """
+    if x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x.contiguous().view(x.shape[0], *x.shape[2:], 1).movedim(-1, 1)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a tensor is in PyTorch's memory format channels_last_3d, and not in the usual one as well."""
+    return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
 def unit_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
@@ -158,9 +190,18 @@ def modulate(
     >>> modulate(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[10.0]]), torch.tensor([[2.0]])).round()
     tensor([[[ 8., 12.]]])
     """
+    if own is None and not detached:
+        return _normalized(feature, mean, std)
     own_mean, own_std = own or statistics(feature.detach() if detached else feature)
     own_mean, own_std, mean, std = (per_channel(s, feature) for s in (own_mean, own_std, mean, std))
     return (std * (wide(feature) - own_mean) / own_std + mean).to(feature.dtype)
+
+
+def _normalized(feature: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """`modulate` by PyTorch's batch norm, as instance norm uses it: one pass over the feature instead of eight."""
+    channels = feature.reshape(1, -1, *feature.shape[2:])
+    weight, bias = (s.reshape(-1).to(wide(feature[:0]).dtype) for s in (std, mean))
+    return torch.batch_norm(channels, weight, bias, None, None, True, 0.0, EPS, True).reshape(feature.shape)
 
 
 def symmetric_kl(logits_a: Tensor, logits_b: Tensor, regions: bool = False) -> Tensor:

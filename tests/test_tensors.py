@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from nnunet_dg.tensors import sortable, symmetric_kl
+from nnunet_dg.tensors import (
+    channels_last,
+    instance_norm,
+    is_channels_last,
+    modulate,
+    per_channel,
+    sortable,
+    statistics,
+    symmetric_kl,
+)
 
 
 def test_value_computed_by_hand():
@@ -64,3 +73,28 @@ def test_sorted_keys_have_the_order_of_groups_then_of_values():
     keys, order = sortable(values, group).sort(stable=True)
     assert order.tolist() == expected
     assert torch.equal(keys >> 32, group[order])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_memory_format_changes_neither_values_nor_their_instance_norm(channels):
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, 6, 5, 4) + 20
+    last = channels_last(x)
+    assert last.stride() == (120 * channels, 1, 20 * channels, 4 * channels, channels)
+    assert torch.equal(last, x)
+    assert is_channels_last(last) == (channels > 1)
+    torch.testing.assert_close(instance_norm(last), instance_norm(x), rtol=0, atol=1e-5)
+    assert is_channels_last(instance_norm(last)) == (channels > 1)
+
+
+def test_modulation_by_batch_norm_equals_its_formula_with_all_gradients():
+    torch.manual_seed(0)
+    inputs = [torch.rand(2, 3, *more, dtype=torch.double, requires_grad=True) for more in ((4, 5, 6), (), ())]
+    feature, mean, std = inputs
+    own_mean, own_std, new_mean, new_std = (per_channel(s, feature) for s in (*statistics(feature), mean, std))
+    expected = new_std * (feature - own_mean) / own_std + new_mean
+    actual = modulate(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    weights = torch.randn_like(expected)
+    for gradients in zip(*(torch.autograd.grad(x, inputs, weights) for x in (actual, expected)), strict=True):
+        torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-9)

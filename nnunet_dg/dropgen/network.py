@@ -19,7 +19,7 @@ from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.base import check_size
 from nnunet_dg.method import AroundPlanned
 from nnunet_dg.outside import Outside
-from nnunet_dg.tensors import minmax
+from nnunet_dg.tensors import channels_last, is_channels_last, minmax
 
 if TYPE_CHECKING:
     from nnunet_dg.dropgen.method import DropGen
@@ -81,6 +81,8 @@ class DropGenNetwork(AroundPlanned):
             s = self.extractor(seen.flatten(0, 1).unsqueeze(1)).unflatten(0, image.shape[:2])
             parts.append(s.mean(dim=1) if self.settings.combine == "mean" else s.flatten(1, 2))
             dtype = s.dtype  # under autocast the features and the network's input are in half precision
+            if is_channels_last(parts[-1]):  # a convolution of C + d channels is faster in this format
+                parts = [channels_last(part) for part in parts]
         return torch.cat([part.to(dtype) for part in parts], dim=1)
 
     def _load_from_state_dict(

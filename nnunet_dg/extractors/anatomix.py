@@ -28,6 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.extractors.base import FrozenExtractor
 from nnunet_dg.extractors.plausible import implausible
+from nnunet_dg.tensors import channels_last
 
 LAYERS = ("penultimate", "final")
 
@@ -185,6 +186,8 @@ class Anatomix(FrozenExtractor):
     def features(self, x: Tensor) -> Tensor:
         """Raw features ``(B, d, X, Y, Z)`` of ``(B, 1, X, Y, Z)`` in [0, 1]. Sizes are multiples of ``2**poolings``."""
         pool = F.avg_pool3d if self.variant.average_pooling else F.max_pool3d
+        if self.variant.batch_norm and x.device.type == "cpu" and not torch.is_grad_enabled():
+            x = channels_last(x)  # faster, but not with TinyMIG's adapters, whose instance norm changes the format back
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(pool(x, 2) if level else x)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_dg.tensors import wide
+from nnunet_dg.tensors import per_channel, wide
 
 BRANCH_CUT = 1e-4 - math.pi  # negative real frequencies have phase pi; rounding can turn it into minus pi
 
@@ -70,10 +70,15 @@ class FrequencyContentEnhancement(nn.Module):
         with torch.autocast(feature.device.type, enabled=False):
             spectrum, phase = self.filtered(torch.fft.rfftn(wide(feature), dim=axes))
             enhanced = torch.fft.irfftn(spectrum, s=self.shape[1:], dim=axes)
-            if self.refiner is None:
-                return enhanced
-            weights = self.refiner(phase.mean(axes))
-            return enhanced * weights.reshape(*weights.shape, *[1] * len(axes))
+            weights = self.channel_weights(phase)
+            return enhanced if weights is None else enhanced * per_channel(weights, enhanced)
+
+    def channel_weights(self, phase: Tensor) -> Tensor | None:
+        """The weight of each channel, ``(B, channels)``, from the filtered phase; None without a channel refiner."""
+        if self.refiner is None:
+            return None
+        weights: Tensor = self.refiner(phase.mean(tuple(range(2, phase.ndim))))
+        return weights
 
     def filtered(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """The half spectrum ``(B, channels, *frequencies)`` after filtering, and its filtered phase."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_dg.errors import VersionError
-from nnunet_dg.tensors import wide
-from nnunet_dg.tinymig.alignment import gain, localized_representation_alignment, pool, pooled_shape, scale_free
+from nnunet_dg.tinymig.alignment import pool, pooled_shape
 from nnunet_dg.tinymig.content import FrequencyContentEnhancement
 from nnunet_dg.tinymig.decoder import TeacherDecoder
 from nnunet_dg.tinymig.reprogramming import FeatureReprogramming
+from nnunet_dg.tinymig.spectral import alignment, enhanced_spectrum
 from nnunet_dg.tinymig.teachers import Teacher
 
 MOST_NUMBERS = 2**21  # elements of a feature that the alignment enhances at once
@@ -92,7 +92,7 @@ class ContentAlignment(nn.Module):
         amplitude: Whether the amplitude is filtered, see `FrequencyContentEnhancement`; default True.
         phase: Whether the phase is filtered; default True.
         refine: Whether channels are weighted; default True.
-        scale: ``"free"``: enhanced features are normalized by `scale_free` before they are compared. ``"paper"``: they
+        scale: ``"free"``: enhanced features are compared with zero mean and unit RMS, see `spectral`. ``"paper"``: they
             are compared without normalization, so that the filters can reduce the loss by shrinking them.
     """
 
@@ -138,16 +138,12 @@ class ContentAlignment(nn.Module):
         sums: tuple[Tensor, Tensor] = checkpoint(self._sums, *arguments, use_reentrant=False, preserve_rng_state=False)
         return sums
 
-    def _sums(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    def _sums(self, enhance: Any, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """Term and gain, summed over samples."""
-        features = [wide(teacher), wide(student)]
-        enhanced = [enhance(feature) for feature in features]
-        with torch.no_grad():
-            gains = torch.stack([gain(e, f).mean() for e, f in zip(enhanced, features, strict=True)])
-        if self.scale == "free":
-            enhanced = [scale_free(e, f) for e, f in zip(enhanced, features, strict=True)]
-        term = localized_representation_alignment(enhanced[:1], enhanced[1:])
-        return term * len(student), gains.mean() * len(student)
+        sides = [enhanced_spectrum(enhance, feature) for feature in (teacher, student)]
+        gain = torch.stack([side.gain.detach().mean() for side in sides]).mean()
+        term = alignment(sides[0], sides[1], student.shape[2:], self.scale)
+        return term * len(student), gain * len(student)
 
     def take_gain(self) -> float:
         """``std(enhanced) / std(given)``, averaged over stages, channels, and the steps since the last call.

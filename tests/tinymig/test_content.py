@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from fixed_alignment import trained
+from spatial_alignment import spatial_alignment
 from torch.nn import functional as F
 
 from nnunet_dg.tinymig import ContentAlignment, FrequencyContentEnhancement, localized_representation_alignment
-from nnunet_dg.tinymig.alignment import gain, pool, pooled_shape, scale_free
+from nnunet_dg.tinymig.alignment import pool, pooled_shape
 from nnunet_dg.tinymig.content import hermitian
+from nnunet_dg.tinymig.spectral import scaled
 
 SHAPES = [(6, 8), (7, 5), (4, 6, 8), (5, 7, 3)]
 
@@ -195,20 +197,52 @@ def test_a_batch_processed_in_parts_gives_the_same_result(monkeypatch):
         torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-6)
 
 
+def spectrum(x):
+    return torch.view_as_real(torch.fft.rfftn(x, dim=tuple(range(2, x.ndim)))).flatten(2)
+
+
+def scale_free(enhanced, given):
+    """The enhanced feature at the scale at which it is compared, and its gain."""
+    spatial = given.shape[2:]
+    result = scaled(spectrum(given), spectrum(enhanced), torch.ones(given.shape[:2]), spatial)
+    numbers = (result.numbers * result.scale_free.unsqueeze(-1)).unflatten(2, (*spatial[:-1], -1, 2))
+    back = torch.fft.irfftn(torch.view_as_complex(numbers), s=spatial, dim=tuple(range(2, given.ndim)))
+    return back - back.mean(tuple(range(2, given.ndim)), keepdim=True), result.gain
+
+
 def test_scale_free_computed_by_hand():
     given = torch.tensor([[[[0.0, 2.0]]]])
-    torch.testing.assert_close(scale_free(3 * given + 5, given), torch.tensor([[[[-1.0, 1.0]]]]), rtol=1e-4, atol=0)
-    assert float(gain(3 * given + 5, given)) == pytest.approx(3)
+    result, gain = scale_free(3 * given + 5, given)
+    torch.testing.assert_close(result, torch.tensor([[[[-1.0, 1.0]]]]), rtol=1e-4, atol=0)
+    assert float(gain) == pytest.approx(3)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.1, 100.0])
 def test_the_result_does_not_depend_on_the_scale_of_the_enhancement(factor):
     given = torch.randn(2, 3, 4, 5)
     enhanced = torch.randn(2, 3, 4, 5)
-    torch.testing.assert_close(scale_free(factor * enhanced + 2 * factor, given), scale_free(enhanced, given))
+    result, _ = scale_free(enhanced, given)
+    torch.testing.assert_close(scale_free(factor * enhanced + 2 * factor, given)[0], result)
     expected = enhanced - enhanced.mean((2, 3), keepdim=True)
     expected = expected / expected.square().mean((2, 3), keepdim=True).sqrt()
-    torch.testing.assert_close(scale_free(enhanced, given), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["free", "paper"])
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 1), (3, 2)])
+def test_the_alignment_of_spectra_is_that_of_features(shape, scale):
+    torch.manual_seed(0)
+    module = ContentAlignment([4], [shape], scale=scale).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    sides = [(torch.randn(2, 4, *shape, dtype=torch.double) + 2).requires_grad_() for _ in range(2)]
+    term = module(sides[:1], sides[1:])
+    expected, gain = spatial_alignment(module.enhance[0], *sides, scale)
+    torch.testing.assert_close(term, expected, rtol=1e-9, atol=0)
+    assert module.take_gain() == pytest.approx(gain.item(), rel=1e-9)
+    inputs = (*sides, *module.parameters())
+    for actual, value in zip(*(torch.autograd.grad(t, inputs) for t in (term, expected)), strict=True):
+        torch.testing.assert_close(actual, value, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize(("value", "noise"), [(0.0, 0.0), (3.0, 0.0), (3.0, 1e-6)])
