@@ -155,7 +155,10 @@ def _add_comparison(
     rule = "evaluate" if _is_evaluated(plan) else "train"
     done = [f"{rule}/{trained_fold(training, number)}" for training in members for number in numbers]
     costs = output / "costs" / f"{name}.csv"
-    jobs["costs"][name] = Job(_own("costs", str(output / "trainings.json"), name, str(costs)), done)
+    also = [f"evaluate/{one.name}/fold_{number}" for one in adapted for number in numbers]
+    folders = [word for one in adapted for word in ("--adapted", one.row, str(one.results(output)))]
+    step = _own("costs", str(output / "trainings.json"), name, str(costs), *folders)
+    jobs["costs"][name] = Job(step, [*done, *also])
     sources = [f"{training.row}={training.results}" for training in members]
     sources += [f"{one.row}={one.results(output)}" for one in adapted]
     options = ["-o", str(output / "report" / name), "--metric", plan["metrics"][0], "--costs", str(costs)]
@@ -170,7 +173,6 @@ def _add_comparison(
         options += ["--choices", str(output / "chosen" / f"{name}.csv")]
     baseline = ["--baseline", plan["baseline"] or members[0].row]
     command = shlex.join(["nnunet-dg", "report", *sources, *options, *baseline])
-    also = [f"evaluate/{one.name}/fold_{number}" for one in adapted for number in numbers]
     jobs["report"][name] = Job(command, [*done, *also, *chosen, f"costs/{name}"])
 
 

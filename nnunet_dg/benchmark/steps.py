@@ -125,7 +125,7 @@ def _run_step(a: argparse.Namespace) -> None:
     else:
         from nnunet_dg.benchmark.costs import write_costs
 
-        write_costs(_compared(a), a.output)
+        write_costs(_compared(a), a.output, [(row, Path(folder)) for row, folder in a.adapted])
 
 
 def _compared(a: argparse.Namespace) -> list[TrainingRecord]:
@@ -163,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     step.add_argument("file", type=Path)
     step.add_argument("comparison")
     step.add_argument("output", type=Path)
+    step.add_argument("--adapted", nargs=2, action="append", default=[], metavar=("ROW", "FOLDER"))
     a = parser.parse_args(argv)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:

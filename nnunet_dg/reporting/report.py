@@ -46,8 +46,8 @@ NOTE = (
 )
 COSTS = (
     "Means over folds and repeated trainings. The time of a step is the median time of an epoch, which includes "
-    "validation steps, divided by its number of training steps. Times can be compared only if no other job ran on the "
-    "machine."
+    "validation steps, divided by its number of training steps. The time of adaptation includes prediction. Times can "
+    "be compared only if no other job ran on the machine."
 )
 
 
