@@ -75,7 +75,7 @@ def adaptation_costs(predictions: Path) -> dict[str, float]:
 
 def _readable(value: float) -> str:
     if math.isnan(value):
-        return "-"
+        return ""  # a cost that this row does not have
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,13 +1,18 @@
 """Rows that are chosen on the validation domain, on validations made by hand."""
 
 import json
+import re
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from nnunet_dg.benchmark import steps
 from nnunet_dg.benchmark.chosen import choose
+from nnunet_dg.cli import main
 from nnunet_dg.errors import DataError
+from nnunet_dg.files import write_json
 from nnunet_dg.reporting import results
 from nnunet_dg.reporting.results import read_sources
 from nnunet_dg.reporting.scores import VALIDATION
@@ -22,7 +27,7 @@ ROWS = {"x": [WORSE, BETTER], "y": [BETTER, WORSE], "z": [WORSE, WORSE]}  # by f
 
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch):
-    """A function that writes validations with the given scores, and chooses rows."""
+    """A function that writes validations with the given scores, and chooses rows as the workflow does."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.setattr(results, name, str(tmp_path / name))
     preprocessed = tmp_path / "nnUNet_preprocessed" / DATASET
@@ -31,19 +36,24 @@ def benchmark(tmp_path, monkeypatch):
     (preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
 
     def run(choices, rows=ROWS, metric="dice", target=0.5, seeds=(0,)):
-        trainings = []
-        for seed in seeds:
-            for row, folds in rows.items():
-                folder = tmp_path / f"{row}__seed{seed}"
-                write_validations(folder, folds, metric, target)
-                trainings.append(
-                    {"row": row, "seed": seed, "comparison": "compared", "results": str(folder), "folds": [0, 1]}
-                )
-        choose(trainings, choices, "B", metric, tmp_path / "chosen")
+        trainings = {}
+        for seed, row in product(seeds, rows):
+            folder = tmp_path / f"{row}__seed{seed}"
+            write_validations(folder, rows[row], metric, target)
+            trainings[folder.name] = recorded(row, folder, seed)
+        write_json(tmp_path / "trainings.json", trainings)
+        arguments = [str(tmp_path / "trainings.json"), "compared", json.dumps(choices), str(tmp_path / "chosen")]
+        assert steps.main(["choose", *arguments, "--metric", metric, "--validation-domain=B"]) == 0
         table = pd.read_csv(tmp_path / "chosen" / "compared.csv")
         return [tuple(line) for line in table[["row", "seed", "fold", "chosen"]].to_numpy()], table
 
     return run
+
+
+def recorded(row, folder, seed=0):
+    """The record of a training, of which a choice needs no plans and no data."""
+    unused = dict.fromkeys(("dataset", "configuration", "plans", "own_plans", "trainer", "preprocessed"), "")
+    return unused | {"row": row, "seed": seed, "comparison": "compared", "results": str(folder), "folds": [0, 1]}
 
 
 def write_validations(folder, folds, metric, target):
@@ -110,11 +120,23 @@ def test_a_chosen_row_is_read_like_a_results_folder_and_made_again_by_another_ca
         assert (tmp_path / "x__seed0" / "fold_0" / "validation" / "evaluation.json").is_file()  # not removed
 
 
+def test_the_report_says_which_domain_and_what_was_chosen(benchmark, tmp_path):
+    benchmark({"best": ["x", "y"]})
+    sources = [f"{row}={tmp_path / f'{row}__seed0'}" for row in ROWS]
+    sources.append(f"best={tmp_path / 'chosen' / 'compared__best__seed0'}")
+    options = ["--validation-domain=B", "--choices", str(tmp_path / "chosen" / "compared.csv"), "--baseline", "x"]
+    assert main(["report", *sources, "-o", str(tmp_path / "report"), *options]) == 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "The validation domain, on which settings and trainers are chosen, is B." in text
+    assert re.search(r"\| best +\| 0 +\| 1 +\| x +\| x 70\.0, y 65\.0 +\|", text)
+    (best, *_) = (line for line in text.splitlines() if line.startswith("| best "))
+    assert "50.0 ± 0.0 (2)" in best  # a1 and c1, without the four validations on cases of B
+
+
 def test_a_missing_validation_is_named(benchmark, tmp_path):
     benchmark({"best": ["x", "y"]})
     (tmp_path / "y__seed0" / "fold_1").rename(tmp_path / "moved")
-    record = {"seed": 0, "comparison": "compared", "folds": [0, 1]}
-    trainings = [record | {"row": row, "results": str(tmp_path / f"{row}__seed0")} for row in ("x", "y", "z")]
+    trainings = [recorded(row, tmp_path / f"{row}__seed0") for row in ROWS]
     choose(trainings, {"best": ["x", "z"]}, "B", "dice", tmp_path / "chosen")  # y is not needed
     with pytest.raises(DataError, match="Fold 1 of the row 'y' has no dice of a case of the validation domain 'B'"):
         choose(trainings, {"best": ["x", "y"]}, "B", "dice", tmp_path / "chosen")
