@@ -68,6 +68,9 @@ def test_adapted_rows_are_predicted_evaluated_and_reported(jobs):
     rows = [word.partition("=")[0] for word in report.command.split() if "=" in word]
     assert rows == ["nnUNetTrainer", "half", "nnUNetTrainer+tent", "nnUNetTrainer+alpha", "half+tent"]
     assert {f"evaluate/{name}" for name in found["adapt"]} < set(report.after)
+    (costs,) = found["costs"].values()
+    assert f" --adapted nnUNetTrainer+tent /benchmark/adapted/{plain}+tent " in costs.command
+    assert {f"evaluate/{name}" for name in found["adapt"]} < set(costs.after)
 
 
 def test_rows_are_chosen_on_the_validation_domain_and_reported(jobs):
