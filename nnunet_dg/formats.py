@@ -165,6 +165,7 @@ class Adaptation(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     method: Name
     validation: ValidationSet | None
+    seconds: NotRequired[dict[Name, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
 
 
 class ListedCase(TypedDict):

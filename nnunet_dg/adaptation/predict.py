@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
@@ -147,10 +148,11 @@ def _predict_all(
     todo = [case for case in targets if case not in record.cases or not (output / f"{case}{ending}").is_file()]
     shown = tqdm(todo, "prediction", len(targets), initial=len(targets) - len(todo), unit="case", disable=not progress)
     for case in shown:
+        began = time.perf_counter()
         image, properties = model.read_image(targets[case])
         predictor.case = case
         with redirect_stdout(StringIO()):  # nnU-Net prints lines for each image
             predictor.predict_single_npy_array(
                 image.astype(np.float32), properties, None, str(output / case), save_probabilities
             )
-        record.add(case, predictor.notes)
+        record.add(case, predictor.notes, time.perf_counter() - began)

@@ -29,6 +29,7 @@ class Record:
         chosen: Numbers that were chosen on the validation set, or None if that is still to be done.
         adapted: What adapts, see `AdaptingPredictor.adapted`.
         cases: Notes by case.
+        seconds: Time that a case took, in seconds, by case; missing for cases of records that lack it.
 
     Raises:
         DataError: The earlier record has another setup, or is damaged.
@@ -39,6 +40,7 @@ class Record:
         self.chosen: dict[str, Any] | None = None
         self.adapted: dict[str, Any] = {}
         self.cases: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
         if resume and self.path.exists():
             earlier: dict[str, Any] = read_json(self.path, dict, "Predict into another folder.")
             if differ := sorted(name for name in setup if earlier.get(name) != setup[name]):
@@ -47,20 +49,22 @@ class Record:
                     f"or choose another folder."
                 )
             self.chosen, self.cases = earlier.get("chosen"), dict(earlier.get("cases", {}))
+            self.seconds = dict(earlier.get("seconds", {}))
 
     def choose(self, chosen: dict[str, Any]) -> None:
         """Record what was chosen on the validation set."""
         self.chosen = chosen
         self.write()
 
-    def add(self, case: str, notes: dict[str, Any]) -> None:
+    def add(self, case: str, notes: dict[str, Any], seconds: float) -> None:
         """Record a predicted case."""
-        self.cases[case] = notes
+        self.cases[case], self.seconds[case] = notes, round(seconds, 3)
         self.write()
 
     def write(self) -> None:
         """Write the file."""
-        write_json(self.path, self.setup | {"chosen": self.chosen, "adapted": self.adapted, "cases": self.cases})
+        found = {"chosen": self.chosen, "adapted": self.adapted, "cases": self.cases, "seconds": self.seconds}
+        write_json(self.path, self.setup | found)
 
 
 def setup_of(

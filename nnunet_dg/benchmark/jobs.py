@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from nnunet_dg.adaptation.settings import METHODS
 from nnunet_dg.benchmark.adapting import Adapted
 from nnunet_dg.benchmark.cases import ALL, IN_DOMAIN, TRUTHS, UNSEEN
 from nnunet_dg.benchmark.plan import Plan
+from nnunet_dg.benchmark.record import chosen_results
 from nnunet_dg.benchmark.trainings import Folds, Training
 
-RULES = ("prepare", "splits", "plans", "train", "cases", "adapt", "evaluate", "stress", "costs", "report")
+RULES = ("prepare", "splits", "plans", "train", "cases", "adapt", "evaluate", "choose", "stress", "costs", "report")
 """The rules of the workflow, in the order in which a benchmark needs them."""
 
 
@@ -98,7 +99,12 @@ def _splits(dataset: Folds) -> str:
         return shlex.join(["test", "-f", str(Path(nnUNet_preprocessed, dataset.name, "splits_final.json"))])
     groups = [] if dataset.groups is None else ["--groups", str(dataset.groups)]
     in_domain = ["--in-domain", str(dataset.in_domain)] if dataset.in_domain else []
-    return shlex.join(["nnunet-dg", "splits", dataset.protocol, "-d", dataset.name, *groups, *in_domain, "--keep"])
+    options = [*groups, *in_domain, *_validation_domain(dataset)]
+    return shlex.join(["nnunet-dg", "splits", dataset.protocol, "-d", dataset.name, *options, "--keep"])
+
+
+def _validation_domain(dataset: Folds) -> list[str]:
+    return [] if dataset.validation_domain is None else [f"--validation-domain={dataset.validation_domain}"]
 
 
 def _add_fold(jobs: Jobs, plan: Plan, training: Training, number: int) -> None:
@@ -149,14 +155,31 @@ def _add_comparison(
     rule = "evaluate" if _is_evaluated(plan) else "train"
     done = [f"{rule}/{trained_fold(training, number)}" for training in members for number in numbers]
     costs = output / "costs" / f"{name}.csv"
-    jobs["costs"][name] = Job(_own("costs", str(output / "trainings.json"), name, str(costs)), done)
+    also = [f"evaluate/{one.name}/fold_{number}" for one in adapted for number in numbers]
+    folders = [word for one in adapted for word in ("--adapted", one.row, str(one.results(output)))]
+    step = _own("costs", str(output / "trainings.json"), name, str(costs), *folders)
+    jobs["costs"][name] = Job(step, [*done, *also])
     sources = [f"{training.row}={training.results}" for training in members]
     sources += [f"{one.row}={one.results(output)}" for one in adapted]
     options = ["-o", str(output / "report" / name), "--metric", plan["metrics"][0], "--costs", str(costs)]
+    options += _validation_domain(members[0].folds)
+    chosen = [f"choose/{name}"] if plan["choose"] else []
+    if chosen:
+        jobs["choose"][name] = Job(_choose(plan, members[0], output), done)
+        sources += [
+            f"{row}={chosen_results(output / 'chosen', name, row, seed)}"
+            for row, seed in product(plan["choose"], plan["seeds"])
+        ]
+        options += ["--choices", str(output / "chosen" / f"{name}.csv")]
     baseline = ["--baseline", plan["baseline"] or members[0].row]
     command = shlex.join(["nnunet-dg", "report", *sources, *options, *baseline])
-    also = [f"evaluate/{one.name}/fold_{number}" for one in adapted for number in numbers]
-    jobs["report"][name] = Job(command, [*done, *also, f"costs/{name}"])
+    jobs["report"][name] = Job(command, [*done, *also, *chosen, f"costs/{name}"])
+
+
+def _choose(plan: Plan, training: Training, output: Path) -> str:
+    """The command that chooses the rows of a comparison; with the rows in it, so that others repeat the job."""
+    rows, options = json.dumps(plan["choose"]), ["--metric", plan["metrics"][0], *_validation_domain(training.folds)]
+    return _own("choose", str(output / "trainings.json"), training.comparison, rows, str(output / "chosen"), *options)
 
 
 def _add_stress(jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], output: Path) -> None:

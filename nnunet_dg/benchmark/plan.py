@@ -43,6 +43,7 @@ class Dataset(TypedDict):
     protocol: NotRequired[str]
     groups: NotRequired[Name]
     in_domain: NotRequired[Annotated[float, Field(ge=0, lt=1)]]
+    validation_domain: NotRequired[Name]
     folds: NotRequired[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]]
 
 
@@ -57,6 +58,7 @@ class Plan(TypedDict):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     epochs: Whole | None
     steps: Whole | None
+    choose: dict[Name, Annotated[list[Name], Field(min_length=2)]]
     adaptation: dict[Name, dict[str, Any]]
     stable: str | None
     stress: list[str]
@@ -71,6 +73,7 @@ DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "epochs": None,
     "steps": None,
+    "choose": {},
     "adaptation": {},
     "stable": None,
     "stress": [],
@@ -173,12 +176,28 @@ def _check_values(plan: Plan) -> None:
     for key, row in {"baseline": plan["baseline"], "stable": plan["stable"]}.items():
         if row is not None:
             check_choice(key, row, plan["trainers"])
-    for key, names in {"trainers": list(plan["trainers"]), "plans": list(plan["plans"])}.items():
-        for name in names:
+    for key in ("trainers", "plans", "choose"):
+        for name in cast("dict[str, dict[str, Any]]", plan)[key]:
             if not NAME.fullmatch(name):
                 raise SettingsError(f"{key}: names must be {NAMES}; got {name!r}.")
     for key in ("configurations", "seeds", "metrics", "stress"):
         check_unique(key, cast("dict[str, list[Any]]", plan)[key])
+    _check_chosen(plan)
+
+
+def _check_chosen(plan: Plan) -> None:
+    for row, names in plan["choose"].items():
+        if row in plan["trainers"]:
+            raise SettingsError(f"choose: {row!r} is a row of trainers. Give the chosen row another name.")
+        for name in names:
+            check_choice(f"choose.{row}", name, plan["trainers"])
+        check_unique(f"choose.{row}", names)
+    for number, dataset in enumerate(plan["datasets"]):
+        if plan["choose"] and "validation_domain" not in dataset:
+            raise SettingsError(
+                f"choose: rows are chosen on a validation domain, which datasets[{number}] does not name. Give it "
+                f"validation_domain, one of its domains that is neither trained on nor reported."
+            )
 
 
 def check_choice(place: str, value: str, accepted: Iterable[str]) -> None:

@@ -46,6 +46,18 @@ def read_trainings(path: Path) -> dict[str, TrainingRecord]:
     return read_json(path, dict[str, TrainingRecord], "Run nnunet-dg benchmark again, which writes it.")
 
 
+def chosen_results(folder: Path, comparison: str, row: str, seed: int) -> Path:
+    """The folder of a row that is chosen on the validation domain, with nnU-Net's names of files and folders.
+
+    Args:
+        folder: Folder of all chosen rows.
+        comparison: Name of the comparison.
+        row: Name of the row.
+        seed: Seed of the trainings that it is chosen from.
+    """
+    return folder / f"{comparison}__{row}__seed{seed}"
+
+
 def _recorded(training: Training) -> dict[str, Any]:
     t = training
     return {

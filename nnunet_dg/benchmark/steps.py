@@ -118,11 +118,18 @@ def _run_step(a: argparse.Namespace) -> None:
         link_cases(a.dataset, a.fold, a.output, a.need_both)
     elif a.step == "adapted":
         describe_predictions(a.folder)
+    elif a.step == "choose":
+        from nnunet_dg.benchmark.chosen import choose
+
+        choose(_compared(a), json.loads(a.rows), a.validation_domain, a.metric, a.output)
     else:
         from nnunet_dg.benchmark.costs import write_costs
 
-        chosen = [t for t in read_trainings(a.file).values() if t["comparison"] == a.comparison]
-        write_costs(chosen, a.output)
+        write_costs(_compared(a), a.output, [(row, Path(folder)) for row, folder in a.adapted])
+
+
+def _compared(a: argparse.Namespace) -> list[TrainingRecord]:
+    return [training for training in read_trainings(a.file).values() if training["comparison"] == a.comparison]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,10 +152,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     step.add_argument("--need-both", action="store_true")
     step = steps.add_parser("adapted")
     step.add_argument("folder", type=Path)
+    step = steps.add_parser("choose")
+    step.add_argument("file", type=Path)
+    step.add_argument("comparison")
+    step.add_argument("rows", help="JSON")
+    step.add_argument("output", type=Path)
+    step.add_argument("--metric", required=True)
+    step.add_argument("--validation-domain", required=True)
     step = steps.add_parser("costs")
     step.add_argument("file", type=Path)
     step.add_argument("comparison")
     step.add_argument("output", type=Path)
+    step.add_argument("--adapted", nargs=2, action="append", default=[], metavar=("ROW", "FOLDER"))
     a = parser.parse_args(argv)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 
 from nnunet_dg.benchmark.plan import SCHEMES, Dataset, Plan, Trainer, check_choice
-from nnunet_dg.datasets.domains import locate, read_file
+from nnunet_dg.datasets.domains import FILE, locate, read_file
 from nnunet_dg.datasets.split_dataset import dataset_name
+from nnunet_dg.datasets.splits import check_validation, domains_of_folds
 from nnunet_dg.errors import DataError, HostError, SettingsError, UserError
 from nnunet_dg.files import read_json
 from nnunet_dg.formats import Splits
@@ -33,6 +34,7 @@ class Folds:
         protocol: One of `SCHEMES`.
         groups: Path of the groups that splits keep together, or None.
         in_domain: Fraction of the groups of training domains that are validated on, in [0, 1).
+        validation_domain: Domain on which rows are chosen, or None.
         numbers: Numbers of the folds that are trained.
     """
 
@@ -40,6 +42,7 @@ class Folds:
     protocol: str
     groups: Path | None
     in_domain: float
+    validation_domain: str | None
     numbers: tuple[int, ...]
 
 
@@ -162,20 +165,42 @@ def _folds_of(dataset: Dataset, folder: Path) -> Folds:
         raise SettingsError(f"datasets: {name} has {unused[0]!r}, which existing folds do not use. Remove it.")
     if groups is not None:
         read_file(groups, "group")
-    known = _number_of_folds(name, protocol)
+    domain = dataset.get("validation_domain")
+    known = _number_of_folds(name, protocol, domain)
     numbers = tuple(dataset.get("folds", range(known)))
     if unknown := [number for number in numbers if number >= known]:
         raise SettingsError(f"datasets: {name} has the folds 0 to {known - 1}; got {unknown[0]}.")
-    return Folds(name, protocol, groups, dataset.get("in_domain", 0.0), numbers)
+    if protocol == "existing" and domain is not None:
+        _check_existing(name, numbers, domain)
+    return Folds(name, protocol, groups, dataset.get("in_domain", 0.0), domain, numbers)
 
 
-def _number_of_folds(name: str, protocol: str) -> int:
+def _number_of_folds(name: str, protocol: str, validation_domain: str | None) -> int:
     if protocol == "existing":
-        path = Path(nnUNet_preprocessed, name, "splits_final.json")
-        if not path.is_file():
-            raise DataError(f"The protocol of {name} is existing folds, but there is no {path}. Make them first.")
-        return len(read_json(path, Splits))
+        return len(_existing(name))
+    return len(domains_of_folds(_domains(name, f"The protocol {protocol}"), validation_domain))
+
+
+def _check_existing(name: str, numbers: Sequence[int], validation_domain: str) -> None:
+    """Refuse folds that train on the validation domain, or in which it or another unseen domain is missing."""
+    domains, splits = _domains(name, "A validation domain"), _existing(name)
+    domains_of_folds(domains, validation_domain)
+    for number in numbers:
+        train, val = splits[number]["train"], splits[number]["val"]
+        if unknown := sorted({*train, *val} - set(domains)):
+            raise DataError(f"{FILE} of {name} has no domain for case {unknown[0]!r}. Add it.")
+        check_validation(number, train, val, domains, validation_domain)
+
+
+def _existing(name: str) -> Splits:
+    path = Path(nnUNet_preprocessed, name, "splits_final.json")
+    if not path.is_file():
+        raise DataError(f"The protocol of {name} is existing folds, but there is no {path}. Make them first.")
+    return read_json(path, Splits)
+
+
+def _domains(name: str, what: str) -> dict[str, str]:
     path = locate(Path(nnUNet_raw, name), Path(nnUNet_preprocessed, name))
     if not path.is_file():
-        raise DataError(f"The protocol {protocol} needs the domain of each case of {name} in {path}, which is missing.")
-    return len(set(read_file(path).values()))
+        raise DataError(f"{what} needs the domain of each case of {name} in {path}, which is missing.")
+    return read_file(path)

@@ -56,6 +56,11 @@ def add_splits(commands: Commands) -> None:
                 help="fraction of each training domain's groups that folds validate on in place of training, so that "
                 "in-domain results are next to unseen ones (default: %(default)g)",
             )  # fmt: skip
+            scheme.add_argument(
+                "--validation-domain", metavar="DOMAIN",
+                help="domain for choosing settings and trainers: no fold trains on it or is about it, and all validate "
+                "on it (default: none)",
+            )  # fmt: skip
     splits.set_defaults(run=_splits)
 
 
@@ -66,13 +71,15 @@ def _splits(arguments: argparse.Namespace) -> int:
     a = arguments
     schemes = {
         "leave-one-domain-out": lambda domains, groups: splits.leave_one_domain_out(
-            domains, groups, a.hold_out, a.seed, a.in_domain
+            domains, groups, a.hold_out, a.seed, a.in_domain, a.validation_domain
         ),
-        "single-source": lambda domains, groups: splits.single_source(domains, groups, a.hold_out, a.seed, a.in_domain),
+        "single-source": lambda domains, groups: splits.single_source(
+            domains, groups, a.hold_out, a.seed, a.in_domain, a.validation_domain
+        ),
         "few-shot": lambda domains, groups: splits.few_shot(domains, a.n, a.folds, a.seed, groups, a.source),
         "grouped": lambda domains, groups: splits.grouped(domains, groups, a.folds, a.seed),
     }
-    names = ("folds", "seed", "source", "hold_out", "in_domain", "groups", "force")
+    names = ("folds", "seed", "source", "hold_out", "in_domain", "validation_domain", "groups", "force")
     with in_options({name: f"--{name.replace('_', '-')}" for name in names} | {"dataset": "-d"}):
         print(f"Written: {split_dataset(a.d, schemes[a.scheme], a.groups, a.force, a.keep)}")
     return 0
@@ -160,19 +167,29 @@ def add_report(commands: Commands) -> None:
         "--trained-on", metavar="DOMAIN", nargs="+", default=[],
         help="training domains of the models of evaluated folders; all other domains are unseen",
     )  # fmt: skip
+    report.add_argument(
+        "--validation-domain", metavar="DOMAIN",
+        help="domain that settings and trainers were chosen on; its cases are neither in-domain nor unseen",
+    )  # fmt: skip
     report.add_argument("--costs", metavar="FILE", type=Path, help="CSV file that is printed as the table of costs")
+    report.add_argument(
+        "--choices", metavar="FILE", type=Path, help="CSV file that is printed as the table of what was chosen"
+    )
     report.set_defaults(run=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from nnunet_dg.names import printable
-    from nnunet_dg.reporting.results import Source, report
+    from nnunet_dg.reporting.results import report
+    from nnunet_dg.reporting.sources import Source
 
     a = arguments
-    names = ("baseline", "metric", "domains", "trained_on", "costs")
+    names = ("baseline", "metric", "domains", "trained_on", "costs", "validation_domain", "choices")
     sources = [Source.parse(text) for text in a.results]
     with in_options({name: f"--{name.replace('_', '-')}" for name in names}):
-        table = report(sources, a.o, a.baseline, a.metric, a.domains, a.trained_on, a.costs)
+        table = report(
+            sources, a.o, a.baseline, a.metric, a.domains, a.trained_on, a.costs, a.validation_domain, a.choices
+        )
     shown = table.rename(columns=printable).map(printable)
     print(shown.to_string(index=False))
     print(f"Written: {a.o / 'report.html'}, report.md, report.tex, and the tables as CSV")

@@ -34,7 +34,7 @@ def add_stress(commands: Commands) -> None:
 
 
 def _stress(arguments: argparse.Namespace) -> int:
-    from nnunet_dg.reporting.results import Source
+    from nnunet_dg.reporting.sources import Source
     from nnunet_dg.robustness.stress import KINDS, overview, stress
 
     a = arguments
@@ -104,7 +104,7 @@ def _stability_features(arguments: argparse.Namespace) -> int:
 
 def _named(texts: Sequence[str]) -> dict[str, Path]:
     """Paths by name, from ``NAME=PATH``, or from a path, which is named after its file."""
-    from nnunet_dg.reporting.results import Source
+    from nnunet_dg.reporting.sources import Source
 
     sources = [Source.parse(text) for text in texts]
     named = {source.name or source.path.name.split(".")[0]: source.path for source in sources}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def leave_one_domain_out(
     hold_out: float = 1.0,
     seed: int = 0,
     in_domain: float = 0.0,
+    validation_domain: str | None = None,
 ) -> list[Fold]:
     """Fold k holds out the k-th domain, in alphabetical order, and the groups in it.
 
@@ -61,19 +62,22 @@ def leave_one_domain_out(
         seed: Seed of the order of groups; has no effect if ``hold_out`` is 1 and ``in_domain`` is 0.
         in_domain: Fraction, in [0, 1), of the training groups of each domain that are in validation instead, next to
             the unseen cases. At least one group per domain remains for training.
+        validation_domain: Domain on which settings and trainers are chosen, or None. All folds hold it out and validate
+            on it next to the held-out domain; no fold is about this domain. Its cases may be of the same groups as
+            those of the held-out domain.
 
     Raises:
-        DataError: There are fewer than two domains, or a fold has no training case.
-        SettingsError: ``hold_out``, ``seed`` or ``in_domain`` is out of range.
+        DataError: There are fewer than two domains besides the validation domain, a fold has no training case, or all
+            or none of its unseen cases are from the validation domain.
+        SettingsError: ``hold_out``, ``seed`` or ``in_domain`` is out of range, or ``validation_domain`` is unknown.
     """
     folds = []
-    for number, name in enumerate(_names(domains)):
-        val = {case for case in domains if domains[case] == name}
-        text = f"validates on {name}, which no training case is from"
+    for number, name in enumerate(domains_of_folds(domains, validation_domain)):
+        val = {case for case in domains if domains[case] in (name, validation_domain)}
+        text = f"validates on {name}, which no training case is from{_for_choosing(validation_domain)}"
         fold = _hold_out(domains, val, groups, hold_out, seed, number, text)
         folds.append(_with_in_domain(fold, domains, groups, in_domain, seed))
-    check(folds, groups)
-    return folds
+    return _checked(folds, domains, groups, validation_domain)
 
 
 def single_source(
@@ -82,6 +86,7 @@ def single_source(
     hold_out: float = 1.0,
     seed: int = 0,
     in_domain: float = 0.0,
+    validation_domain: str | None = None,
 ) -> list[Fold]:
     """Fold k trains on the k-th domain only, in alphabetical order, and holds out all others and the groups in them.
 
@@ -90,12 +95,12 @@ def single_source(
     `leave_one_domain_out`.
     """
     folds = []
-    for number, source in enumerate(_names(domains)):
+    for number, source in enumerate(domains_of_folds(domains, validation_domain)):
         val = {case for case in domains if domains[case] != source}
-        fold = _hold_out(domains, val, groups, hold_out, seed, number, f"trains on {source} only")
+        text = f"trains on {source} only{_for_choosing(validation_domain)}"
+        fold = _hold_out(domains, val, groups, hold_out, seed, number, text)
         folds.append(_with_in_domain(fold, domains, groups, in_domain, seed))
-    check(folds, groups)
-    return folds
+    return _checked(folds, domains, groups, validation_domain)
 
 
 def few_shot(
@@ -189,6 +194,66 @@ def check(folds: list[Fold], groups: Mapping[str, str] | None = None) -> None:
             raise DataError(f"Fold {number} leaks: group {both[0]!r} is in training and in validation.")
 
 
+def check_validation(
+    number: int, train: Iterable[str], val: Iterable[str], domains: Mapping[str, str], validation_domain: str
+) -> None:
+    """Refuse a fold in which nothing can be chosen on the validation domain, or nothing else is unseen.
+
+    Args:
+        number: Number of the fold.
+        train: Its training cases.
+        val: Its validation cases.
+        domains: ``{case: domain}``.
+        validation_domain: Domain that is only validated on.
+
+    Raises:
+        DataError: The fold trains on the domain, does not validate on it, or validates on no other unseen domain.
+    """
+    trained_on = {domains[case] for case in train}
+    unseen = {domains[case] for case in val} - trained_on
+    if validation_domain in trained_on:
+        problem = "trains on cases of the validation domain"
+    elif validation_domain not in unseen:
+        problem = "does not validate on the validation domain"
+    elif len(unseen) == 1:
+        problem = "has no unseen cases from other domains than the validation domain"
+    else:
+        return
+    raise DataError(
+        f"Fold {number} {problem} {validation_domain!r}. It must train on other domains only, and validate on this one "
+        f"and on another unseen one. Name another validation domain, or make other splits."
+    )
+
+
+def domains_of_folds(domains: Mapping[str, str], validation_domain: str | None = None) -> list[str]:
+    """The domain that each fold of `leave_one_domain_out` and `single_source` is about: all, or all but one, sorted.
+
+    Args:
+        domains: ``{case: domain}``.
+        validation_domain: Domain without a fold, or None.
+
+    Raises:
+        DataError: There are fewer than two such domains.
+        SettingsError: There is no such validation domain.
+    """
+    names = sorted(set(domains.values()))
+    if len(names) < 2:
+        given = f"There is one domain, {names[0]!r}" if names and names[0] else "No domains are given"
+        raise DataError(f"{given}: splits by domain need at least two. Give the domain of each case in domains.json.")
+    if validation_domain is None:
+        return names
+    if validation_domain not in names:
+        close = did_you_mean(validation_domain, names)
+        known = ", ".join(map(repr, names))
+        raise SettingsError(f"`validation_domain` must be a domain, {known}; got {validation_domain!r}.{close}")
+    if len(names) < 3:
+        raise DataError(
+            f"Besides the validation domain {validation_domain!r}, splits by domain need at least two others; there is "
+            f"{next(name for name in names if name != validation_domain)!r}. Leave out `validation_domain`."
+        )
+    return [name for name in names if name != validation_domain]
+
+
 def write(folds: list[Fold], path: Path, force: bool = False) -> None:
     """Write nnU-Net's ``splits_final.json``, atomically.
 
@@ -274,12 +339,18 @@ def _rest(domains: Mapping[str, str], train: Collection[str], val: Collection[st
     return sorted(set(domains) - set(train) - set(val))
 
 
-def _names(domains: Mapping[str, str]) -> list[str]:
-    names = sorted(set(domains.values()))
-    if len(names) < 2:
-        given = f"There is one domain, {names[0]!r}" if names and names[0] else "No domains are given"
-        raise DataError(f"{given}: splits by domain need at least two. Give the domain of each case in domains.json.")
-    return names
+def _checked(
+    folds: list[Fold], domains: Mapping[str, str], groups: Mapping[str, str] | None, validation_domain: str | None
+) -> list[Fold]:
+    check(folds, groups)
+    if validation_domain is not None:
+        for number, fold in enumerate(folds):
+            check_validation(number, fold.train, fold.val, domains, validation_domain)
+    return folds
+
+
+def _for_choosing(validation_domain: str | None) -> str:
+    return "" if validation_domain is None else f"; {validation_domain} is for choosing"
 
 
 def _per_domain(domains: Mapping[str, str], cases: list[str]) -> str:

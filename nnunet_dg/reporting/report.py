@@ -23,6 +23,7 @@ from nnunet_dg.reporting.scores import (
     IN_DOMAIN,
     SETTINGS,
     UNSEEN,
+    VALIDATION,
     against_baseline,
     average_rank,
     by_domain,
@@ -45,8 +46,8 @@ NOTE = (
 )
 COSTS = (
     "Means over folds and repeated trainings. The time of a step is the median time of an epoch, which includes "
-    "validation steps, divided by its number of training steps. Times can be compared only if no other job ran on the "
-    "machine."
+    "validation steps, divided by its number of training steps. The time of adaptation includes prediction. Times can "
+    "be compared only if no other job ran on the machine."
 )
 
 
@@ -58,11 +59,13 @@ def write_report(
     view: View | None = None,
     remarks: Sequence[str] = (),
     costs: pd.DataFrame | None = None,
+    choices: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Write ``report.html``, ``.md`` and ``.tex``, the tables as CSV, and the figures as PNG.
 
     Args:
-        scores: Table of scores, described in `nnunet_dg.reporting.scores`.
+        scores: Table of scores, described in `nnunet_dg.reporting.scores`. Cases of a validation domain are in
+            ``scores.csv`` only.
         output: Folder to write to.
         baseline: Trainer that the others are tested against; by default nnUNetTrainer.
         metric: Metric of ranks, tests and figures. Other metrics get a table if the scores have them.
@@ -70,18 +73,21 @@ def write_report(
             raise a UserError. None for no pictures.
         remarks: Sentences to print in the report, for example about a missing fold.
         costs: Table of costs, printed as it is; None for none.
+        choices: Table of what was chosen on the validation domain, printed as it is; None for none.
 
     Returns:
         The first table, with formatted numbers.
 
     Raises:
         SettingsError: There is no such metric or baseline, or the default baseline is ambiguous.
-        DataError: A trainer has no score for this metric, or the output is not a folder.
+        DataError: A trainer has no score for this metric, or only cases of the validation domain, or the output is not
+            a folder.
         ExtraError: The extra "report" is not installed.
     """
     require("report", "The report")
     if metric not in METRICS:
         raise SettingsError(f"`metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
+    all_scores, scores = scores, _without_validation_domain(scores)
     cases = per_case(scores, metric)
     trainers = list(dict.fromkeys(scores["trainer"]))
     if without := [t for t in trainers if t not in set(cases["trainer"])]:
@@ -89,17 +95,18 @@ def write_report(
     baseline = baseline or _usual_baseline(trainers)
     tests = against_baseline(cases, metric, baseline)
     parts = [
-        _overview(scores, cases, metric, remarks),
+        _overview(scores, cases, metric, [*_validation_domain(all_scores), *remarks]),
         *_repeated(cases, metric),
         _against(cases, metric, baseline, tests),
         *(_other(scores, cases, other) for other in _measured(scores) if other != metric),
         _by_label(scores, metric),
+        *([] if choices is None else [Part("Chosen on the validation domain", _choice(metric), choices, {})]),
         *([] if costs is None else [Part("Costs", COSTS, costs, {})]),
         _worst(scores, cases, metric, view),
     ]
     _make_folder(output)
-    tables = {"scores": scores, "comparisons": tests, "domains": _all_metrics(scores), "labels": _all_labels(scores)}
-    for name, table in tables.items():
+    tables = {"domains": _all_metrics(scores), "labels": _all_labels(scores), "comparisons": tests}
+    for name, table in {"scores": all_scores, **tables}.items():
         write_csv(output / f"{name}.csv", table)
     write(f"{', '.join(trainers)}: in-domain and unseen", parts, output)
     return parts[0].table
@@ -126,6 +133,31 @@ def _note(metric: str, scores: pd.DataFrame, cases: pd.DataFrame) -> str:
     within = f"Surfaces within {tolerances[0]:g} mm. " if metric == "nsd" and len(tolerances) else ""
     fewer = len(per_case(scores, metric)) < len(cases)
     return f"{within}Mean ± standard error, as above{', but not all cases were evaluated with it' if fewer else ''}."
+
+
+def _without_validation_domain(scores: pd.DataFrame) -> pd.DataFrame:
+    others = scores[scores["setting"] != VALIDATION]
+    if without := sorted(set(scores["trainer"]) - set(others["trainer"])):
+        raise DataError(f"All cases of {without[0]} are from the validation domain, which no result can be about.")
+    return others
+
+
+def _validation_domain(scores: pd.DataFrame) -> list[str]:
+    """A remark on the validation domain, if there is one."""
+    names = scores[scores["setting"] == VALIDATION]["domain"].unique()
+    return [
+        f"The validation domain, on which settings and trainers are chosen, is {name}. Its cases count neither as "
+        f"in-domain nor as unseen, and are left out of all scores, ranks and tests."
+        for name in names
+    ]
+
+
+def _choice(metric: str) -> str:
+    best = "highest" if HIGHER_IS_BETTER[metric] else "lowest"
+    return (
+        f"The chosen trainer has the {best} mean {_unit(metric)} over the cases of the validation domain, for each "
+        f"seed and fold. Of equal ones, the first is chosen. Cases of other domains do not affect the choice."
+    )
 
 
 def _usual_baseline(trainers: list[str]) -> str:
@@ -171,7 +203,7 @@ def readable_means(table: pd.DataFrame) -> pd.DataFrame:
     mean = means.mean().rename("mean").to_frame().T.rename_axis("label")
     rows = pd.concat([means, mean])  # a label may be called "mean"
     for metric in METRICS:
-        rows[metric] = [_number(metric, value) for value in rows[metric]]
+        rows[metric] = [readable_number(metric, value) for value in rows[metric]]
     return rows.rename(columns={metric: _unit(metric) for metric in METRICS}).reset_index()
 
 
@@ -201,17 +233,18 @@ def _unit(metric: str) -> str:
 
 
 def _cell(metric: str, mean: float, error: float, n: int) -> str:
-    return f"{_number(metric, mean)} ± {_number(metric, error)} ({n})"
+    return f"{readable_number(metric, mean)} ± {readable_number(metric, error)} ({n})"
 
 
-def _number(metric: str, value: float) -> str:
+def readable_number(metric: str, value: float) -> str:
+    """A value of a metric in the unit of the report; "-" for NaN."""
     if math.isnan(value):
         return "-"
     return f"{100 * value:.1f}" if metric in PERCENT else f"{value:.2f}"
 
 
 def _readable(tests: pd.DataFrame, metric: str) -> pd.DataFrame:
-    shown = tests.assign(mean_difference=[f"{_number(metric, v)}" for v in tests["mean_difference"]])
+    shown = tests.assign(mean_difference=[f"{readable_number(metric, v)}" for v in tests["mean_difference"]])
     shown[["p", "p_holm"]] = shown[["p", "p_holm"]].map("{:.2g}".format)
     return shown.rename(columns={"mean_difference": "mean difference", "p_holm": "p (Holm)"})
 
@@ -259,7 +292,7 @@ def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | 
         figures |= {} if figure is None else {f"worst_{trainer}": figure}
         notes += [f"{trainer}: no picture of {text}." for text in problems]
     readable = table[["trainer", "case", "domain", "fold", "run"]].copy()
-    readable[NAMES[metric]] = [_number(metric, value) for value in table[metric]]
+    readable[NAMES[metric]] = [readable_number(metric, value) for value in table[metric]]
     return Part(f"Worst {setting} cases", " ".join(notes), readable, figures)
 
 
@@ -278,7 +311,7 @@ def _pictures(
         missing += found is None
         if found is not None:
             lines = [", ".join(filter(None, (row["case"], row["domain"]))), f"fold {row['fold']}, run {row['run']}"]
-            views["\n".join([*map(printable, lines), _number(metric, row[metric])])] = found
+            views["\n".join([*map(printable, lines), readable_number(metric, row[metric])])] = found
     if missing:
         problems.append(f"{missing} cases whose files were not found")
     return overlay(views)[0] if views else None, problems

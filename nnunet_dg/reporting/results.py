@@ -17,39 +17,18 @@ from nnunet_dg import formats
 from nnunet_dg.datasets.domains import FILE as DOMAINS
 from nnunet_dg.datasets.domains import UNNAMED, locate, read_file
 from nnunet_dg.datasets.split_dataset import number_of
-from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.errors import DataError
 from nnunet_dg.evaluation.records import EVALUATION, SUMMARY, ResultsError, read_record, summary_cases
 from nnunet_dg.extras import require
 from nnunet_dg.files import read_json, read_text
 from nnunet_dg.names import did_you_mean, foreign_path, is_fold, printable
 from nnunet_dg.reporting.report import write_report
-from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN
+from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN, VALIDATION
+from nnunet_dg.reporting.sources import Source, names_of
 from nnunet_dg.reporting.view import view
 
 ADAPTATION = "adaptation.json"  # of `nnunet-dg predict`, next to its predictions
 Say = Callable[[str], None]  # receives messages for the reader of the scores
-
-
-@dataclass(frozen=True)
-class Source:
-    """The location of results, and optionally a name for them, as given by the user."""
-
-    path: Path
-    name: str | None
-
-    @classmethod
-    def parse(cls, text: str) -> Source:
-        """Parse ``PATH`` or ``NAME=PATH``. Text that is an existing path is a path, even if it contains ``=``.
-
-        Raises:
-            SettingsError: The name or the path is empty.
-        """
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
-            return cls(Path(text), None)
-        if not name.strip() or not path:
-            raise SettingsError(f"Results must be given as PATH or NAME=PATH; got {text!r}.")
-        return cls(Path(path), name)
 
 
 def read_sources(
@@ -57,6 +36,7 @@ def read_sources(
     domains: Mapping[str, str] | None = None,
     trained_on: Collection[str] = (),
     say: Say | None = None,
+    validation_domain: str | None = None,
 ) -> pd.DataFrame:
     """Read the scores of several results into one table, described in `nnunet_dg.reporting.scores`.
 
@@ -75,15 +55,17 @@ def read_sources(
             ``domains.json`` of the dataset; without one, their cases have no domain and are in-domain.
         trained_on: Domains of the training data of the evaluated folders' models.
         say: Function that receives messages for the reader of the scores; by default they go to standard error.
+        validation_domain: Domain on which settings or trainers were chosen; its cases are neither in-domain nor unseen.
 
     Returns:
         Table of scores with additional columns ``prediction_file`` and ``reference_file``.
 
     Raises:
-        ResultsError: A source has no scores, or lacks required information.
+        ResultsError: A source has no scores, or lacks required information; a model was trained on the validation
+            domain, or no case is from it.
         DataError: A file that all scores of a source depend on cannot be read.
     """
-    reader = _Reader(domains, trained_on, say or _to_standard_error)
+    reader = _Reader(domains, trained_on, say or _to_standard_error, validation_domain)
     tables: list[pd.DataFrame] = []
     for name, source in zip(names_of(sources), sources, strict=True):
         folds = any(path.is_dir() for path in source.path.glob("fold_*"))
@@ -93,26 +75,15 @@ def read_sources(
         overlapping = [t["run"].iloc[0] for t in before if found & set(zip(t["fold"], t["case"], strict=True))]
         tables.append(table.assign(trainer=name, run=1 + max(overlapping, default=0)))
     _refuse_different(reader.settings)
-    return pd.concat(tables, ignore_index=True)
-
-
-def names_of(sources: Sequence[Source]) -> list[str]:
-    """The name of each source: the given one, or that of its trainer.
-
-    Raises:
-        ResultsError: A folder does not exist, or several results of one trainer have no given names.
-    """
-    for source in sources:
-        if not source.path.is_dir():
-            raise ResultsError(f"There is no folder {source.path}.")
-    names = [source.name or default_name(source.path) for source in sources]
-    unnamed = [name for name, source in zip(names, sources, strict=True) if source.name is None]
-    if repeated := sorted(name for name in unnamed if names.count(name) > 1):
+    scores = pd.concat(tables, ignore_index=True)
+    if validation_domain is not None and VALIDATION not in set(scores["setting"]):
+        known = sorted(set(scores["domain"]) - {UNNAMED})
+        listed = ", ".join(map(repr, known)) or "of which none is known"
         raise ResultsError(
-            f"Several results are from {repeated[0]}. Name them as NAME=PATH: with different names, or with the same "
-            f"name for repeated trainings of one trainer."
+            f"`validation_domain` must be a domain of validated cases, {listed}; got {validation_domain!r}."
+            f"{did_you_mean(validation_domain, known)}"
         )
-    return names
+    return scores
 
 
 def report(
@@ -123,6 +94,8 @@ def report(
     domains: Path | None = None,
     trained_on: Collection[str] = (),
     costs: Path | None = None,
+    validation_domain: str | None = None,
+    choices: Path | None = None,
 ) -> pd.DataFrame:
     """Write a report on several results, with pictures of the worst cases if their files still exist.
 
@@ -134,6 +107,8 @@ def report(
         domains: JSON file ``{case: domain}``, see `read_sources`.
         trained_on: Training domains of evaluated folders, see `read_sources`.
         costs: CSV file of a table of costs, which the report prints as it is.
+        validation_domain: See `read_sources`.
+        choices: CSV file of a table of what was chosen on the validation domain, which the report prints as it is.
 
     Returns:
         The first table, with formatted numbers.
@@ -150,24 +125,20 @@ def report(
         remarks.append(text)
         _to_standard_error(text)
 
-    scores = read_sources(sources, None if domains is None else read_file(domains), trained_on, say)
-    return write_report(scores, output, baseline, metric, view, remarks, _costs(costs))
+    given = None if domains is None else read_file(domains)
+    scores = read_sources(sources, given, trained_on, say, validation_domain)
+    tables = _table("costs", costs), _table("choices", choices)
+    return write_report(scores, output, baseline, metric, view, remarks, *tables)
 
 
-def _costs(path: Path | None) -> pd.DataFrame | None:
+def _table(argument: str, path: Path | None) -> pd.DataFrame | None:
     if path is None:
         return None
     text = read_text(path)
     try:
         return pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"`costs` must be a CSV file with one row of names; {path}: {error}") from error
-
-
-def default_name(path: Path) -> str:
-    """The trainer of a results folder, followed by its plans unless they are nnUNetPlans."""
-    trainer, *others = path.resolve().name.split("__")
-    return " ".join([trainer, *(p for p in others[:1] if p != "nnUNetPlans")])
+        raise DataError(f"`{argument}` must be a CSV file with one row of names; {path}: {error}") from error
 
 
 def _to_standard_error(text: str) -> None:
@@ -191,6 +162,7 @@ class _Reader:
     domains: Mapping[str, str] | None
     trained_on: Collection[str]
     say: Say
+    validation_domain: str | None = None
     settings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
@@ -224,7 +196,17 @@ class _Reader:
         self._note_unknown(folder, self.domains)
         table = _with_domains(record.table.assign(fold="test"), self.domains, "`domains`")
         self.settings |= record.settings
-        return table.assign(setting=[IN_DOMAIN if d in self.trained_on else UNSEEN for d in table["domain"]])
+        return self._with_settings(table, self.trained_on)
+
+    def _with_settings(self, table: pd.DataFrame, trained_on: Collection[str]) -> pd.DataFrame:
+        """Add the setting of each case: in-domain if the model was trained on its domain, validation, or unseen."""
+        if self.validation_domain in trained_on:
+            raise ResultsError(
+                f"The model was trained on the validation domain {self.validation_domain!r}. Choose on a domain that "
+                f"no model was trained on."
+            )
+        settings = dict.fromkeys(trained_on, IN_DOMAIN) | {self.validation_domain: VALIDATION}
+        return table.assign(setting=[settings.get(domain, UNSEEN) for domain in table["domain"]])
 
     def _note_unknown(self, folder: Path, domains: Mapping[str, str]) -> None:
         known = sorted(set(domains.values()))
@@ -247,9 +229,12 @@ class _Reader:
         train, val = trained.split(fold, evaluated | summarized, complete=bool(summarized))
         if missing := sorted(val - evaluated):
             self._note_missing(trained, fold, missing, len(val))
-        table = _with_settings(trained.with_truths(record.table), trained, train)
+        table = trained.with_truths(record.table).assign(fold=fold)
         self.settings |= record.settings
-        return table.assign(fold=fold)
+        if trained.domains is None:
+            return table.assign(domain=UNNAMED, setting=IN_DOMAIN)
+        table = _with_domains(table, trained.domains, str(trained.domains_file))
+        return self._with_settings(table, trained.domains_of(train))
 
     def _note_missing(self, trained: _Trained, fold: str, missing: Sequence[str], number: int) -> None:
         """Say, once, that validation cases have no score."""
@@ -315,6 +300,13 @@ class _Trained:
         ]
         return table.assign(reference_file=files)
 
+    def domains_of(self, train: Collection[str]) -> set[str]:
+        """The domains of training cases."""
+        domains = self.domains or {}
+        if unknown := sorted(set(train) - set(domains)):
+            raise ResultsError(f"{self.domains_file} has no domain for the training case {unknown[0]!r}. Add it.")
+        return {domains[case] for case in train}
+
     def folds(self) -> list[str]:
         """The names of all folds except ``all``, with or without a validation, in order."""
         folders = [path.name for path in self.results.iterdir() if is_fold(path.name) and path.is_dir()]
@@ -371,17 +363,6 @@ class _Trained:
                 f"new splits, and train again."
             )
         return train, val
-
-
-def _with_settings(table: pd.DataFrame, trained: _Trained, train: Collection[str]) -> pd.DataFrame:
-    """Add the domain and the setting of each case: in-domain if a training case is from its domain."""
-    if trained.domains is None:
-        return table.assign(domain=UNNAMED, setting=IN_DOMAIN)
-    if unknown := sorted(set(train) - set(trained.domains)):
-        raise ResultsError(f"{trained.domains_file} has no domain for the training case {unknown[0]!r}. Add it.")
-    table = _with_domains(table, trained.domains, str(trained.domains_file))
-    trained_on = {trained.domains[case] for case in train}
-    return table.assign(setting=[IN_DOMAIN if domain in trained_on else UNSEEN for domain in table["domain"]])
 
 
 def _with_domains(table: pd.DataFrame, domain_of: Mapping[str, str], source: str) -> pd.DataFrame:

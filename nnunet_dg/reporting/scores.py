@@ -1,8 +1,9 @@
 """Statistics of scores: means per domain, in-domain and unseen, ranks, and tests against a baseline.
 
 A table of scores has one row per training, case and label, and the columns ``trainer``, ``run`` (1, 2, ... for repeated
-trainings), ``fold``, ``case``, ``domain``, ``setting`` (`IN_DOMAIN` or `UNSEEN` for that training), ``label``, and one
-column per metric. NaN means that both masks are empty. An empty ``domain`` means that domains are unknown.
+trainings), ``fold``, ``case``, ``domain``, ``setting`` (`IN_DOMAIN`, `UNSEEN` or `VALIDATION` for that training),
+``label``, and one column per metric. NaN means that both masks are empty. An empty ``domain`` means that domains are
+unknown. Cases of the setting `VALIDATION` were used to choose settings or trainers; reports leave them out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nnunet_dg.names import did_you_mean
 
 IN_DOMAIN, UNSEEN = "in-domain", "unseen"
 SETTINGS = (IN_DOMAIN, UNSEEN)
+VALIDATION = "validation"
 ALL = ""  # stands for all domains together; names of domains are never empty
 
 

@@ -18,7 +18,7 @@ from nnunet_dg.errors import SettingsError
 from nnunet_dg.extras import require
 from nnunet_dg.files import locked, replacing, write_csv
 from nnunet_dg.reporting.plots import draw_curves, grid
-from nnunet_dg.reporting.results import Source, names_of
+from nnunet_dg.reporting.sources import Source, names_of
 from nnunet_dg.reporting.style import NAMES
 from nnunet_dg.robustness.corruptions import CORRUPTIONS, seed_of
 from nnunet_dg.robustness.stress_record import Measurement, Record, Scores

@@ -30,8 +30,8 @@ def jobs(folders):  # noqa: F811
 def test_every_rule_has_its_jobs(jobs):
     counts = {rule: len(named) for rule, named in jobs(metrics=["dice", "nsd"], stress=["gamma"]).items()}
     assert counts == {
-        "prepare": 1, "splits": 1, "plans": 4, "train": 12, "cases": 0, "adapt": 0, "evaluate": 12, "stress": 6,
-        "costs": 1, "report": 1,
+        "prepare": 1, "splits": 1, "plans": 4, "train": 12, "cases": 0, "adapt": 0, "evaluate": 12, "choose": 0,
+        "stress": 6, "costs": 1, "report": 1,
     }  # fmt: skip
 
 
@@ -68,11 +68,32 @@ def test_adapted_rows_are_predicted_evaluated_and_reported(jobs):
     rows = [word.partition("=")[0] for word in report.command.split() if "=" in word]
     assert rows == ["nnUNetTrainer", "half", "nnUNetTrainer+tent", "nnUNetTrainer+alpha", "half+tent"]
     assert {f"evaluate/{name}" for name in found["adapt"]} < set(report.after)
+    (costs,) = found["costs"].values()
+    assert f" --adapted nnUNetTrainer+tent /benchmark/adapted/{plain}+tent " in costs.command
+    assert {f"evaluate/{name}" for name in found["adapt"]} < set(costs.after)
+
+
+def test_rows_are_chosen_on_the_validation_domain_and_reported(jobs):
+    datasets, choose = [{"dataset": 701, "validation_domain": "B"}], {"best": ["half", "nnUNetTrainer"]}
+    found = jobs(datasets=datasets, choose=choose, metrics=["nsd"])
+    (splits,) = found["splits"].values()
+    assert splits.command.endswith(" --validation-domain=B --keep")
+    (name, job), (report,) = *found["choose"].items(), found["report"].values()
+    assert set(job.after) == {f"evaluate/{training}" for training in found["train"]}
+    assert f"choose/{name}" in report.after
+    words = report.command.split()
+    assert [f"best=/benchmark/chosen/{name}__best__seed{seed}" for seed in (0, 1)] == words[6:8]
+    assert words[words.index("--choices") + 1] == f"/benchmark/chosen/{name}.csv"
+    assert "--validation-domain=B" in words
+    others = jobs(datasets=datasets, choose={"best": ["nnUNetTrainer", "half"]}, metrics=["nsd"])
+    assert others["choose"][name].command != job.command  # so that the job is repeated
+    assert "--validation-domain=B" in jobs(datasets=datasets)["report"][name].command  # also without a chosen row
 
 
 def test_every_job_waits_for_jobs_that_exist(jobs):
     found = jobs(
-        metrics=["nsd"], stress=["gamma"], adaptation=["tent"], configurations=["2d", "3d_fullres"],
+        metrics=["nsd"], stress=["gamma"], adaptation=["tent"], choose={"best": ["half", "nnUNetTrainer"]},
+        datasets=[{"dataset": 701, "validation_domain": "A"}], configurations=["2d", "3d_fullres"],
         plans={"a": "ExperimentPlanner", "b": "ExperimentPlanner"},
     )  # fmt: skip
     known = {f"{rule}/{name}" for rule, named in found.items() for name in named}

@@ -1,5 +1,6 @@
 """A plan is checked before the first job: errors name the value, what is accepted, and what to do."""
 
+import json
 import re
 
 import pytest
@@ -44,6 +45,18 @@ def expanded(folder, **changes):
         ({"adaptation": ["tent"], "stable": "b"}, r"stable must be one of nnUNetTrainer; got 'b'\."),
         ({"seeds": [2**32]}, r"seeds\[0\]: Input should be less than 4294967296"),
         ({"baseline": "nnUNetTrainr"}, r"baseline must be one of nnUNetTrainer; .* Did you mean 'nnUNetTrainer'\?"),
+        ({"choose": {"nnUNetTrainer": ["nnUNetTrainer"]}}, r"choose\.nnUNetTrainer: List should have at least 2 items"),
+        ({"choose": {"nnUNetTrainer": ["a", "b"]}}, r"choose: 'nnUNetTrainer' is a row of trainers\. Give the chosen"),
+        (
+            {"choose": {"best": ["nnUNetTrainer", "nnUNetTrainr"]}},
+            r"choose\.best must be one of nnUNetTrainer; got 'nnUNetTrainr'\. Did you mean 'nnUNetTrainer'\?",
+        ),
+        ({"choose": {"best": ["nnUNetTrainer", "nnUNetTrainer"]}}, r"choose\.best lists 'nnUNetTrainer' twice"),
+        (
+            {"choose": {"best": ["a", "b"]}, "trainers": ["a", "b"]},
+            r"choose: rows are chosen on a validation domain, which datasets\[0\] does not name\. Give it validation_d",
+        ),
+        ({"choose": {"best row": ["nnUNetTrainer", "nnUNetTrainer"]}}, r"choose: names must be letters"),
         ({"device": "gpu"}, r"device must be one of cpu, cuda, mps; got 'gpu'\. Did you mean 'cpu'\?"),
     ],
 )
@@ -96,6 +109,10 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
         ({"configurations": ["3d_cascade_fullres"]}, r"cannot train a cascade; got '3d_cascade_fullres'\. Remove it\."),
         ({"datasets": [{"dataset": 701, "folds": [3]}]}, r"Dataset701_Tiny has the folds 0 to 2; got 3\."),
         ({"datasets": [701, "Dataset701_Tiny"]}, r"datasets lists Dataset701_Tiny twice\. Keep one\."),
+        (
+            {"datasets": [{"dataset": 701, "validation_domain": "b"}]},
+            r"`validation_domain` must be a domain, 'A', 'B', 'C'; got 'b'\. Did you mean 'B'\?",
+        ),
         ({"datasets": [{"dataset": 701, "protocol": "existing"}]}, r"existing folds, but there is no .*splits_final"),
     ],
 )
@@ -124,12 +141,38 @@ def test_other_epochs_have_another_results_folder(folders):  # noqa: F811
     assert five.results.name.split("__")[0] == trainings.SEEDED
 
 
+def test_the_validation_domain_has_no_fold(folders):  # noqa: F811
+    dataset = {"dataset": 701, "protocol": "single-source", "validation_domain": "C"}
+    assert {t.folds.numbers for t in expanded(folders, datasets=[dataset])} == {(0, 1)}
+
+
+def test_existing_folds_must_validate_on_the_validation_domain_and_not_train_on_it(folders):  # noqa: F811
+    """Cases 0 to 5 are of the domains A, B, C, A, B, C."""
+    splits = [
+        {"train": ["case_0"], "val": ["case_1", "case_2"]},
+        {"train": ["case_1", "case_2"], "val": ["case_0"]},
+        {"train": ["case_0", "unknown"], "val": ["case_1"]},
+    ]
+    preprocessed = folders / "preprocessed" / "Dataset701_Tiny"
+    preprocessed.mkdir(parents=True)
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    dataset = {"dataset": 701, "protocol": "existing", "validation_domain": "C"}
+    assert expanded(folders, datasets=[dataset | {"folds": [0]}])[0].folds.validation_domain == "C"
+    with pytest.raises(DataError, match="Fold 1 trains on cases of the validation domain 'C'"):
+        expanded(folders, datasets=[dataset])
+    with pytest.raises(DataError, match=r"domains\.json of Dataset701_Tiny has no domain for case 'unknown'"):
+        expanded(folders, datasets=[dataset | {"folds": [2]}])
+
+
 def test_the_plan_of_the_documentation_is_accepted(folders):  # noqa: F811
     page = (REPOSITORY / "docs" / "how-to" / "benchmark.md").read_text(encoding="utf-8")
-    example, adaptation = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    example, choose, adaptation = re.findall(r"```yaml\n(.*?)```", page, re.S)
     example = example.replace("501", "701") + adaptation.replace("features_only", "mind_quarter")
     plan = read_plan(written(folders, example))
     found = trainings_of(plan, folders)
+    chosen = read_plan(written(folders, choose.replace("501", "701").replace("site 3", "C")))
+    assert {t.folds.numbers for t in trainings_of(chosen, folders)} == {(0, 1)}
+    assert set(chosen["choose"]["mind"]) < set(chosen["trainers"])
     assert len(found) == 6
     assert found[0].folds.in_domain == 0.2
     assert len(adapted_of(plan, found)) == 2 * (3 + 2 + 2)  # both seeds; sfb and alpha without the stable row

@@ -70,13 +70,20 @@ def test_a_failed_job_is_shown_with_the_last_line_of_its_log(benchmark):  # noqa
 
 
 @pytest.mark.matrix
-def test_domains_surfaces_and_stress_are_in_the_results(benchmark, tmp_path, domains):  # noqa: F811
-    dataset = {"dataset": 701, "folds": [1], "in_domain": 0.4}
-    benchmark(datasets=[dataset], metrics=["dice", "nsd"], stress=["gamma"], seeds=[2], trainers=["nnUNetTrainer"])
+def test_domains_surfaces_stress_and_choices_are_in_the_results(host, benchmark, tmp_path, domains):  # noqa: F811
+    three = {f"case_{i}": domain for i, domain in enumerate("AAABC")}
+    (host.folder / "nnUNet_raw" / DATASET / "domains.json").write_text(json.dumps(three))
+    dataset = {"dataset": 701, "folds": [1], "in_domain": 0.4, "validation_domain": "C"}
+    choose = {"best": ["neutral", "nnUNetTrainer"]}  # which are the same, since MixStyle with p = 0 changes nothing
+    benchmark(datasets=[dataset], metrics=["dice", "nsd"], stress=["gamma"], seeds=[2], choose=choose)
     text = (tmp_path / "plan" / "report" / COMPARISON / "report.md").read_text()
     assert "in-domain" in text.splitlines()[6]
     assert "unseen" in text.splitlines()[6]
     assert "normalized surface Dice" in text
+    assert "The validation domain, on which settings and trainers are chosen, is C." in text
+    assert re.search(r"\| best +\| 2 +\| 1 +\| neutral +\| neutral (\S+), nnUNetTrainer \1 +\|", text), text
+    best, *_ = (split(line) for line in text.splitlines() if line.startswith("| best "))
+    assert best[3].endswith(" (1)")  # without the case of C
     assert (tmp_path / "plan" / "stress" / COMPARISON / "seed2_fold_1" / "stress.csv").is_file()
 
 

@@ -3,7 +3,16 @@ from itertools import combinations
 
 import pytest
 
-from nnunet_dg.datasets.splits import Fold, check, few_shot, grouped, leave_one_domain_out, single_source, write
+from nnunet_dg.datasets.splits import (
+    Fold,
+    check,
+    check_validation,
+    few_shot,
+    grouped,
+    leave_one_domain_out,
+    single_source,
+    write,
+)
 from nnunet_dg.errors import SettingsError
 
 DOMAINS = {"a1": "A", "c1": "C", "b1": "B", "a2": "A", "b2": "B", "a3": "A"}
@@ -24,6 +33,19 @@ def test_fold_k_trains_only_on_the_kth_domain():
     folds = single_source(DOMAINS)
     assert [fold.train for fold in folds] == [["a1", "a2", "a3"], ["b1", "b2"], ["c1"]]
     assert all(sorted(fold.train + fold.val) == sorted(DOMAINS) for fold in folds)
+
+
+@pytest.mark.parametrize("make", [leave_one_domain_out, single_source])
+def test_the_validation_domain_is_validated_on_in_every_fold_and_has_none_of_its_own(make):
+    folds = make(DOMAINS, validation_domain="B")
+    kth = [["a1", "a2", "a3"], ["c1"]]
+    others = [["c1"], ["a1", "a2", "a3"]]
+    train, target = (others, kth) if make is leave_one_domain_out else (kth, others)
+    assert [fold.train for fold in folds] == train
+    assert [fold.val for fold in folds] == [sorted([*cases, "b1", "b2"]) for cases in target]
+    moved = make(DOMAINS, in_domain=0.4, validation_domain="B")[0 if make is single_source else 1]
+    assert {DOMAINS[case] for case in moved.val} == {"A", "B", "C"}
+    assert {DOMAINS[case] for case in moved.train} == {"A"}
 
 
 def test_few_shot_draws_the_given_number_of_cases_reproducibly():
@@ -81,6 +103,20 @@ def test_grouped_validates_on_every_case_once_and_splits_no_group():
         (lambda: leave_one_domain_out(DOMAINS, hold_out=0.2), "needs `groups`, which are not given; got 0.2"),
         (lambda: single_source(DOMAINS, hold_out=1.5), "`hold_out` must be .* got 1.5"),
         (lambda: single_source(DOMAINS, hold_out=float("nan")), "`hold_out` must be .* got nan"),
+        (
+            lambda: single_source(DOMAINS, validation_domain="b"),
+            r"`validation_domain` must be a domain, 'A', 'B', 'C'; got 'b'\. Did you mean 'B'\?",
+        ),
+        (
+            lambda: leave_one_domain_out({"a": "A", "b": "B"}, validation_domain="A"),
+            "Besides the validation domain 'A', .* at least two others; there is 'B'",
+        ),
+        (lambda: check_validation(1, ["a1"], ["b1", "a2"], DOMAINS, "A"), "Fold 1 trains on .* validation domain 'A'"),
+        (lambda: check_validation(0, ["a1"], ["b1"], DOMAINS, "C"), "Fold 0 does not validate on .* domain 'C'"),
+        (
+            lambda: check_validation(0, ["a1"], ["a2", "c1"], DOMAINS, "C"),
+            "Fold 0 has no unseen cases from other domains than the validation domain 'C'",
+        ),
     ],
 )
 def test_impossible_splits_and_invalid_arguments_are_explained(make, message):

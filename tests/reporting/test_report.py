@@ -12,7 +12,7 @@ from PIL import Image
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.reporting.overlay import CaseView
 from nnunet_dg.reporting.report import overview, readable_means, write_report
-from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN, per_case
+from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN, VALIDATION, per_case
 
 
 def rows(trainer, setting, domain, values, run=1):
@@ -257,6 +257,31 @@ def test_invalid_arguments_are_refused(scores, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is not a folder"):
         write_report(scores, tmp_path / "file")
+
+
+def test_cases_of_the_validation_domain_are_in_no_score(scores, tmp_path):
+    cases = rows("nnUNetTrainer", VALIDATION, "v", [0.0, 0.1]) + rows("Ours <b>", VALIDATION, "v", [1.0, 1.0])
+    more = pd.concat([scores, pd.DataFrame(cases)], ignore_index=True)
+    choices = pd.DataFrame({"row": ["best"], "chosen": ["Ours <b>"]})
+    pd.testing.assert_frame_equal(write_report(more, tmp_path / "with"), write_report(scores, tmp_path / "without"))
+    for name in ("comparisons", "domains", "labels"):
+        both = [(tmp_path / folder / f"{name}.csv").read_text() for folder in ("with", "without")]
+        assert both[0] == both[1]
+    assert (pd.read_csv(tmp_path / "with" / "scores.csv")["setting"] == "validation").sum() == 4
+    texts = {folder: (tmp_path / folder / "report.md").read_text() for folder in ("with", "without")}
+    remark = (
+        " The validation domain, on which settings and trainers are chosen, is v. Its cases count neither as in-domain "
+        "nor as unseen, and are left out of all scores, ranks and tests."
+    )
+    assert texts["with"].replace(remark, "") == texts["without"]
+    assert remark in texts["with"]
+    write_report(more, tmp_path / "with", choices=choices)
+    assert (
+        "## Chosen on the validation domain\n\nThe chosen trainer has the highest mean Dice (%) over"
+        in (tmp_path / "with" / "report.md").read_text()
+    )
+    with pytest.raises(DataError, match="All cases of third are from the validation domain"):
+        write_report(pd.concat([scores, pd.DataFrame(rows("third", VALIDATION, "v", [1.0]))]), tmp_path)
 
 
 def test_remarks_are_in_the_report(scores, tmp_path):

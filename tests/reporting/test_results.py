@@ -13,8 +13,9 @@ from nnunet_dg.datasets import cases as case_files
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.reporting import results
 from nnunet_dg.reporting import view as views
-from nnunet_dg.reporting.results import ResultsError, Source, read_sources
-from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN
+from nnunet_dg.reporting.results import ResultsError, read_sources
+from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN, VALIDATION
+from nnunet_dg.reporting.sources import Source
 
 DOMAINS = {"a1": "A", "a2": "A", "b1": "B", "b2": "B"}
 SETTINGS = {"missing": "error", "tolerance_mm": 1.0, "ignore_affine": False}
@@ -83,6 +84,16 @@ def test_unseen_cases_follow_from_domains_and_splits(trained):
     assert dice[("0", "b1", "core")] == 0.2
     assert dice[("1", "a2", "any")] == 1.0
     assert scores["hd95_mm"].isna().all()
+
+
+def test_cases_of_the_validation_domain_are_neither_in_domain_nor_unseen(trained, tmp_path, capsys):
+    folder = evaluated(tmp_path / "predictions", ["a1", "b1"])
+    scores = read(folder, domains=DOMAINS, trained_on=["B"], validation_domain="A").set_index("case")["setting"]
+    assert scores.to_dict() == {"a1": VALIDATION, "b1": IN_DOMAIN}
+    assert set(read(trained, validation_domain="B")["setting"]) == {VALIDATION}
+    assert "fold 1 is left out. The model was trained on the validation domain 'B'" in capsys.readouterr().err
+    with pytest.raises(ResultsError, match=r"a domain of validated cases, 'A', 'B'; got 'b'\. Did you mean 'B'\?"):
+        read(trained, validation_domain="b")
 
 
 def test_an_evaluation_of_a_validation_is_read_in_place_of_the_summary(trained):
