@@ -18,7 +18,7 @@ from nnunet_dg.extractors.synthetic import Synthetic, included
 from nnunet_dg.extractors.synthetic_unet import SyntheticUNet, bordered, doubled, halved
 from nnunet_dg.pretraining.step import RECIPES
 
-INCLUDED = (3,)
+INCLUDED = (2, 3)
 SHAPES = {2: (24, 17), 3: (16, 17, 20)}
 
 
