@@ -29,7 +29,7 @@ def test_missing_images_and_channels_are_named(tmp_path):
 def test_a_record_resumes_with_the_same_setup(tmp_path):
     first = Record(tmp_path, {"settings": {"steps": 1}})
     first.choose({"alpha": 0.5})
-    first.add("a", {"foreground_fraction": 0.25})
+    first.add("a", {"foreground_fraction": 0.25}, seconds=1.0)
     again = Record(tmp_path, {"settings": {"steps": 1}}, resume=True)
     assert (again.chosen, again.cases) == ({"alpha": 0.5}, {"a": {"foreground_fraction": 0.25}})
     fresh = Record(tmp_path, {"settings": {"steps": 2}})
