@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from nnunet_dg.errors import DataError
 from nnunet_dg.files import write_json
 
-SHAPE = (24, 28, 24)
+SHAPE = (28, 36, 28)
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 #            air  body  organ lesion vessel
 SOURCE = (0.0, 0.35, 0.65, 0.95, 0.95)
@@ -50,14 +50,14 @@ def write_dataset(folder: Path, num_training: int = 20, num_test: int = 8, seed:
 def anatomy(rng: np.random.Generator) -> NDArray[np.uint8]:
     """A random anatomy: tissue indices (air, body, organ, lesion, vessel) of shape ``SHAPE``."""
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
-    grid = grid + 0.18 * _smooth(rng, 4.0, channels=3)  # a random deformation
+    grid = grid + 0.18 * _smooth(rng, 4.5, channels=3)  # a random deformation
     tissue = np.zeros(SHAPE, np.uint8)
     center = rng.uniform(-0.15, 0.15, 3)
     tissue[_ellipsoid(grid, (0, 0, 0), (0.92, 0.9, 0.92))] = 1
     tissue[_ellipsoid(grid, center, rng.uniform(0.48, 0.62, 3))] = 2
-    tissue[_ellipsoid(grid, center + rng.uniform(-0.12, 0.12, 3), rng.uniform(0.27, 0.36, 3))] = 3
+    tissue[_ellipsoid(grid, center + rng.uniform(-0.14, 0.14, 3), rng.uniform(0.22, 0.32, 3))] = 3
     x, y = rng.uniform(-0.1, 0.1) + rng.choice([-0.76, 0.76]), rng.uniform(-0.3, 0.3)
-    tissue[((grid[0] - x) ** 2 + (grid[1] - y) ** 2 < 0.15**2) & (tissue == 1)] = 4
+    tissue[((grid[0] - x) ** 2 + (grid[1] - y) ** 2 < 0.13**2) & (tissue == 1)] = 4
     return tissue
 
 
@@ -77,7 +77,7 @@ def target_image(tissue: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
 
 
 def _scan(intensity: NDArray[np.float64], rng: np.random.Generator, noise: float, bias: float) -> NDArray[np.float32]:
-    image = gaussian_filter(intensity, 0.4) * np.exp(bias * _smooth(rng, 8.0)[0])
+    image = gaussian_filter(intensity, 0.4) * np.exp(bias * _smooth(rng, 9.0)[0])
     return (1000 * (image + noise * rng.standard_normal(SHAPE))).astype(np.float32)
 
 

@@ -31,10 +31,9 @@ from nnunet_dg.names import printable
 
 DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"
-TRAINERS = ("nnUNetTrainerERM", "nnUNetTrainerDropGen_MIND")  # the first is nnUNetTrainer with TRAINING
-PATCH_SIZE = [16, 20, 16]
-DROPGEN = {"p": 0.25, "p_end": 0.0}  # in so few steps, the default of 0.5 until the end costs more in-domain
-TRAINING = {"seed": 0, "epochs": 12}  # of 250 steps; after each, nnU-Net draws a picture for more than a second
+TRAINERS = ("nnUNetTrainer_20epochs", "nnUNetTrainerDropGen_MIND_20epochs")
+PATCH_SIZE = [16, 24, 16]
+P = 0.35  # in so few steps, the default of 0.5 costs more in-domain
 DOMAINS = {"source": "in-domain", "target": "unseen"}
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -76,14 +75,14 @@ def _run_demo(folder: Path, device: str) -> Scores:
         console.print(f"Writing a two-domain phantom dataset to {raw}", markup=False, soft_wrap=True)
         write_dataset(raw)
     nnunet = _NNUNet(folder, console)
-    nnunet("plan", "nnUNetv2_plan_and_preprocess -d 999 -c 3d_fullres -np 1 -npfp 1")
+    nnunet("plan", "nnUNetv2_plan_and_preprocess -d 999 -c 3d_fullres -np 2 -npfp 2")
     _write_small_plans(folder / "nnUNet_preprocessed" / DATASET)
     for trainer in TRAINERS:
         nnunet(f"train_{trainer}", _train(folder, trainer, device))
     for trainer in TRAINERS:
         folders = f"-i {shlex.quote(str(raw / 'imagesTs'))} -o {shlex.quote(str(folder / 'predictions' / trainer))}"
         model = f"-d 999 -c 3d_fullres -f 0 -p {PLANS} -tr {trainer}"
-        options = f"-device {device} -npp 0 -nps 0 --disable_tta"  # no further processes, which take seconds to start
+        options = f"-device {device} -npp 1 -nps 1 --disable_tta"
         nnunet(f"predict_{trainer}", f"nnUNetv2_predict {folders} {model} {options}")
     _report(folder, raw, nnunet)
     scores = read_scores(folder / "report" / "domains.csv")
@@ -104,13 +103,12 @@ class _NNUNet:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.console = console
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        # By default, waiting threads spin for milliseconds, which is many times slower if the cores are busy. Further
-        # processes import nnU-Net again, which takes longer than what they do here.
+        # by default, waiting threads spin for milliseconds, which is many times slower if the cores are busy
         self.environment = (
             {"GOMP_SPINCOUNT": "1000"}
             | os.environ
             | {name: str(folder / name) for name in names}
-            | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
+            | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
         )
 
     def __call__(self, step: str, command: str) -> None:
@@ -156,7 +154,7 @@ def _progress(log: Path) -> str:
 
 
 def _write_small_plans(preprocessed: Path) -> None:
-    """Write a copy of nnU-Net's plans with `DROPGEN`, `TRAINING`, and a network and patches that two CPU cores can train."""
+    """Write a copy of nnU-Net's plans with `P`, and with a network and patches small enough for two CPU cores."""
     advice = "Remove the demo's folder, and run the demo again."
     plans: dict[str, Any] = dict(read_json(preprocessed / "nnUNetPlans.json", DemoPlans, advice))
     configuration = plans["configurations"]["3d_fullres"]
@@ -164,7 +162,7 @@ def _write_small_plans(preprocessed: Path) -> None:
     configuration["patch_size"] = PATCH_SIZE
     network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [16 * 2**stage for stage in range(network["n_stages"])]
-    small = {"plans_name": PLANS, "nnunet_dg": {"dropgen": DROPGEN, "training": TRAINING}}
+    small = {"plans_name": PLANS, "nnunet_dg": {"dropgen": {"p": P}}}
     write_json(preprocessed / f"{PLANS}.json", plans | small)
 
 
@@ -193,7 +191,7 @@ def read_scores(domains: Path) -> Scores:
 
 def table(scores: Scores) -> Table:
     """Dice in percent, one row per trainer, one column per domain."""
-    result = Table("trainer", *(f"Dice, {setting}" for setting in DOMAINS.values()), title="nnunet-dg demo")
+    result = Table("trainer", *(f"Dice, {setting}" for setting in DOMAINS.values()), title=f"nnunet-dg demo, p = {P}")
     for trainer, dice in scores.items():
         result.add_row(trainer, *(f"{100 * dice[setting]:.1f}" for setting in DOMAINS.values()))
     return result
