@@ -122,7 +122,12 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether a tensor is in PyTorch's memory format channels_last_3d, and not in the usual one as well."""
+    """Whether a tensor is in PyTorch's memory format channels_last_3d, and not in the usual one as well.
+
+    >>> x = torch.zeros(1, 2, 3, 3, 3)
+    >>> is_channels_last(x), is_channels_last(x.to(memory_format=torch.channels_last_3d))
+    (False, True)
+    """
     return x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
