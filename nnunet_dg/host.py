@@ -63,3 +63,8 @@ def unwrap(network: nn.Module) -> nn.Module:
     if isinstance(network, OptimizedModule):
         network = network._orig_mod
     return network
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether nnU-Net compiles the network."""
+    return isinstance(network.module if isinstance(network, DistributedDataParallel) else network, OptimizedModule)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -113,6 +113,14 @@ class TrainingModule(nn.Module):
     def weights(self, epoch: int) -> dict[str, float]:
         """The weight of each term in an epoch, with the same names in all epochs. 0: the term is not computed."""
         return {}
+
+    def compiled(self) -> Sequence[nn.Module]:
+        """The parts that are compiled wherever nnU-Net compiles the network; by default none.
+
+        They map tensors to tensors, without a break of the graph: they neither read values of tensors nor change
+        attributes that are not buffers.
+        """
+        return ()
 
     def conditions(self) -> dict[str, Any]:
         """Values by name that, in addition to the settings, must be unchanged when a training resumes."""

@@ -64,10 +64,16 @@ def jobs_of(plan: Plan, trainings: Sequence[Training], adapted: Sequence[Adapted
     return jobs
 
 
-def as_config(jobs: Jobs, plan: Plan) -> dict[str, Any]:
-    """The jobs as the configuration of the workflow, in types of JSON."""
+def as_config(jobs: Jobs, plan: Plan, threads: int = 1) -> dict[str, Any]:
+    """The jobs as the configuration of the workflow, in types of JSON.
+
+    Args:
+        jobs: Jobs.
+        plan: Plan.
+        threads: Number of threads of each job.
+    """
     by_rule = {rule: {name: asdict(job) for name, job in named.items()} for rule, named in jobs.items()}
-    return {"jobs": by_rule, "gpu": plan["device"] == "cuda"}
+    return {"jobs": by_rule, "gpu": plan["device"] == "cuda", "threads": threads}
 
 
 def trained_fold(training: Training, number: int) -> str:

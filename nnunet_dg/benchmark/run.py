@@ -62,9 +62,10 @@ def benchmark(
     require("report", "A benchmark")
     _check_executor(executor)
     content, trainings, jobs = expanded(plan, output)
+    threads = threads_per_job(number_of_jobs) if content["device"] == "cpu" and executor in (None, "local") else 1
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
-        "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs), "--resources", f"gpu={gpus}",
+        "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs * threads), "--resources", f"gpu={gpus}",
         "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params",
         "--nolock",  # this package's own lock ends with the process, also if it is killed
         *(["--executor", executor] if executor else []), *(["--dry-run"] if dry_run else []), *options,
@@ -72,11 +73,16 @@ def benchmark(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output, COMMAND):
         write_trainings(output / "trainings.json", trainings)
-        write_json(output / "jobs.json", as_config(jobs, content))
+        write_json(output / "jobs.json", as_config(jobs, content, threads))
         status = _run(command)
     if not dry_run:
         show(jobs, output, running=False)
     return status
+
+
+def threads_per_job(jobs: int) -> int:
+    """Number of threads with which jobs that run at the same time share the CPU cores."""
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _check_executor(name: str | None) -> None:

@@ -100,8 +100,10 @@ class FrozenExtractor(nn.Module):
         return s.to(x.dtype) if x.dtype in NARROW else s
 
     def _in_own_type(self, x: Tensor) -> Tensor:
-        weight = next((p for p in self.parameters() if p.is_floating_point()), x)
-        return x.to(weight.dtype)
+        for weight in self.parameters():
+            if weight.is_floating_point():
+                return x.to(weight.dtype)
+        return x
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__

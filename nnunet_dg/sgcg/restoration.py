@@ -15,6 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 from nnunet_dg.tensors import minmax, wide
 
 
+EPSILON = 1e-5  # added to variances, as in PyTorch's batch norm
+
+
 class DomainBatchNorm(nn.Module):
     """Batch norm with separate statistics and a separate affine map for each domain. It is used in training only.
 
@@ -34,19 +37,20 @@ class DomainBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_domains, num_channels))
 
     def forward(self, x: Tensor, domains: Tensor) -> Tensor:
-        numbers = domains.tolist()
-        if len(set(numbers)) == 1:
-            return self._normalize(x, numbers[0])
-        samples, normalized = x.unbind(), list(x.unbind())
-        for domain in set(numbers):  # samples are stacked, since indexing with a list copies it to the device
-            members = [i for i, number in enumerate(numbers) if number == domain]
-            of_domain = self._normalize(torch.stack([samples[i] for i in members]), domain).to(x.dtype)
-            for i, sample in zip(members, of_domain, strict=True):
-                normalized[i] = sample
-        return torch.stack(normalized)
-
-    def _normalize(self, x: Tensor, domain: int) -> Tensor:
-        return F.batch_norm(x, None, None, self.weight[domain], self.bias[domain], training=True)
+        if len(self.weight) == 1:
+            return F.batch_norm(x, None, None, self.weight[0], self.bias[0], training=True)
+        axes, shape = tuple(range(2, x.ndim)), (*x.shape[:2], *[1] * (x.ndim - 2))
+        rough = wide(x.detach()).mean(axes)  # without it, the variance would have the rounding errors of large squares
+        x = wide(x) - rough.reshape(shape)
+        mean = x.mean(axes)  # of each sample, (B, C)
+        variance = x.square().mean(axes) - mean.square()
+        same = (domains[:, None] == domains).to(mean.dtype)[..., None]
+        share = same / same.sum(1, keepdim=True)  # (B, B, 1): averages over the samples of the same domain
+        center = (share * (mean + rough)).sum(1)
+        variance = (share * (variance + (mean + rough - center[:, None]).square())).sum(1)
+        scale = self.weight[domains] * (variance + EPSILON).rsqrt()
+        shift = self.bias[domains] + (rough - center) * scale
+        return torch.addcmul(shift.reshape(shape), x, scale.reshape(shape))
 
 
 class RestorationDecoder(nn.Module):

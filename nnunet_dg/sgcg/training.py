@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_dg.method import Batch, Step, Student, TrainingModule, full_resolution
 from nnunet_dg.sgcg.class_contrast import ClassContrast
 from nnunet_dg.sgcg.mixup import Partners, random_amplitude_mixup, random_ratio
 from nnunet_dg.sgcg.restoration import RestorationDecoder, restoration_loss
-from nnunet_dg.tensors import symmetric_kl
+from nnunet_dg.tensors import symmetric_kl, to_device
 
 if TYPE_CHECKING:
     from nnunet_dg.sgcg.method import SgCG
@@ -93,7 +93,8 @@ class SgCGTraining(TrainingModule):
             outputs = full_resolution(step.output), full_resolution(mixed.output)
             terms["consistency"] = symmetric_kl(*outputs, self.student.regions)
         if self.restores:
-            restored = self.restoration(mixed.features(self.bottleneck), domains)
+            bottleneck = mixed.features(self.bottleneck)
+            restored = self.restoration(bottleneck, to_device(domains, bottleneck.device))
             terms["restoration"] = restoration_loss(restored, step.batch.images)
         return terms
 
@@ -114,6 +115,11 @@ class SgCGTraining(TrainingModule):
     def classes_inside(self, batch: Batch) -> Tensor:
         """The class of each voxel, ``(B, *spatial)``; -1 outside the mask of masked images and in padding."""
         return self.student.classes(batch.target).masked_fill(self.student.outside.voxels(batch.images), -1)
+
+    def compiled(self) -> list[nn.Module]:
+        """The contrast and the restoration decoder."""
+        parts = {"contrast": self.settings.contrast > 0, "restoration": self.restores}
+        return [getattr(self, name) for name, used in parts.items() if used]
 
     def conditions(self) -> dict[str, Any]:
         """The version of the method and the domains, which must be unchanged when a training resumes."""

@@ -94,7 +94,12 @@ class ContentAlignment(nn.Module):
         refine: Whether channels are weighted; default True.
         scale: ``"free"``: enhanced features are compared with zero mean and unit RMS, see `spectral`. ``"paper"``: they
             are compared without normalization, so that the filters can reduce the loss by shrinking them.
+
+    Attributes:
+        gain: Sum of the gains of the steps since `take_gain`, and their number.
     """
+
+    gain: Tensor
 
     def __init__(
         self,
@@ -111,14 +116,15 @@ class ContentAlignment(nn.Module):
             FrequencyContentEnhancement(width, pooled_shape(grid), amplitude, phase, refine)
             for width, grid in zip(widths, grids, strict=True)
         )
-        self._gains: list[Tensor] = []
+        self.register_buffer("gain", torch.zeros(2), persistent=False)
 
     def forward(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
         """Features of each stage, ``(B, widths[i], *any)`` -> the loss, a scalar. Both features get a gradient."""
         stages = zip(self.enhance, teacher, student, strict=True)
         terms, gains = zip(*(self._stage(*stage) for stage in stages), strict=True)
         if self.training:
-            self._gains.append(torch.stack(gains).mean())
+            mean = torch.stack(gains).mean()
+            self.gain += torch.stack([mean, torch.ones_like(mean)])
         return torch.stack(terms).mean()
 
     def _stage(self, enhance: nn.Module, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,5 +156,6 @@ class ContentAlignment(nn.Module):
 
         Values far below 1 mean that the filters shrink the features. Without steps it is NaN.
         """
-        gains, self._gains = self._gains, []
-        return float(torch.stack(gains).mean()) if gains else float("nan")
+        total, steps = self.gain.tolist()
+        self.gain.zero_()
+        return total / steps if steps else float("nan")

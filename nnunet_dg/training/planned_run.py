@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +69,7 @@ class PlannedRunTrainer(nnUNetTrainer):
     """nnU-Net's trainer with seed and length of `PlannedRun`. Without that section, it does the same as nnU-Net's."""
 
     def initialize(self) -> None:
+        limit_threads(self.device)
         run = PlannedRun.of_plans(self.plans_manager.plans)
         if run.epochs is not None:
             self.num_epochs = run.epochs
@@ -105,6 +107,17 @@ class PlannedRunTrainer(nnUNetTrainer):
         seed_all(own)
         with ordered_workers(training, validation):
             return super().get_dataloaders()
+
+
+def limit_threads(device: torch.device) -> None:
+    """On a CPU, compute with as many threads as OMP_NUM_THREADS says, if it is set.
+
+    nnU-Net's command starts one per core whatever it says. Where trainings, or a training and its worker processes,
+    share the cores, threads that wait for each other make a step several times slower.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if device.type == "cpu" and chosen.isdecimal() and int(chosen):
+        torch.set_num_threads(int(chosen))
 
 
 def _peak_gib() -> float:

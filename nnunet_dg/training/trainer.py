@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_dg.datasets.domains import locate, read_file
 from nnunet_dg.datasets.normalization import fitted_to_ct
 from nnunet_dg.errors import DataError, DimensionError, SettingsError, VersionError
-from nnunet_dg.host import unwrap
+from nnunet_dg.host import is_compiled, unwrap
 from nnunet_dg.method import SEGMENTATION, Inputs, Method, TrainingModule
 from nnunet_dg.names import printable
 from nnunet_dg.outside import Outside
@@ -165,6 +165,9 @@ class MethodsTrainer(PlannedRunTrainer):
         self.student = HostStudent(self)
         optional = {method.key: self._training_module(method) for method in self.methods}
         modules = {key: module.to(self.device) for key, module in optional.items() if module is not None}
+        if is_compiled(self.network):
+            for part in (part for module in modules.values() for part in module.compiled()):
+                part.compile()  # in place, so that names in state dicts stay the same
         self.auxiliary = nn.ModuleDict({key: self._distributed(module) for key, module in modules.items()})
         if not modules:
             return

@@ -93,3 +93,25 @@ def test_loss_computed_by_hand():
     image = torch.tensor([[[[10.0, 20.0], [15.0, 20.0]]]])  # scaled: -1, 1, 0, 1
     restored = torch.tensor([[[[-1.0, 0.0], [0.0, 1.0]]]])
     assert restoration_loss(restored, image).item() == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_sample_is_normalized_with_those_of_its_domain_as_by_batch_norm(dtype):
+    torch.manual_seed(0)
+    norm = DomainBatchNorm(5, num_domains=3).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(5, 5, 6, 4, 3, dtype=dtype).mul_(torch.rand(5, 5, 1, 1, 1)).add_(20 * torch.rand(5, 5, 1, 1, 1))
+    x, domains = x.to(dtype).requires_grad_(), torch.tensor([2, 0, 2, 0, 0])
+    expected = torch.empty_like(x)
+    for domain in (0, 2):
+        of_domain = torch.nn.functional.batch_norm(
+            x[domains == domain], None, None, norm.weight[domain], norm.bias[domain], training=True
+        )
+        expected[domains == domain] = of_domain
+    weights = torch.randn_like(x)
+    parameters = (x, norm.weight, norm.bias)
+    gradients = torch.autograd.grad((norm(x, domains) * weights).sum(), parameters)
+    torch.testing.assert_close(norm(x, domains), expected, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=1e-5)
+    for ours, theirs in zip(gradients, torch.autograd.grad((expected * weights).sum(), parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4 if dtype == torch.float32 else 1e-10, rtol=1e-4)
