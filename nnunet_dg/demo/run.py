@@ -31,9 +31,10 @@ from nnunet_dg.names import printable
 
 DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"
-TRAINERS = ("nnUNetTrainer_20epochs", "nnUNetTrainerDropGen_MIND_20epochs")
+TRAINERS = ("nnUNetTrainerERM", "nnUNetTrainerDropGen_MIND")  # the first one is nnUNetTrainer with a seed
+TRAINING = {"seed": 0, "epochs": 12}
 PATCH_SIZE = [16, 24, 16]
-P = 0.35  # in so few steps, the default of 0.5 costs more in-domain
+P = 0.25  # in so few steps, the default of 0.5 costs more in-domain
 DOMAINS = {"source": "in-domain", "target": "unseen"}
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -103,9 +104,10 @@ class _NNUNet:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.console = console
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        # by default, waiting threads spin for milliseconds, which is many times slower if the cores are busy
+        # by default, threads wait for each other by spinning, which is many times slower if worker processes need the
+        # cores; for such small patches one thread is enough
         self.environment = (
-            {"GOMP_SPINCOUNT": "1000"}
+            {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "1"}
             | os.environ
             | {name: str(folder / name) for name in names}
             | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
@@ -162,7 +164,7 @@ def _write_small_plans(preprocessed: Path) -> None:
     configuration["patch_size"] = PATCH_SIZE
     network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [16 * 2**stage for stage in range(network["n_stages"])]
-    small = {"plans_name": PLANS, "nnunet_dg": {"dropgen": {"p": P}}}
+    small = {"plans_name": PLANS, "nnunet_dg": {"training": TRAINING, "dropgen": {"p": P}}}
     write_json(preprocessed / f"{PLANS}.json", plans | small)
 
 

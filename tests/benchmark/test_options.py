@@ -1,5 +1,9 @@
 """Options of ``nnunet-dg benchmark``, and what is passed on to Snakemake."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 from benchmark_plans import NEEDS_SNAKEMAKE, PLAN, folders, written  # noqa: F401, a fixture
 
@@ -15,8 +19,8 @@ def snakemake(folders, monkeypatch):  # noqa: F811
     started = []
     monkeypatch.setattr(run, "_run", lambda command: started.append(command) or 0)
 
-    def passed(*words):
-        assert main(["benchmark", str(written(folders, PLAN)), *words]) == 0
+    def passed(*words, **changes):
+        assert main(["benchmark", str(written(folders, PLAN | changes)), *words]) == 0
         return started.pop()
 
     return passed
@@ -36,3 +40,24 @@ def test_an_executor_that_is_not_installed_is_named_with_its_plugin(folders, cap
     printed = capsys.readouterr().err
     assert "--executor must be an executor of Snakemake that is installed; 'aws-none' is not." in printed
     assert "pip install snakemake-executor-plugin-aws-none" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "jobs", "threads"),
+    [([], 8, 8, 8), (["-j", "2"], 8, 8, 4), (["-j", "3"], 8, 6, 2), (["-j", "3"], 2, 3, 1)],
+)
+def test_jobs_on_cpus_share_the_cores(snakemake, monkeypatch, words, cores, jobs, threads):
+    """Snakemake counts threads: as many jobs run at the same time as asked for, whatever their number of threads."""
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    command = snakemake(*words, device="cpu")
+    assert command[command.index("--jobs") + 1] == str(jobs)
+    config = json.loads(Path(command[command.index("--configfile") + 1]).read_text())
+    assert config["threads"] == threads
+
+
+def test_jobs_on_a_cluster_do_not_depend_on_the_cores_of_this_machine(snakemake, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(run, "_check_executor", lambda name: None)
+    command = snakemake("-j", "40", "--executor", "slurm", device="cpu")
+    assert command[command.index("--jobs") + 1] == "40"
+    assert json.loads(Path(command[command.index("--configfile") + 1]).read_text())["threads"] == 1

@@ -82,6 +82,22 @@ def test_worker_processes_do_not_wait_for_the_threads_of_the_training():
     assert done.stdout.splitlines()[-1] == str([float(2**21)] * 3)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "device", "expected"),
+    [("1", "cpu", 1), ("2,1", "cpu", 2), ("", "cpu", 3), ("0", "cpu", 3), ("many", "cpu", 3), ("1", "cuda", 3)],
+)
+def test_a_training_on_a_cpu_has_the_threads_of_the_environment(chosen, device, expected, monkeypatch):
+    """nnU-Net's command has started one per core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+        limit_threads(torch.device(device))
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_nnunets_loader_is_restored():
     before = host.NonDetMultiThreadedAugmenter
     with pytest.raises(RuntimeError), ordered_workers(0, 1):

@@ -1,18 +1,20 @@
 """`torch.compile`: one method of every mechanism makes the same step as without it."""
 
 import copy
+import json
 from functools import partial
 
 import pytest
 import torch
 from helpers import set_nnunets_folders
-from on_noise import batch, initialized, plans
+from on_noise import CASES, batch, initialized, plans
 
 from nnunet_dg.host import unwrap
 from nnunet_dg.method import SLOTS
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.trainer import MethodsTrainer
 
+TEACHER = "random:vit_tiny_patch16_224"
 METHOD_OF_SLOT = {  # with settings that need no published weights
     "images": METHODS["gin"](),
     "feature statistics": METHODS["mixstyle"](p=1.0),
@@ -27,7 +29,8 @@ OTHER_MECHANISMS = {  # with a backend that is quicker than the default one
     "several passes": METHODS["maxstyle"](p=1.0, steps=1),
     "other parameters": METHODS["feddg"](),
     "factors in weights": METHODS["c2sdg"](),
-    "a teacher as the network": METHODS["teacher"](teacher="random:vit_tiny_patch16_224"),
+    "a teacher next to the network": METHODS["tinymig"](teacher=TEACHER),
+    "a teacher as the network": METHODS["teacher"](teacher=TEACHER),
     "a memory in the network": METHODS["dofe"](),
 }
 MECHANISMS = METHOD_OF_SLOT | OTHER_MECHANISMS
@@ -38,7 +41,11 @@ def make(tmp_path, monkeypatch):
     torch._dynamo.reset()  # graphs of earlier tests would make sizes dynamic
     set_nnunets_folders(monkeypatch, tmp_path)
 
-    def make(method, compiled):
+    def make(method, compiled, domains="aa"):
+        folder = tmp_path / "nnUNet_preprocessed" / "Dataset999_Benchmark"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "domains.json").write_text(json.dumps(dict(zip(CASES, domains, strict=True))))
+
         class Trainer(MethodsTrainer):
             methods = (method,)
 
@@ -77,6 +84,47 @@ def steps(trainer):
     return losses, {key: value.clone() for key, value in unwrap(trainer.network).state_dict().items()}
 
 
+def parts(trainer):
+    """The parts of training modules that are compiled with the network."""
+    return [part for module in trainer.auxiliary.values() for part in module.compiled()]
+
+
+@pytest.mark.parametrize(
+    ("method", "domains"),
+    [
+        (METHODS["sgcg"](), "aa"),
+        (METHODS["sgcg"](), "ab"),
+        (METHODS["tinymig"](teacher=TEACHER), "aa"),
+        (METHODS["tinymig"](teacher=TEACHER, alignment="attnfd"), "aa"),
+    ],
+    ids=["sgcg", "sgcg of two domains", "tinymig", "tinymig by attention"],
+)
+def test_parts_are_single_graphs(make, method, domains, monkeypatch):
+    """A part that reads values of tensors would be compiled in pieces, between which the host waits for the device."""
+    trainer = make(method, compiled=False, domains=domains)
+    given = {}
+    for part in parts(trainer):
+        monkeypatch.setattr(part, "forward", keeping(part, given))
+    steps(trainer)
+    monkeypatch.undo()
+    assert len(given) == 2
+    for part, arguments in given.items():
+        torch._dynamo.reset()
+        explanation = torch._dynamo.explain(part)(*arguments)
+        assert explanation.graph_count == 1, (type(part).__name__, explanation.break_reasons)
+
+
+def keeping(part, given):
+    """The forward function of a part, which also keeps its arguments in ``given``."""
+    forward = part.forward
+
+    def keep(*arguments):
+        given[part] = arguments
+        return forward(*arguments)
+
+    return keep
+
+
 def test_there_is_a_method_for_every_slot_of_the_catalog():
     assert set(METHOD_OF_SLOT) == {method.slot for method in METHODS.values()} <= set(SLOTS)
 
@@ -91,6 +139,7 @@ def test_a_compiled_step_equals_the_plain_one(make, mechanism, monkeypatch):
         trainer = make(MECHANISMS[mechanism], compiled=True)
         losses, compiled_weights = steps(trainer)
     assert hasattr(trainer.network, "_orig_mod")
+    assert all(part._compiled_call_impl for part in parts(trainer))
     assert losses.keys() == plain.keys()
     for name, value in plain.items():
         assert float(losses[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
