@@ -168,12 +168,13 @@ def test_the_demo_gains_on_the_unseen_domain(demo):
     assert dropgen["unseen"] - plain["unseen"] >= 0.20
     assert plain["in-domain"] >= 0.90  # the baseline is well trained
     assert (folder / "demo.png").stat().st_size > 10_000
-    assert "Against nnUNetTrainer_20epochs" in (folder / "report" / "report.html").read_text()
+    assert "Against nnUNetTrainerERM" in (folder / "report" / "report.html").read_text()
     trained = folder / "nnUNet_results" / run.DATASET / f"{run.TRAINERS[1]}__{run.PLANS}__3d_fullres" / "plans.json"
-    assert json.loads(trained.read_text())["nnunet_dg"]["dropgen"]["p"] == run.P  # the value in the table's title
+    settings = json.loads(trained.read_text())["nnunet_dg"]["dropgen"]
+    assert run.DROPGEN.items() <= settings.items()  # the values in the table's title
 
 
 @pytest.mark.demo
-def test_the_demo_loses_at_most_five_points_in_domain(demo):
+def test_the_demo_loses_at_most_three_points_in_domain(demo):
     _, plain, dropgen = demo
-    assert plain["in-domain"] - dropgen["in-domain"] <= 0.05
+    assert plain["in-domain"] - dropgen["in-domain"] <= 0.03

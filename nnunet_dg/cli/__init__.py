@@ -80,10 +80,11 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="train and compare two trainers on a simulated domain shift, in 15 minutes on two CPU cores",
-        description="Creates a phantom dataset with two domains, trains nnUNetTrainer and nnUNetTrainerDropGen_MIND on "
-        "one of them for twenty short epochs each, with nnU-Net's own commands, predicts both domains and prints Dice. "
-        "Run it again in the same folder to resume after an interruption.",
+        help="train and compare two trainers on a simulated domain shift, in five minutes on two CPU cores",
+        description="Creates a phantom dataset with two domains, trains nnUNetTrainerERM (nnUNetTrainer with a seed) and "
+        "nnUNetTrainerDropGen_MIND on one of them for 2700 steps each, with nnU-Net's own commands, predicts both "
+        "domains and prints Dice. With the same seed, the same machine gives the same table. Run it again in the same "
+        "folder to resume after an interruption.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
     demo.add_argument(
