@@ -6,4 +6,4 @@ from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen_MIND
 
 
 class nnUNetTrainerDropGen_MIND_20epochs(nnUNetTrainerDropGen_MIND, nnUNetTrainer_20epochs):
-    """For quick experiments. `nnunet-dg demo` trains with it."""
+    """For quick experiments."""
