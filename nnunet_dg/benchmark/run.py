@@ -24,6 +24,7 @@ from nnunet_dg.benchmark.trainings import Training, trainings_of
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.extras import require
 from nnunet_dg.files import locked, write_json
+from nnunet_dg.threads import WAITING, threads_per_job
 
 WORKFLOW = Path(__file__).parent / "workflow" / "Snakefile"
 COMMAND = "nnunet-dg benchmark"
@@ -65,8 +66,8 @@ def benchmark(
     threads = threads_per_job(number_of_jobs) if content["device"] == "cpu" and executor in (None, "local") else 1
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
-        "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs * threads), "--resources", f"gpu={gpus}",
-        "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params",
+        "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs * threads),
+        "--resources", f"gpu={gpus}", "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params",
         "--nolock",  # this package's own lock ends with the process, also if it is killed
         *(["--executor", executor] if executor else []), *(["--dry-run"] if dry_run else []), *options,
     ]  # fmt: skip
@@ -78,11 +79,6 @@ def benchmark(
     if not dry_run:
         show(jobs, output, running=False)
     return status
-
-
-def threads_per_job(jobs: int) -> int:
-    """Number of threads with which jobs that run at the same time share the CPU cores."""
-    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _check_executor(name: str | None) -> None:
@@ -148,7 +144,7 @@ def _obeying_interrupts() -> Iterator[None]:
 def _run(command: Sequence[str]) -> int:
     """Run Snakemake. If a signal ends this process, Snakemake gets Ctrl-C, upon which it ends its jobs."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    environment = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+    environment = WAITING | os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
     with _obeying_interrupts():
         process = subprocess.Popen(command, env=environment)  # noqa: S603
     with process:

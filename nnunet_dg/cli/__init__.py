@@ -81,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train and compare two trainers on a simulated domain shift, in five minutes on two CPU cores",
-        description="Creates a phantom dataset with two domains, trains nnUNetTrainerERM (nnUNetTrainer with a seed) and "
-        "nnUNetTrainerDropGen_MIND on one of them for 2700 steps each, with nnU-Net's own commands, predicts both "
-        "domains and prints Dice. With the same seed, the same machine gives the same table. Run it again in the same "
-        "folder to resume after an interruption.",
+        description="Creates a phantom dataset with two domains, trains nnUNetTrainerERM (nnUNetTrainer with a seed) "
+        "and nnUNetTrainerDropGen_MIND on one of them for 2700 steps each, with nnU-Net's own commands, predicts both "
+        "domains and prints Dice. The trainings are seeded: another run on the same machine prints the same table. Run "
+        "it again in the same folder to resume after an interruption.",
     )
     demo.add_argument("-o", "--output", type=Path, default=Path("nnunet-dg-demo"), help="folder (default: %(default)s)")
     demo.add_argument(

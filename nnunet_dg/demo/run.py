@@ -28,6 +28,7 @@ from nnunet_dg.extras import require
 from nnunet_dg.files import last_line, locked, read_json, replacing, write_json
 from nnunet_dg.formats import DemoPlans
 from nnunet_dg.names import printable
+from nnunet_dg.threads import WAITING
 
 DATASET = "Dataset999_DropGenDemo"
 PLANS = "nnUNetDemoPlans"
@@ -105,10 +106,8 @@ class _NNUNet:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.console = console
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        # by default, threads wait for each other by spinning, which is many times slower if worker processes need the
-        # cores; for such small patches one thread is enough
         self.environment = (
-            {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "1"}
+            {**WAITING, "OMP_NUM_THREADS": "1"}  # small patches need no more, and worker processes need the other cores
             | os.environ
             | {name: str(folder / name) for name in names}
             | {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
@@ -157,7 +156,7 @@ def _progress(log: Path) -> str:
 
 
 def _write_small_plans(preprocessed: Path) -> None:
-    """Write a copy of nnU-Net's plans with seed, length and `DROPGEN`, and with a network and patches small enough for two CPU cores."""
+    """Write a copy of nnU-Net's plans with `TRAINING` and `DROPGEN`, and small enough for two CPU cores."""
     advice = "Remove the demo's folder, and run the demo again."
     plans: dict[str, Any] = dict(read_json(preprocessed / "nnUNetPlans.json", DemoPlans, advice))
     configuration = plans["configurations"]["3d_fullres"]

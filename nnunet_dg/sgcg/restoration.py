@@ -14,7 +14,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.tensors import minmax, wide
 
-
 EPSILON = 1e-5  # added to variances, as in PyTorch's batch norm
 
 

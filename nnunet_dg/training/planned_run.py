@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.fields import number
 from nnunet_dg.names import did_you_mean
+from nnunet_dg.threads import limit_threads
 
 SECTION = 'plans["nnunet_dg"]["training"]'
 CACHED_BATCHES = 2  # per worker process
@@ -107,17 +107,6 @@ class PlannedRunTrainer(nnUNetTrainer):
         seed_all(own)
         with ordered_workers(training, validation):
             return super().get_dataloaders()
-
-
-def limit_threads(device: torch.device) -> None:
-    """On a CPU, compute with as many threads as OMP_NUM_THREADS says, if it is set.
-
-    nnU-Net's command starts one per core whatever it says. Where trainings, or a training and its worker processes,
-    share the cores, threads that wait for each other make a step several times slower.
-    """
-    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if device.type == "cpu" and chosen.isdecimal() and int(chosen):
-        torch.set_num_threads(int(chosen))
 
 
 def _peak_gib() -> float:

@@ -11,7 +11,8 @@ from helpers import SUPPORT
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 
 from nnunet_dg.errors import SettingsError
-from nnunet_dg.training.planned_run import PlannedRun, limit_threads, numbers_from, ordered_workers
+from nnunet_dg.threads import limit_threads
+from nnunet_dg.training.planned_run import PlannedRun, numbers_from, ordered_workers
 
 
 def section(**values):
