@@ -67,7 +67,8 @@ def benchmark(
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
         "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs * threads),
-        "--resources", f"gpu={gpus}", "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "input", "params",
+        "--resources", f"gpu={gpus}", "--keep-going", "--rerun-incomplete",
+        "--rerun-triggers", "mtime", "input", "params",
         "--nolock",  # this package's own lock ends with the process, also if it is killed
         *(["--executor", executor] if executor else []), *(["--dry-run"] if dry_run else []), *options,
     ]  # fmt: skip
