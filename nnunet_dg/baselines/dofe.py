@@ -54,7 +54,8 @@ def remembered(memory: Tensor, means: Tensor, domains: Tensor, keep: float) -> T
     """
     members = F.one_hot(domains, len(memory)).to(memory.dtype).T  # (D, B)
     samples = members.sum(1, keepdim=True)
-    new = members @ means.to(memory.dtype) / samples.clamp(min=1)
+    with torch.autocast(memory.device.type, enabled=False):
+        new = members @ means.to(memory.dtype) / samples.clamp(min=1)
     return torch.where(samples > 0, keep * memory + (1 - keep) * new, memory)
 
 

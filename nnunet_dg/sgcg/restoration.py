@@ -37,19 +37,20 @@ class DomainBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, domains: Tensor) -> Tensor:
         if len(self.weight) == 1:
-            return F.batch_norm(x, None, None, self.weight[0], self.bias[0], training=True)
+            normalized = torch.batch_norm(x, self.weight[0], self.bias[0], None, None, True, 0.0, EPSILON, True)
+            return normalized.to(x.dtype)
         axes, shape = tuple(range(2, x.ndim)), (*x.shape[:2], *[1] * (x.ndim - 2))
         rough = wide(x.detach()).mean(axes)  # without it, the variance would have the rounding errors of large squares
-        x = wide(x) - rough.reshape(shape)
-        mean = x.mean(axes)  # of each sample, (B, C)
-        variance = x.square().mean(axes) - mean.square()
+        centered = wide(x) - rough.reshape(shape)
+        mean = centered.mean(axes)  # of each sample, (B, C)
+        variance = centered.square().mean(axes) - mean.square()
         same = (domains[:, None] == domains).to(mean.dtype)[..., None]
         share = same / same.sum(1, keepdim=True)  # (B, B, 1): averages over the samples of the same domain
         center = (share * (mean + rough)).sum(1)
         variance = (share * (variance + (mean + rough - center[:, None]).square())).sum(1)
         scale = self.weight[domains] * (variance + EPSILON).rsqrt()
         shift = self.bias[domains] + (rough - center) * scale
-        return torch.addcmul(shift.reshape(shape), x, scale.reshape(shape))
+        return torch.addcmul(shift.reshape(shape), centered, scale.reshape(shape)).to(x.dtype)
 
 
 class RestorationDecoder(nn.Module):

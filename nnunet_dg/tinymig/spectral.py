@@ -74,6 +74,9 @@ def scaled(given: Tensor, enhanced: Tensor, weight: Tensor, spatial: Sequence[in
 def alignment(teacher: Enhanced, student: Enhanced, spatial: Sequence[int], scale: str) -> Tensor:
     """The squared difference of both enhanced features, averaged over samples, channels and voxels.
 
+    It is computed in the dtype of the spectra, also under autocast: in half precision, large low frequencies overflow,
+    and the weights of frequencies vanish.
+
     Args:
         teacher: Enhanced feature of the teacher.
         student: Enhanced feature of the student.
@@ -82,9 +85,10 @@ def alignment(teacher: Enhanced, student: Enhanced, spatial: Sequence[int], scal
     """
     free = scale == "free"
     factors = [(side.scale_free if free else side.weight).unsqueeze(-1) for side in (teacher, student)]
-    difference = torch.addcmul(teacher.numbers * factors[0], student.numbers, factors[1], value=-1)
-    shares = shares_of_variance(spatial, difference) if free else shares_of_power(spatial, difference)
-    return _squares(difference, shares).mean()
+    with torch.autocast(teacher.numbers.device.type, enabled=False):
+        difference = torch.addcmul(teacher.numbers * factors[0], student.numbers, factors[1], value=-1)
+        shares = shares_of_variance(spatial, difference) if free else shares_of_power(spatial, difference)
+        return _squares(difference, shares).mean()
 
 
 def shares_of_power(spatial: Sequence[int], like: Tensor) -> Tensor:

@@ -118,6 +118,21 @@ def test_half_precision_gives_finite_gradients(make, method):
 
 
 @every_method
+def test_terms_of_a_step_in_half_precision_are_those_of_single_precision(make, method):
+    """In float16, as on a GPU, whose range is small: squares overflow, and small weights vanish."""
+    expected, result = {}, {}
+    for half, terms in ((False, expected), (True, result)):
+        trainer = make(method, **ALWAYS.get(method, {}))
+        if not trainer.auxiliary:
+            pytest.skip(f"{method} has no terms of its own")
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            terms |= step(trainer, batch(trainer))
+        assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+    for name, value in expected.items():
+        assert float(result[name]) == pytest.approx(float(value), rel=0.05, abs=0.02), name
+
+
+@every_method
 def test_steps_are_equal_for_equal_seeds_and_differ_for_other_seeds(make, method):
     if method in DETERMINISTIC:
         pytest.skip(f"a step of {method} has no random numbers")

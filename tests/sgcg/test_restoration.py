@@ -115,3 +115,14 @@ def test_every_sample_is_normalized_with_those_of_its_domain_as_by_batch_norm(dt
     torch.testing.assert_close(norm(x, domains), expected, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=1e-5)
     for ours, theirs in zip(gradients, torch.autograd.grad((expected * weights).sum(), parameters), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-4 if dtype == torch.float32 else 1e-10, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_domains", [1, 3])
+def test_half_precision_is_kept_and_a_single_voxel_is_accepted(num_domains):
+    norm, domains = DomainBatchNorm(4, num_domains), torch.zeros(2, dtype=torch.long)
+    x = torch.randn(2, 4, 5, 5)
+    with torch.autocast("cpu", torch.float16):
+        half = norm(x.half(), domains)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), norm(x, domains), atol=5e-3, rtol=5e-3)
+    assert norm(torch.ones(1, 4, 1, 1), domains[:1]).abs().max() < 1e-3

@@ -137,6 +137,18 @@ def test_is_computed_in_single_precision_under_autocast():
     torch.testing.assert_close(enhanced, module(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", ["free", "paper"])
+def test_alignment_is_computed_in_single_precision_under_autocast(dtype, scale):
+    """In float16, shares of 1 / 32768**2 vanish, and squares of low frequencies overflow."""
+    torch.manual_seed(0)
+    module = ContentAlignment([3], [(32, 32, 32)], scale=scale)
+    features = [torch.randn(1, 3, 32, 32, 32) + 5 for _ in range(2)]
+    with torch.autocast("cpu", dtype):
+        term = module(features[:1], features[1:])
+    torch.testing.assert_close(term, module(features[:1], features[1:]))
+
+
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"must have shape \(B, 3, 4, 5\); got \(1, 3, 4, 6\)"):
         FrequencyContentEnhancement(3, (4, 5))(torch.zeros(1, 3, 4, 6))
