@@ -205,7 +205,7 @@ def modulate(
 def _normalized(feature: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """`modulate` by PyTorch's batch norm, as instance norm uses it: one pass over the feature instead of eight."""
     channels = feature.reshape(1, -1, *feature.shape[2:])
-    weight, bias = (s.reshape(-1).to(wide(feature[:0]).dtype) for s in (std, mean))
+    weight, bias = (s.expand(feature.shape[:2]).reshape(-1).to(wide(feature[:0]).dtype) for s in (std, mean))
     return torch.batch_norm(channels, weight, bias, None, None, True, 0.0, EPS, True).reshape(feature.shape)
 
 

@@ -34,4 +34,6 @@ def threads_per_job(jobs: int) -> int:
     >>> threads_per_job(jobs=1000)
     1
     """
-    return max(1, (os.cpu_count() or 1) // jobs)
+    allowed = getattr(os, "sched_getaffinity", None)  # on Linux: cores of a container or allocation
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return max(1, cores // jobs)

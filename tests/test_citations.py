@@ -1,15 +1,17 @@
 """Methods and citations, by the commands that print them."""
 
 import re
+from dataclasses import dataclass
 
 import pytest
 
 from nnunet_dg.citations import papers_of
 from nnunet_dg.cli import main
 from nnunet_dg.dropgen import DropGen
-from nnunet_dg.method import Paper
+from nnunet_dg.method import Method, Paper
+from nnunet_dg.training import overview
 from nnunet_dg.training.catalog import METHODS
-from nnunet_dg.training.overview import trainers_by_method
+from nnunet_dg.training.overview import default_methods, trainers_by_method
 
 
 def cited(capsys, *words):
@@ -87,3 +89,19 @@ def test_a_trainer_that_cannot_be_imported_is_left_out(tmp_path, monkeypatch):
     listed = {name for trainers in trainers_by_method().values() for name in trainers}
     assert "nnUNetTrainerBroken" not in listed
     assert "nnUNetTrainerSgCG" in listed
+
+
+def test_another_packages_method_has_the_settings_with_which_a_trainer_lists_it(monkeypatch):
+    @dataclass(frozen=True)
+    class Noise(Method):
+        key = "feature_noise"
+        radius: int
+
+    class Trainer:
+        methods = (Noise(3),)
+
+    class EntryPoint:
+        name, load = "nnUNetTrainerNoise", staticmethod(lambda: Trainer)
+
+    monkeypatch.setattr(overview, "entry_points", lambda group: [EntryPoint])
+    assert default_methods() == [*(method() for method in METHODS.values()), Noise(3)]

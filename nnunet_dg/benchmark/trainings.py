@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -166,13 +167,24 @@ def _folds_of(dataset: Dataset, folder: Path) -> Folds:
     if groups is not None:
         read_file(groups, "group")
     domain = dataset.get("validation_domain")
-    known = _number_of_folds(name, protocol, domain)
+    with _about(name):
+        known = _number_of_folds(name, protocol, domain)
     numbers = tuple(dataset.get("folds", range(known)))
     if unknown := [number for number in numbers if number >= known]:
         raise SettingsError(f"datasets: {name} has the folds 0 to {known - 1}; got {unknown[0]}.")
     if protocol == "existing" and domain is not None:
-        _check_existing(name, numbers, domain)
+        with _about(name):
+            _check_existing(name, numbers, domain)
     return Folds(name, protocol, groups, dataset.get("in_domain", 0.0), domain, numbers)
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Errors inside this context say which dataset they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"datasets: {name}: {error}") from error
 
 
 def _number_of_folds(name: str, protocol: str, validation_domain: str | None) -> int:

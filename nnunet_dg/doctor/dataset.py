@@ -20,7 +20,7 @@ from nnunet_dg.files import read_json
 from nnunet_dg.formats import Dataset
 from nnunet_dg.names import printable
 from nnunet_dg.planning.shared_data import read_plans
-from nnunet_dg.training.overview import trainers_by_method
+from nnunet_dg.training.overview import default_methods
 from nnunet_dg.training.planned_run import PlannedRun
 from nnunet_dg.training.plans import PLANNED_FOR, refuse_misplaced, resolve, sections_of
 
@@ -73,9 +73,9 @@ def _checked_sections(plans: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         refuse_misplaced(plans)
         sections = sections_of(plans)
-        for method in trainers_by_method():  # with those of other packages
+        for method in default_methods():
             if method.key in sections:
-                resolve(plans, method())
+                resolve(plans, method)
         PlannedRun.of_plans(plans)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error

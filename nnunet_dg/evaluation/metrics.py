@@ -95,6 +95,7 @@ def mask_metrics(
     Raises:
         ExtraError: Surfaces are to be measured, and the extra "report" is not installed.
     """
+    prediction, truth = np.asarray(prediction, bool), np.asarray(truth, bool)  # as bytes, masks of integers are wider
     prediction, truth, spacing_mm = _in_plane(prediction, truth, spacing_mm)
     box = _box([find_objects((prediction | truth).view(np.uint8))], [1], truth.shape)
     return _metrics_in_box(prediction[box], truth[box], truth.shape, spacing_mm, tolerance_mm, surfaces)

@@ -51,7 +51,7 @@ class CaseView:
         return [int(n) for n in np.union1d(self.truth, self.prediction) if n > 0]
 
 
-def overlay(views: Mapping[str, CaseView]) -> tuple[Figure, NDArray[Any]]:
+def overlay(views: Mapping[str, CaseView], model: str = "prediction") -> tuple[Figure, NDArray[Any]]:
     """Cases in rows: the image, the truth on it, and the prediction on it.
 
     Up to 32 labels have different colors and lines; after that, they repeat. The legend names only the labels in the
@@ -59,6 +59,7 @@ def overlay(views: Mapping[str, CaseView]) -> tuple[Figure, NDArray[Any]]:
 
     Args:
         views: Cases of one dataset, by title.
+        model: Name of what predicted them, the title of the last column.
 
     Returns:
         The figure and its axes, ``(len(views), 3)``.
@@ -75,7 +76,7 @@ def overlay(views: Mapping[str, CaseView]) -> tuple[Figure, NDArray[Any]]:
     for row, (title, case) in zip(axes, slices.items(), strict=True):
         _draw(row, case, styles)
         row[0].set_ylabel("\n".join(plain(line, LONGEST_LABEL) for line in title.split("\n")), fontsize="small")
-    for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+    for ax, title in zip(axes[0], ("image", "truth", plain(model, LONGEST_LABEL)), strict=True):
         ax.set_title(title, fontsize="medium")
     if legend:
         _legend(figure, axes[0, 0], legend, [styles[label] for label in styles], columns)

@@ -25,7 +25,8 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #111; }
-table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .2em .8em; text-align: right; }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; }
+th, td { padding: .2em .8em; text-align: right; }
 th { border-bottom: 1px solid #111; } th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; display: block; margin: 1em 0; } p.note { color: #444; }
 </style>
@@ -33,7 +34,7 @@ img { max-width: 100%; display: block; margin: 1em 0; } p.note { color: #444; }
 {% for part in parts %}<h2>{{ part.title }}</h2>
 <p class="note">{{ part.note }}</p>
 {{ part.table | safe }}
-{% for image in part.images %}<img alt="{{ part.title }}" src="data:image/png;base64,{{ image }}">
+{% for name, image in part.images %}<img alt="{{ part.title }}: {{ name }}" src="data:image/png;base64,{{ image }}">
 {% endfor %}{% endfor %}</html>
 """
 LATEX = str.maketrans({
@@ -108,7 +109,10 @@ def _html(title: str, parts: list[Part]) -> str:
             "title": printable(part.title),
             "note": printable(part.note),
             "table": "" if part.table.empty else _table(_printable(part.table), "html"),
-            "images": [base64.b64encode(_png(figure, 110)).decode() for figure in part.figures.values()],
+            "images": [
+                (printable(name.replace("_", " ")), base64.b64encode(_png(figure, 110)).decode())
+                for name, figure in part.figures.items()
+            ],
         }
         for part in parts
     ]

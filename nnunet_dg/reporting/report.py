@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -257,15 +258,18 @@ def _repeated(cases: pd.DataFrame, metric: str) -> list[Part]:
 
 
 def _by_label(scores: pd.DataFrame, metric: str) -> Part:
-    """A table with labels in rows, and trainers and settings in columns."""
+    """A table with labels and trainers in rows, so that many trainers do not make it wide, and settings in columns."""
     summary = by_label(scores, metric)
-    columns: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for label, trainer in product(dict.fromkeys(summary["label"]), dict.fromkeys(summary["trainer"])):
+        rows[label, trainer] = {}
     for row in summary.to_dict("records"):
         cell = _cell(metric, row["mean"], row["standard_error"], row["n"])
-        columns.setdefault(f"{row['trainer']}, {row['setting']}", {})[row["label"]] = cell
-    table = pd.DataFrame(columns, index=list(dict.fromkeys(summary["label"]))).fillna("-")
+        rows[row["label"], row["trainer"]][row["setting"]] = cell
+    settings = [setting for setting in SETTINGS if any(setting in cells for cells in rows.values())]
+    lines = [[*names, *(cells.get(setting, "-") for setting in settings)] for names, cells in rows.items()]
     note = "Mean ± standard error over the cases that have the label in truth or prediction (number of cases)."
-    return Part(f"{_unit(metric)} by label", note, table.rename_axis("label").reset_index(), {})
+    return Part(f"{_unit(metric)} by label", note, pd.DataFrame(lines, columns=["label", "trainer", *settings]), {})
 
 
 def _measured(scores: pd.DataFrame) -> list[str]:
@@ -299,7 +303,7 @@ def _worst(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, view: View | 
 def _pictures(
     scores: pd.DataFrame, rows: pd.DataFrame, metric: str, view: View | None
 ) -> tuple[Figure | None, list[str]]:
-    """A figure of these cases, if any can be shown, and the cases that are not in it, with the reason."""
+    """A figure of one trainer's cases, if any can be shown, and the cases that are not in it, with the reason."""
     views, problems, missing = {}, [], 0
     for row in rows.to_dict("records"):
         same = (scores[list(CASE)] == [row[name] for name in CASE]).all(axis=1)
@@ -314,4 +318,4 @@ def _pictures(
             views["\n".join([*map(printable, lines), readable_number(metric, row[metric])])] = found
     if missing:
         problems.append(f"{missing} cases whose files were not found")
-    return overlay(views)[0] if views else None, problems
+    return overlay(views, rows["trainer"].iloc[0])[0] if views else None, problems

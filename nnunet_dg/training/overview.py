@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 from nnunet_dg.method import Method
@@ -14,6 +15,21 @@ def trainers_by_method() -> dict[type[Method], list[str]]:
     A trainer that cannot be imported is left out; ``nnunet-dg doctor`` says why.
     """
     trainers: dict[type[Method], list[str]] = {method: [] for method in METHODS.values()}
+    for name, method in _listed():
+        trainers.setdefault(type(method), []).append(name)
+    return trainers
+
+
+def default_methods() -> list[Method]:
+    """The methods of the catalog with their default settings, then those of other packages as a trainer lists them."""
+    defaults: dict[type[Method], Method] = {method: method() for method in METHODS.values()}
+    for _, method in _listed():
+        defaults.setdefault(type(method), method)
+    return list(defaults.values())
+
+
+def _listed() -> Iterator[tuple[str, Method]]:
+    """The installed trainers by name, with each method that they list."""
     for entry_point in sorted(entry_points(group="nnunetv2.trainers"), key=lambda e: e.name):
         try:
             trainer = entry_point.load()
@@ -21,8 +37,7 @@ def trainers_by_method() -> dict[type[Method], list[str]]:
             continue
         for method in getattr(trainer, "methods", ()):
             if isinstance(method, Method):
-                trainers.setdefault(type(method), []).append(entry_point.name)
-    return trainers
+                yield entry_point.name, method
 
 
 def overview() -> str:

@@ -66,7 +66,10 @@ class PlannedRun:
 
 
 class PlannedRunTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with seed and length of `PlannedRun`. Without that section, it does the same as nnU-Net's."""
+    """nnU-Net's trainer with seed and length of `PlannedRun`.
+
+    Without that section, it does the same as nnU-Net's, except that a training on a CPU has OMP_NUM_THREADS threads.
+    """
 
     def initialize(self) -> None:
         limit_threads(self.device)

@@ -160,10 +160,11 @@ def test_settings_of_another_packages_method_are_checked_too(doctor_here, datase
     @dataclass(frozen=True)
     class Noise(Method):
         key = "feature_noise"
+        radius: int  # without a default: the trainer gives it
         strength: float = number(0.1, 0, 1)
 
-    for reader in (module, plans):
-        monkeypatch.setattr(reader, "trainers_by_method", lambda: {Noise: []})
+    monkeypatch.setattr(module, "default_methods", lambda: [Noise(3)])
+    monkeypatch.setattr(plans, "trainers_by_method", lambda: {Noise: []})
     dataset(nnunet_dg={"feature_noise": {"strength": 5}})
     assert "strength must be" in doctor_here("-d", "705", status=1)
 

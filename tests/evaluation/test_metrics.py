@@ -150,3 +150,12 @@ def test_labels_regions_and_the_ignore_label():
 def test_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"prediction's shape is \(2, 3\), the truth's \(3, 2\)"):
         case_metrics(np.zeros((2, 3)), np.zeros((3, 2)), (1, 1), {"one": [1]})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, float])
+def test_masks_of_any_type_have_the_metrics_of_boolean_ones(dtype):
+    truth, prediction = np.zeros((2, 9, 9, 9), bool)
+    truth[2:7, 2:7, 2:7], prediction[3:8, 2:7, 1:7] = True, True
+    assert mask_metrics(prediction.astype(dtype), truth.astype(dtype), (1, 1, 1)) == mask_metrics(
+        prediction, truth, (1, 1, 1)
+    )

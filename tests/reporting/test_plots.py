@@ -147,6 +147,11 @@ def test_the_overlay_draws_truth_and_prediction_next_to_the_image():
     assert extents[1].width - extents[0].width == pytest.approx(1)  # the prediction is a voxel wider
 
 
+def test_the_prediction_is_labeled_with_the_name_of_its_model():
+    _, axes = overlay({"case": view()}, "nnUNetTrainerDropGen")
+    assert [ax.get_title() for ax in axes[0]] == ["image", "truth", "nnUNetTrainerDropGen"]
+
+
 def test_color_images_are_shown_in_color():
     colors = np.random.default_rng(0).random((3, 1, 5, 6))
     masks = np.zeros((1, 5, 6), int)

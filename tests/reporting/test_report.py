@@ -201,9 +201,9 @@ def test_labels_have_a_separate_table(scores, tmp_path):
     row = labels.loc[("nnUNetTrainer", UNSEEN, "les|ion", "dice")]
     assert row[["mean", "n"]].tolist() == [pytest.approx((6 * 0.2 + 0.4) / 7 / 2), 7]
     markdown, page, latex = ((tmp_path / f"report.{form}").read_text() for form in ("md", "html", "tex"))
-    assert re.search(r"\| les\\\|ion +\| 40.0 ± 5.0 \(2\) +\| 11.4 ± 1.4 \(7\)", markdown)
+    assert re.search(r"\| les\\\|ion +\| nnUNetTrainer +\| 40.0 ± 5.0 \(2\) +\| 11.4 ± 1.4 \(7\)", markdown)
     assert "les|ion" in page
-    assert r"les\textbar{}ion & 40.0 $\pm$ 5.0 (2) & 11.4 $\pm$ 1.4 (7)" in latex
+    assert r"les\textbar{}ion & nnUNetTrainer & 40.0 $\pm$ 5.0 (2) & 11.4 $\pm$ 1.4 (7)" in latex
 
 
 def test_a_case_that_cannot_be_shown_is_named_and_the_others_are_shown(scores, tmp_path):

@@ -203,3 +203,10 @@ def test_own_statistics_have_finite_gradients_for_constant_features(name):
     own = OWN_STATISTICS[name]
     modulate(x, *own.draw(x, None), detached=own.detached).square().sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3,), (2, 1)])
+def test_statistics_may_be_those_of_all_samples_or_channels(shape):
+    x, mean, std = feature(), torch.rand(shape), 1 + torch.rand(shape)
+    expected = modulate(x, mean.expand(2, 3), std.expand(2, 3))
+    torch.testing.assert_close(modulate(x, mean, std), expected)
