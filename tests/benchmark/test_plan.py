@@ -111,7 +111,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
         ({"datasets": [701, "Dataset701_Tiny"]}, r"datasets lists Dataset701_Tiny twice\. Keep one\."),
         (
             {"datasets": [{"dataset": 701, "validation_domain": "b"}]},
-            r"datasets: Dataset701_\w+: `validation_domain` must be a domain, 'A', 'B', 'C'; got 'b'\. Did you mean 'B'\?",
+            r"datasets: Dataset701_Tiny: `validation_domain` must be a domain, 'A', 'B', 'C'; got 'b'\. Did you mean",
         ),
         ({"datasets": [{"dataset": 701, "protocol": "existing"}]}, r"existing folds, but there is no .*splits_final"),
     ],
