@@ -10,6 +10,7 @@ the ratio for 200 cases is that for fewer. Memory is what `evaluate` adds to the
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -87,10 +88,12 @@ def ratio(labels: int, cases: int, size: int) -> tuple[float, float, float]:
         write_cases(Path(folder, "first"), labels, 1, 16)
         by_nnunet(Path(folder, "first"), labels), by_us(Path(folder, "first"))  # imports
         write_cases(Path(folder, "cases"), labels, cases, size)
-        Path("/proc/self/clear_refs").write_text("5")  # the largest resident set becomes the present one
+        reset = Path("/proc/self/clear_refs")  # on Linux, the largest resident set becomes the present one
+        if reset.exists():
+            reset.write_text("5")
         before = largest_resident_set()
         ours = by_us(Path(folder, "cases"))
-        added = largest_resident_set() - before
+        added = largest_resident_set() - before if reset.exists() else math.nan
         return ours / cases, ours / by_nnunet(Path(folder, "cases"), labels), added
 
 
