@@ -10,7 +10,6 @@ the ratio for 200 cases is that for fewer. Memory is what `evaluate` adds to the
 
 import argparse
 import json
-import math
 import os
 import tempfile
 import time
@@ -88,12 +87,10 @@ def ratio(labels: int, cases: int, size: int) -> tuple[float, float, float]:
         write_cases(Path(folder, "first"), labels, 1, 16)
         by_nnunet(Path(folder, "first"), labels), by_us(Path(folder, "first"))  # imports
         write_cases(Path(folder, "cases"), labels, cases, size)
-        reset = Path("/proc/self/clear_refs")  # on Linux, the largest resident set becomes the present one
-        if reset.exists():
-            reset.write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # the largest resident set becomes the present one
         before = largest_resident_set()
         ours = by_us(Path(folder, "cases"))
-        added = largest_resident_set() - before if reset.exists() else math.nan
+        added = largest_resident_set() - before
         return ours / cases, ours / by_nnunet(Path(folder, "cases"), labels), added
 
 
