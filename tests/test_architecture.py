@@ -20,6 +20,7 @@ BASE = {
     "outside",
     "step",
     "tensors",
+    "threads",
 }  # what every room but the plugin may import
 LOWER = {"datasets", "host", "extractors", *METHODS}
 SCORES = {"evaluation", "reporting", "robustness"}
@@ -40,6 +41,7 @@ ALLOWED = {  # room -> what it may import of ours, and whether it may import nnu
     "names": (set(), False),
     "outside": (set(), False),
     "tensors": (set(), False),
+    "threads": (set(), False),
     "fields": (set(), False),
     "hooks": (set(), False),
     "step": (set(), False),
