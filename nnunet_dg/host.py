@@ -56,15 +56,17 @@ def _not_found(trainer: str) -> HostError:
     return HostError(f"nnU-Net does not find a trainer {trainer}. `nnunet-dg doctor` lists this package's trainers.")
 
 
-def unwrap(network: nn.Module) -> nn.Module:
-    """The network without the wrappers that nnU-Net adds: `torch.compile` and `DistributedDataParallel`."""
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
-    if isinstance(network, OptimizedModule):
-        network = network._orig_mod
-    return network
+def undistributed(network: nn.Module) -> nn.Module:
+    """The network without `DistributedDataParallel`, still compiled."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def is_compiled(network: nn.Module) -> bool:
     """Whether nnU-Net compiles the network."""
-    return isinstance(network.module if isinstance(network, DistributedDataParallel) else network, OptimizedModule)
+    return isinstance(undistributed(network), OptimizedModule)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network without the wrappers that nnU-Net adds: `torch.compile` and `DistributedDataParallel`."""
+    network = undistributed(network)
+    return network._orig_mod if isinstance(network, OptimizedModule) else network

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -102,6 +102,13 @@ class TrainingModule(nn.Module):
     the other methods, synchronized between devices, and saved in the checkpoint next to the network's weights.
     """
 
+    compiled_parts: ClassVar[tuple[str, ...]] = ()
+    """Names of the submodules that are compiled wherever nnU-Net compiles the network.
+
+    They map tensors to tensors without a break of the graph: they neither read values of tensors nor change attributes
+    other than buffers.
+    """
+
     def augment(self, batch: Batch) -> Batch:
         """The batch that all methods and nnU-Net's loss see. Called once per step, before the first forward pass."""
         return batch
@@ -114,13 +121,9 @@ class TrainingModule(nn.Module):
         """The weight of each term in an epoch, with the same names in all epochs. 0: the term is not computed."""
         return {}
 
-    def compiled(self) -> Sequence[nn.Module]:
-        """The parts that are compiled wherever nnU-Net compiles the network; by default none.
-
-        They map tensors to tensors, without a break of the graph: they neither read values of tensors nor change
-        attributes that are not buffers.
-        """
-        return ()
+    def compiled(self) -> list[nn.Module]:
+        """The parts in `compiled_parts` that this training has."""
+        return [self.get_submodule(name) for name in self.compiled_parts if name in self._modules]
 
     def conditions(self) -> dict[str, Any]:
         """Values by name that, in addition to the settings, must be unchanged when a training resumes."""

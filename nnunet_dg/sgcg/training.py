@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_dg.method import Batch, Step, Student, TrainingModule, full_resolution
 from nnunet_dg.sgcg.class_contrast import ClassContrast
@@ -29,6 +29,8 @@ class SgCGTraining(TrainingModule):
         settings: Settings, see `SgCG`.
         student: Network in training.
     """
+
+    compiled_parts = ("contrast", "restoration")
 
     def __init__(self, settings: SgCG, student: Student) -> None:
         super().__init__()
@@ -115,11 +117,6 @@ class SgCGTraining(TrainingModule):
     def classes_inside(self, batch: Batch) -> Tensor:
         """The class of each voxel, ``(B, *spatial)``; -1 outside the mask of masked images and in padding."""
         return self.student.classes(batch.target).masked_fill(self.student.outside.voxels(batch.images), -1)
-
-    def compiled(self) -> list[nn.Module]:
-        """The contrast and the restoration decoder."""
-        parts = {"contrast": self.settings.contrast > 0, "restoration": self.restores}
-        return [getattr(self, name) for name, used in parts.items() if used]
 
     def conditions(self) -> dict[str, Any]:
         """The version of the method and the domains, which must be unchanged when a training resumes."""

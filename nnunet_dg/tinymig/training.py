@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.mechanisms.feature_style import FeatureStyleTraining
@@ -42,6 +42,8 @@ class TinyMIGTraining(TrainingModule):
         SettingsError: The teacher is unknown or does not fit the patch size.
         DimensionError: The teacher and the configuration have different dimensions.
     """
+
+    compiled_parts = ("teaching", "alignment")
 
     def __init__(self, settings: TinyMIG, student: Student) -> None:
         super().__init__()
@@ -184,10 +186,6 @@ class TinyMIGTraining(TrainingModule):
             for tap, replay in self.replays:
                 stack.enter_context(replay.of(step.own.features(tap)))
             return step.forward(step.batch.data).output
-
-    def compiled(self) -> list[nn.Module]:
-        """The teacher with its modules, and the alignment of features."""
-        return [getattr(self, name) for name in ("teaching", "alignment") if name in self._modules]
 
     def prepare(self) -> None:
         """Load the teacher's frozen weights, and log where they come from."""

@@ -11,12 +11,11 @@ import torch
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.datasets.domains import Domains, read_domains
 from nnunet_dg.errors import HostError, SettingsError
 from nnunet_dg.hooks import activations
-from nnunet_dg.host import unwrap
+from nnunet_dg.host import undistributed, unwrap
 from nnunet_dg.method import AroundPlanned, Student, full_resolution
 from nnunet_dg.outside import Outside
 from nnunet_dg.step import Scales
@@ -74,8 +73,7 @@ class HostStudent(Student):
 
     @property
     def undistributed(self) -> nn.Module:
-        network = self.network
-        return network.module if isinstance(network, DistributedDataParallel) else network
+        return undistributed(self.network)
 
     def activations(self) -> list[nn.Module]:
         return activations(planned_network(self.network))

@@ -166,8 +166,9 @@ class MethodsTrainer(PlannedRunTrainer):
         optional = {method.key: self._training_module(method) for method in self.methods}
         modules = {key: module.to(self.device) for key, module in optional.items() if module is not None}
         if is_compiled(self.network):
-            for part in (part for module in modules.values() for part in module.compiled()):
-                part.compile()  # in place, so that names in state dicts stay the same
+            for module in modules.values():
+                for part in module.compiled():
+                    part.compile()  # in place, so that names in state dicts stay the same
         self.auxiliary = nn.ModuleDict({key: self._distributed(module) for key, module in modules.items()})
         if not modules:
             return
