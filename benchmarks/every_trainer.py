@@ -13,7 +13,6 @@ of axes are left out. Each batch has one case of each of three domains.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -33,6 +32,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from step_cost import Step, interleaved, largest_resident_set
 
 from nnunet_dg.errors import UserError
+from nnunet_dg.files import write_json
 
 DATASET_NAME = "Dataset999_Benchmark"
 LEAST = 0.1  # GiB of nnUNetTrainer, below which memory is not compared
@@ -76,7 +76,7 @@ def three_domains() -> None:
     folder = Path(os.environ["nnUNet_preprocessed"], DATASET_NAME)  # noqa: SIM112
     folder.mkdir(parents=True, exist_ok=True)
     domains = {case: f"domain of {case}" for case in on_noise.CASES}
-    (folder / "domains.json").write_text(json.dumps(domains))
+    write_json(folder / "domains.json", domains)  # whole at any moment: other processes read it
 
 
 def training(row: str, dims: int, patch: int, batch: int, device: torch.device = CPU, compiled: bool = False) -> Step:

@@ -7,7 +7,7 @@
 For each trainer: milliseconds of a step, relative to nnUNetTrainer; peak memory of PyTorch's allocations, relative to
 nnUNetTrainer; synchronizations of the host with the GPU in a step beyond nnUNetTrainer's, and where they are in our
 code; milliseconds of predicting a batch, relative to nnUNetTrainer; seconds of the first step, which includes
-compilation.
+compilation; the loss of the third step.
 
 Each trainer runs in a process of its own. Trainers are measured in groups with nnUNetTrainer in each: one step of each
 in turn, so that changes in the speed of the machine affect all of them. Ratios are computed per round, and their median
@@ -44,6 +44,7 @@ class Single(NamedTuple):
 
     first: float
     memory: float
+    loss: float
     finite: bool
     synchronizations: int
     places: Counter[str]
@@ -83,6 +84,7 @@ class Training:
 
 
 def serve(pipe: Connection, name: str, patch: int, batch: int, compiled: bool) -> None:
+    sys.stdout = sys.stderr  # notes of the methods; the table is printed by the parent
     try:
         requests = prepared(name, patch, batch, compiled)
         pipe.send(requests["measure"]())
@@ -118,7 +120,7 @@ def prepared(name: str, patch: int, batch: int, compiled: bool) -> dict[str, Cal
             warnings.simplefilter("always")
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("warn")
-            step.train()
+            loss = step.train()
             if device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
         seen = [w for w in caught if "synchroniz" in str(w.message)]
@@ -126,7 +128,7 @@ def prepared(name: str, patch: int, batch: int, compiled: bool) -> dict[str, Cal
         places = Counter(f"{w.filename.rpartition('nnunet_dg/')[2]}:{w.lineno}" for w in ours)
         finite = all(bool(p.isfinite().all()) for p in step.trainer.network.parameters())
         step.predict()
-        return Single(first, memory, finite, len(seen), places)
+        return Single(first, memory, loss, finite, len(seen), places)
 
     return {"measure": measure, "step": lambda: seconds(step.train), "predict": lambda: seconds(step.predict)}
 
@@ -174,7 +176,7 @@ def rows(names: list[str], patch: int, batch: int, rounds: int, compiled: bool) 
             f"| `{training.name}` | {ms['step']:.0f} | {ratio['step']:.2f} | {own.memory:.2f} | "
             f"{own.memory / plain.memory:.2f} | {own.synchronizations - plain.synchronizations:+d} | "
             f"{ms['predict']:.1f} | {ratio['predict']:.2f} | {own.first:.0f} | "
-            f"{'' if own.finite else 'weights are not finite; '}{places} |",
+            f"{own.loss:.2f}{'' if own.finite else ', weights are not finite'} | {places} |",
             flush=True,
         )
     for training in group:
@@ -203,9 +205,9 @@ def main() -> None:
         f"\n{device}; {versions}; patch {arguments.patch}^3, batch {arguments.batch}, "
         f"{'compiled' if arguments.compile else 'not compiled'}, {arguments.rounds} rounds\n"
     )
-    columns = "step, ms", "ratio", "memory, GiB", "ratio", "more syncs", "predict, ms", "ratio", "first step, s"
+    columns = "step, ms", "ratio", "memory, GiB", "ratio", "more syncs", "predict, ms", "ratio", "first step, s", "loss"
     print(f"| trainer | {' | '.join(columns)} | where the host waits |")
-    print("| --- " * 10 + "|")
+    print("| --- " * 11 + "|")
     for i in range(0, len(names), arguments.group):
         rows(names[i : i + arguments.group], arguments.patch, arguments.batch, arguments.rounds, arguments.compile)
 

@@ -82,10 +82,11 @@ class Step:
         self.batch = batch(self.trainer)
         self.device = device
 
-    def train(self) -> None:
+    def train(self) -> float:
+        """Make a step. Returns its loss."""
         self.trainer.network.train()
         self.trainer.set_deep_supervision_enabled(self.trainer.enable_deep_supervision)
-        self.trainer.train_step(self.batch)
+        return float(self.trainer.train_step(self.batch)["loss"])
 
     def predict(self) -> None:
         self.trainer.network.eval()

@@ -173,6 +173,29 @@ def statistics(feature: Tensor, eps: float = EPS, correction: int = 0) -> Statis
     return mean, (variance + eps).sqrt()
 
 
+def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each sample and channel, without a copy of the tensor in a wider dtype.
+
+    Args:
+        x: ``(B, C, *spatial)``.
+
+    Returns:
+        ``x`` less a rough mean, in the dtype of ``x``; that rough mean, ``(B, C)``, detached; mean and variance of
+        ``x``, each ``(B, C)`` in at least float32. Variances are computed from the first, since squares of values that
+        are far from zero have large rounding errors.
+
+    >>> [y.tolist() for y in moments(torch.tensor([[[0.0, 0.0, 8.0, 8.0]]]))]
+    [[[[-4.0, -4.0, 4.0, 4.0]]], [[4.0]], [[4.0]], [[16.0]]]
+    """
+    axes, dtype = tuple(range(2, x.ndim)), torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):  # it would make the copy
+        rough = x.detach().mean(axes, dtype=dtype).to(x.dtype)
+        centered = x - per_channel(rough, x)
+        mean = centered.mean(axes, dtype=dtype)
+        squares = torch.linalg.vector_norm(centered, 2, axes, dtype=dtype).square() / x[0, 0].numel()
+        return centered, rough, mean + rough, squares - mean.square()
+
+
 def modulate(
     feature: Tensor, mean: Tensor, std: Tensor, detached: bool = False, own: Statistics | None = None
 ) -> Tensor:

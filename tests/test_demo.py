@@ -140,7 +140,7 @@ def test_damaged_plans_of_the_demo_are_named(tmp_path, capsys):
     for content in ("{", '{"dataset_name": "x", "configurations": {"3d_fullres": {}}}'):
         (tmp_path / "nnUNetPlans.json").write_text(content)
         with pytest.raises(DataError, match=r"nnUNetPlans\.json.*Remove the demo's folder"):
-            run._write_small_plans(tmp_path)
+            run.write_small_plans(tmp_path)
 
 
 def test_an_interrupted_training_is_resumed(tmp_path):

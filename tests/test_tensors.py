@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 
+from nnunet_dg.mechanisms.domain_norm import Branches, BranchNorm
+from nnunet_dg.sgcg.restoration import DomainBatchNorm
 from nnunet_dg.tensors import (
     channels_last,
     instance_norm,
     is_channels_last,
     modulate,
+    moments,
     per_channel,
     sortable,
     statistics,
@@ -98,3 +101,39 @@ def test_modulation_by_batch_norm_equals_its_formula_with_all_gradients():
     weights = torch.randn_like(expected)
     for gradients in zip(*(torch.autograd.grad(x, inputs, weights) for x in (actual, expected)), strict=True):
         torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-9)
+
+
+def domain_batch_norm():
+    norm, domains = DomainBatchNorm(4, num_domains=2), torch.tensor([0, 1])
+    return lambda x: norm(x, domains)
+
+
+def branch_norm():
+    branches = Branches()
+    branches.of_sample = torch.tensor([0, 1])
+    return BranchNorm(4, branches)
+
+
+@pytest.mark.parametrize("norm", [domain_batch_norm, branch_norm])
+def test_norms_of_groups_of_samples_save_one_tensor_of_the_features_size_in_its_dtype(norm):
+    saved, x = {}, torch.randn(2, 4, 8, 8).half().requires_grad_()
+
+    def save(tensor):
+        if tensor.numel() >= x.numel():
+            saved[tensor.data_ptr()] = tensor  # kept, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), torch.autocast("cpu", torch.float16):
+        norm()(x).sum().backward()
+    assert [tensor.dtype for tensor in saved.values()] == [torch.float16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_moments_far_from_zero_equal_those_in_float64(dtype):
+    x = (torch.randn(2, 3, 6, 5, 4, dtype=torch.float64) + 40).to(dtype)
+    centered, rough, mean, variance = moments(x)
+    assert centered.dtype == rough.dtype == dtype
+    assert mean.dtype == variance.dtype == torch.promote_types(dtype, torch.float32)
+    expected = torch.var_mean(x.double(), (2, 3, 4), correction=0)
+    tolerance = {torch.float16: 1e-3, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close((variance.double(), mean.double()), expected, rtol=tolerance, atol=tolerance)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def _run_demo(folder: Path, device: str) -> Scores:
         write_dataset(raw)
     nnunet = _NNUNet(folder, console)
     nnunet("plan", "nnUNetv2_plan_and_preprocess -d 999 -c 3d_fullres -np 2 -npfp 2")
-    _write_small_plans(folder / "nnUNet_preprocessed" / DATASET)
-    _write_splits(folder / "nnUNet_preprocessed" / DATASET, raw)
+    write_small_plans(folder / "nnUNet_preprocessed" / DATASET)
+    write_splits(folder / "nnUNet_preprocessed" / DATASET, raw)
     for trainer in TRAINERS:
         nnunet(f"train_{trainer}", _train(folder, trainer, device))
     for trainer in TRAINERS:
@@ -155,8 +156,8 @@ def _progress(log: Path) -> str:
     return "  ".join([*epochs[-1:], last_line(log)])
 
 
-def _write_small_plans(preprocessed: Path) -> None:
-    """Write a copy of nnU-Net's plans with `TRAINING` and `DROPGEN`, and small enough for two CPU cores."""
+def write_small_plans(preprocessed: Path, training: Mapping[str, int] = TRAINING) -> None:
+    """Write a copy of nnU-Net's plans with settings of a training and `DROPGEN`, small enough for two CPU cores."""
     advice = "Remove the demo's folder, and run the demo again."
     plans: dict[str, Any] = dict(read_json(preprocessed / "nnUNetPlans.json", DemoPlans, advice))
     configuration = plans["configurations"]["3d_fullres"]
@@ -164,11 +165,11 @@ def _write_small_plans(preprocessed: Path) -> None:
     configuration["patch_size"] = PATCH_SIZE
     network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [16 * 2**stage for stage in range(network["n_stages"])]
-    small = {"plans_name": PLANS, "nnunet_dg": {"training": TRAINING, "dropgen": DROPGEN}}
+    small = {"plans_name": PLANS, "nnunet_dg": {"training": dict(training), "dropgen": DROPGEN}}
     write_json(preprocessed / f"{PLANS}.json", plans | small)
 
 
-def _write_splits(preprocessed: Path, raw: Path) -> None:
+def write_splits(preprocessed: Path, raw: Path) -> None:
     """Write the splits: one fold, which validates a single case, since the test cases are what counts."""
     *training, last = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").iterdir())
     write_json(preprocessed / "splits_final.json", [{"train": training, "val": [last]}], indent=4)

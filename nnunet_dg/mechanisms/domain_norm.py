@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import AroundPlanned
-from nnunet_dg.tensors import Statistics, per_channel, wide
+from nnunet_dg.tensors import Statistics, moments, per_channel
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -69,7 +69,7 @@ class BranchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branches.of_sample
         with torch.autocast(x.device.type, enabled=False):
-            variance, mean = torch.var_mean(wide(x), tuple(range(2, x.ndim)), correction=0)
+            centered, rough, mean, variance = moments(x)
             if self.training:
                 mean, variance = self._of_batch(mean, variance, branch, x[0, 0].numel())
             else:
@@ -77,8 +77,8 @@ class BranchNorm(nn.Module):
                 self.branches.distances.append(distance((mean, variance), running))
                 mean, variance = running
             scale = self.weight[branch] * (variance + EPS).rsqrt()
-            shift = self.bias[branch] - mean * scale
-            return (wide(x) * per_channel(scale, x) + per_channel(shift, x)).to(x.dtype)
+            shift = self.bias[branch] + (rough - mean) * scale
+            return torch.addcmul(per_channel(shift, x), centered, per_channel(scale, x)).to(x.dtype)
 
     def _of_batch(self, mean: Tensor, variance: Tensor, branch: Tensor, voxels: int) -> Statistics:
         """Mean and biased variance of each sample's branch, ``(B, C)``, from those of each sample."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.tensors import minmax, wide
+from nnunet_dg.tensors import minmax, moments, per_channel, wide
 
 EPSILON = 1e-5  # added to variances, as in PyTorch's batch norm
 
@@ -39,18 +39,14 @@ class DomainBatchNorm(nn.Module):
         if len(self.weight) == 1:
             normalized = torch.batch_norm(x, self.weight[0], self.bias[0], None, None, True, 0.0, EPSILON, True)
             return normalized.to(x.dtype)
-        axes, shape = tuple(range(2, x.ndim)), (*x.shape[:2], *[1] * (x.ndim - 2))
-        rough = wide(x.detach()).mean(axes)  # without it, the variance would have the rounding errors of large squares
-        centered = wide(x) - rough.reshape(shape)
-        mean = centered.mean(axes)  # of each sample, (B, C)
-        variance = centered.square().mean(axes) - mean.square()
+        centered, rough, mean, variance = moments(x)
         same = (domains[:, None] == domains).to(mean.dtype)[..., None]
         share = same / same.sum(1, keepdim=True)  # (B, B, 1): averages over the samples of the same domain
-        center = (share * (mean + rough)).sum(1)
-        variance = (share * (variance + (mean + rough - center[:, None]).square())).sum(1)
+        center = (share * mean).sum(1)
+        variance = (share * (variance + (mean - center[:, None]).square())).sum(1)
         scale = self.weight[domains] * (variance + EPSILON).rsqrt()
         shift = self.bias[domains] + (rough - center) * scale
-        return torch.addcmul(shift.reshape(shape), centered, scale.reshape(shape)).to(x.dtype)
+        return torch.addcmul(per_channel(shift, x), centered, per_channel(scale, x)).to(x.dtype)
 
 
 class RestorationDecoder(nn.Module):
