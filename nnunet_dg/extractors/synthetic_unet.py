@@ -77,10 +77,17 @@ class Convolution(nn.Module):
 
     def __init__(self, spatial_dims: int, ins: int, outs: int, affine: bool = True) -> None:
         super().__init__()
+        self.input_channels, self.output_channels = ins, outs  # named as in nnU-Net's blocks
         self.convolution = CONVOLUTIONS[spatial_dims](ins, outs, 3, bias=False)
         ones = [1] * spatial_dims
         self.gain = nn.Parameter(torch.ones(1, outs, *ones)) if affine else None
         self.shift = nn.Parameter(torch.zeros(1, outs, *ones)) if affine else None
+
+    def reset_parameters(self) -> None:
+        """Gain and shift as in a new module; the convolution has such a method itself."""
+        if self.gain is not None and self.shift is not None:
+            nn.init.ones_(self.gain)
+            nn.init.zeros_(self.shift)
 
     def forward(self, x: Tensor, nonlinearity: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """``(B, ins, *spatial)`` -> ``(B, outs, *spatial)``."""

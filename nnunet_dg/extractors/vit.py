@@ -49,7 +49,7 @@ def check_name(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), 3)
         raise SettingsError(
-            f"teacher must be anatomix, nnunet, or the name of a ViT in timm; got {name!r}."
+            f"teacher must be anatomix, synthetic, nnunet, or the name of a ViT in timm; got {name!r}."
             + (f" Close to it: {', '.join(close)}." if close else "")
         )
 

@@ -31,11 +31,11 @@ class TeacherSettings(Method):
     """Base of the methods that have a frozen foundation model with small trainable adapters.
 
     Attributes:
-        teacher: Name of the teacher: ``"anatomix"`` (3-D), ``"nnunet"`` (a trained model folder of the same dimension)
-            or the name of a ViT in timm (2-D). ``"random:NAME"`` is the same model with random weights. None:
-            ``"samvit_base_patch16.sa1b"`` in 2-D and ``"anatomix"`` in 3-D.
+        teacher: Name of the teacher: ``"anatomix"`` (3-D), ``"synthetic"`` (2-D, 3-D, included), ``"nnunet"`` (a
+            trained model folder of the same dimension) or the name of a ViT in timm (2-D). ``"random:NAME"`` is the
+            same model with random weights. None: ``"samvit_base_patch16.sa1b"`` in 2-D and ``"anatomix"`` in 3-D.
         weights: Checkpoint file of the teacher (MedSAM's for ``"samvit_base_patch16"``), or for `nnunet` the model
-            folder; None: the published file. It is read whenever a training starts or resumes.
+            folder; None: the published or included file. It is read whenever a training starts or resumes.
         teacher_scaling: Scaling of each patch before the teacher: ``"minmax"`` to [0, 1], with which MedSAM was
             trained; ``"zscore"``, with which most nnU-Nets are trained; or ``"timm"``, for ViTs in timm (SAM, DINOv2),
             min-max followed by the mean and deviation of their training images. None: ``"timm"`` for a ViT and

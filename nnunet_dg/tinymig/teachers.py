@@ -21,6 +21,8 @@ from nnunet_dg.extractors import FrozenExtractor, create_extractor, load_weights
 from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.anatomix import VARIANTS, Anatomix
 from nnunet_dg.extractors.base import SCALINGS
+from nnunet_dg.extractors.synthetic import Synthetic
+from nnunet_dg.extractors.synthetic_unet import FEATURES, WIDTHS
 from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter, hidden_width
 from nnunet_dg.tinymig.reprogramming import MODES
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TEACHERS = {2: "samvit_base_patch16.sa1b", 3: "anatomix"}
 
-CONVOLUTIONAL = (*VARIANTS, "nnunet")  # the extractors that can teach; any other name is a ViT in timm
+CONVOLUTIONAL = (*VARIANTS, "synthetic", "nnunet")  # the extractors that can teach; any other name is a ViT in timm
 RANDOM_SEED = 0  # random teachers are the same in all processes and after a training resumes
 
 
@@ -158,7 +160,8 @@ def build_teacher(settings: TeacherSettings, patch_size: Sequence[int], depths: 
             raise SettingsError(
                 f"teacher_scaling 'timm' is for ViTs in timm; teacher '{name}' takes {' or '.join(SCALINGS)}."
             )
-        extractor = create_extractor(name, architecture=settings.architecture)
+        axes = dims if name == "synthetic" else None  # the others have a single number
+        extractor = create_extractor(name, architecture=settings.architecture, spatial_dims=axes)
         if dims not in extractor.accepted_dims:
             raise DimensionError(_other_dimension(name, extractor.accepted_dims[0], dims))
         return _convolutional(extractor, dims, settings, depths)
@@ -206,8 +209,7 @@ def load_teacher(teacher: Teacher, settings: TeacherSettings, dims: int) -> str:
         source = "random weights, as asked for"
     elif isinstance(model, FrozenExtractor):
         path = load_weights(model, name, settings.weights)
-        origin = "as set" if settings.weights else weight_files.state(weight_files.published(name))
-        source = f"weights from {path} ({origin})"
+        source = f"weights from {path} ({_origin(name, settings)})"
     else:
         path = vit.load(model, name, settings.weights)
         source = f"weights from {path} ({'as set' if settings.weights else 'published file'})"
@@ -222,6 +224,12 @@ def load_teacher(teacher: Teacher, settings: TeacherSettings, dims: int) -> str:
     return f"Teacher {name}: {source}; teacher_scaling {teacher.scaling}"
 
 
+def _origin(name: str, settings: TeacherSettings) -> str:
+    if settings.weights:
+        return "as set"
+    return "included" if name == "synthetic" else weight_files.state(weight_files.published(name))
+
+
 def fingerprint(model: nn.Module) -> int:
     """A positive number that identifies the weights and buffers of a model."""
     digest = hashlib.sha256()
@@ -232,17 +240,11 @@ def fingerprint(model: nn.Module) -> int:
 
 def _convolutional(extractor: FrozenExtractor, dims: int, settings: TeacherSettings, depths: int) -> Teacher:
     """A U-Net as teacher: the finest levels of its decoder are read, from fine to coarse. All levels have adapters."""
-    if isinstance(extractor, Anatomix):
-        encoder, decoder = list(extractor.encoder), list(extractor.decoder)
-        widths, in_channels = [extractor.out_channels * 2**level for level in range(len(encoder))], 1
-    else:
-        unet: Any = extractor.network
-        encoder, decoder = list(unet.encoder.stages), list(unet.decoder.stages)
-        widths, in_channels = list(unet.encoder.output_channels), int(extractor.input_channels)  # type: ignore[arg-type]
+    encoder, decoder, widths, in_channels = _levels(extractor, dims)
     adapters = []
     if settings.adapts:
-        levels = zip([*encoder, *decoder], [*widths, *reversed(widths[:-1])], strict=True)
-        adapters = [_level_adapter(level, dims, width, settings.adapter_width) for level, width in levels]
+        pairs = zip([*encoder, *decoder], widths, strict=True)
+        adapters = [_level_adapter(level, dims, width, settings.adapter_width) for level, width in pairs]
     finest = list(reversed(decoder))[:depths]
     maps: dict[nn.Module, Tensor] = {}
 
@@ -252,16 +254,30 @@ def _convolutional(extractor: FrozenExtractor, dims: int, settings: TeacherSetti
 
     multiple = extractor.multiple if isinstance(extractor.multiple, tuple) else (extractor.multiple,) * dims
     scaling = settings.teacher_scaling or "minmax"
-    teacher = Teacher(extractor, run, widths[: len(finest)], adapters, in_channels, False, multiple, scaling)
+    teacher = Teacher(extractor, run, widths[: -len(finest) - 1 : -1], adapters, in_channels, False, multiple, scaling)
     for level in finest:
         level.register_forward_hook(lambda level, _, output: maps.__setitem__(level, output))
     return teacher
 
 
+def _levels(extractor: FrozenExtractor, dims: int) -> tuple[list[Any], list[Any], list[int], int]:
+    """A U-Net's levels of encoder and decoder, the number of channels of each, and that of the input."""
+    unet: Any = extractor if isinstance(extractor, Anatomix) else extractor.network
+    if isinstance(extractor, Synthetic):
+        widths = [*WIDTHS[dims], *WIDTHS[dims][-2:0:-1], FEATURES]
+        return list(unet.encoder), list(unet.decoder), widths, 1
+    if isinstance(extractor, Anatomix):
+        widths = [extractor.out_channels * 2**level for level in range(len(unet.encoder))]
+        return list(unet.encoder), list(unet.decoder), [*widths, *widths[-2::-1]], 1
+    widths = list(unet.encoder.output_channels)
+    in_channels = int(extractor.input_channels)  # type: ignore[arg-type]
+    return list(unet.encoder.stages), list(unet.decoder.stages), [*widths, *widths[-2::-1]], in_channels
+
+
 def _level_adapter(level: nn.Module, dims: int, width: int, chosen: int | None) -> tuple[nn.Module, nn.Module]:
     """The last block of a level, and an adapter parallel to it."""
     block = _last_block(level)
-    n_in = int(getattr(block, "input_channels", width))  # an attribute of nnU-Net's blocks; anatomix keeps the width
+    n_in = int(getattr(block, "input_channels", width))  # an attribute of most blocks; anatomix keeps the width
     return block, ConvolutionalAdapter(dims, n_in, width, hidden_width(width, chosen))
 
 
@@ -305,6 +321,7 @@ def _reset(model: FrozenExtractor) -> None:
 
 def _other_dimension(name: str, teacher_dims: int, dims: int) -> str:
     return (
-        f"teacher '{name}' is {teacher_dims}-D, but the configuration is {dims}-D. In 3-D, use anatomix, or nnunet "
-        f"with the folder of a 3-D model; in 2-D, use a ViT in timm, or nnunet with the folder of a 2-D model."
+        f"teacher '{name}' is {teacher_dims}-D, but the configuration is {dims}-D. In 3-D, use anatomix, synthetic, or "
+        f"nnunet with the folder of a 3-D model; in 2-D, use a ViT in timm, synthetic, or nnunet with the folder of a "
+        f"2-D model."
     )

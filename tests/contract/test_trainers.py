@@ -126,7 +126,7 @@ class TestTinyMIG(TrainerContract, AuxiliaryContract, ExportContract):
             (
                 {"teacher": "dino"},
                 "3d_fullres",
-                "teacher must be anatomix, nnunet, or the name of a ViT in timm; got 'dino'",
+                "teacher must be anatomix, synthetic, nnunet, or the name of a ViT in timm; got 'dino'",
             ),
             (
                 {"teacher": "vit_tiny_patch16_224"},

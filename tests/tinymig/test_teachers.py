@@ -146,6 +146,18 @@ def test_the_maps_of_anatomix_are_its_decoders_levels_and_the_finest_the_extract
     torch.testing.assert_close(maps[0], extractor.features(resized))
 
 
+@pytest.mark.parametrize(("dims", "widths"), [(2, [16, 24, 48]), (3, [16, 16, 32])])
+def test_the_maps_of_synthetic_are_its_decoders_levels_and_the_finest_gives_the_extractors_features(dims, widths):
+    patch = (32, 40, 24)[:dims]
+    teacher = taught(patch, teacher="synthetic")
+    image = torch.randn(2, 1, *patch)
+    maps = teacher.features(image)
+    assert [m.shape[1] for m in maps] == widths
+    assert [tuple(m.shape[2:]) for m in maps] == [tuple(n // 2**level for n in patch) for level in range(3)]
+    extractor = build_extractor("synthetic", spatial_dims=dims)
+    torch.testing.assert_close(extractor.network.head(maps[0]), extractor.features(minmax(image)))
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_an_nnunet_model_folder_teaches_in_its_own_dimension(tmp_path, dims):
     folder = tmp_path / "model"
@@ -187,7 +199,14 @@ def test_a_model_with_two_channels_sees_two_at_once_and_a_single_one_in_the_firs
 
 
 @pytest.mark.parametrize(
-    ("name", "patch"), [(f"random:{VIT}", (32, 32)), (f"random:{SAM}", (32, 48)), ("anatomix", (32, 32, 32))]
+    ("name", "patch"),
+    [
+        (f"random:{VIT}", (32, 32)),
+        (f"random:{SAM}", (32, 48)),
+        ("anatomix", (32, 32, 32)),
+        ("synthetic", (32, 32)),
+        ("synthetic", (32, 32, 32)),
+    ],
 )
 def test_only_adapters_learn_and_are_in_the_state_dict(name, patch, tmp_path, anatomix_weights):
     torch.save(anatomix_weights, tmp_path / "anatomix.pth")
@@ -196,14 +215,15 @@ def test_only_adapters_learn_and_are_in_the_state_dict(name, patch, tmp_path, an
     frozen = {id(p) for p in teacher.frozen.parameters()}
     assert frozen
     assert not frozen & {id(p) for p in teacher.parameters()}
-    optimizer = torch.optim.SGD(teacher.parameters(), 0.1)
+    optimizer = torch.optim.SGD(teacher.parameters(), 1e-3)
     teacher.train()
     assert not teacher.frozen.training
     image = torch.randn(1, 1, *patch)
     first = teacher.features(image)
+    directions = [torch.randn_like(m) for m in first]
     for _ in range(2):  # adapters are initialized to zero, so their first layer learns from the second step on
         optimizer.zero_grad()
-        sum(m.square().mean() for m in teacher.features(image)).backward()
+        sum((m * d).sum() for m, d in zip(teacher.features(image), directions, strict=True)).backward()
         assert all(torch.isfinite(p.grad).all() for p in teacher.parameters())
         optimizer.step()
     assert fingerprint(teacher.frozen) == before
@@ -220,7 +240,7 @@ def test_without_co_training_the_teacher_has_no_trainable_parameters():
 
 
 def test_random_weights_are_reproducible_and_used_only_if_set():
-    for name, patch in ((VIT, (32, 32)), ("anatomix", (32, 32, 32))):
+    for name, patch in ((VIT, (32, 32)), ("anatomix", (32, 32, 32)), ("synthetic", (32, 32))):
         settings = TinyMIGSettings(teacher=f"random:{name}")
         first, second = build_teacher(settings, patch, 4), build_teacher(settings, patch, 4)
         load_teacher(first, settings, len(patch))
@@ -228,6 +248,7 @@ def test_random_weights_are_reproducible_and_used_only_if_set():
         load_teacher(second, settings, len(patch))
         assert torch.equal(torch.random.get_rng_state(), state)
         assert fingerprint(first.frozen) == fingerprint(second.frozen)
+        assert all(p.isfinite().all() for p in first.frozen.parameters())
     settings = TinyMIGSettings(teacher=VIT)
     with pytest.raises(RuntimeError, match="has no weights yet"):
         build_teacher(settings, (32, 32), 4).features(torch.randn(1, 1, 32, 32))
@@ -269,7 +290,7 @@ def test_a_training_resumes_only_with_the_same_teacher(tmp_path):
             "mind",
             (32, 32, 32),
             ValueError,
-            "teacher must be anatomix, nnunet, or the name of a ViT in timm; got 'mind'",
+            "teacher must be anatomix, synthetic, nnunet, or the name of a ViT in timm; got 'mind'",
         ),
         (
             VIT,
