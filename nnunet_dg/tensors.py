@@ -188,12 +188,11 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     [[[[-4.0, -4.0, 4.0, 4.0]]], [[4.0]], [[4.0]], [[16.0]]]
     """
     axes, dtype = tuple(range(2, x.ndim)), torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):  # it would make the copy
-        rough = x.detach().mean(axes, dtype=dtype).to(x.dtype)
-        centered = x - per_channel(rough, x)
-        mean = centered.mean(axes, dtype=dtype)
-        squares = torch.linalg.vector_norm(centered, 2, axes, dtype=dtype).square() / x[0, 0].numel()
-        return centered, rough, mean + rough, squares - mean.square()
+    rough = x.detach().mean(axes, dtype=dtype).to(x.dtype)
+    centered = x - per_channel(rough, x)
+    mean = centered.mean(axes, dtype=dtype)
+    squares = torch.linalg.vector_norm(centered, 2, axes, dtype=dtype).square() / x[0, 0].numel()
+    return centered, rough, mean + rough, squares - mean.square()
 
 
 def modulate(

@@ -1,9 +1,10 @@
-"""The symmetric KL divergence of two predictions, and keys for sorting in groups."""
+"""Operations on tensors that several methods share."""
 
 import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_dg.mechanisms.domain_norm import Branches, BranchNorm
 from nnunet_dg.sgcg.restoration import DomainBatchNorm
@@ -114,23 +115,39 @@ def branch_norm():
     return BranchNorm(4, branches)
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def autocast(request):
+    """Autocast in float16 on a pretended device. For a GPU that does not exist, PyTorch refuses the usual context."""
+    device = request.param
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    torch.set_autocast_enabled(device, True)
+    torch.set_autocast_dtype(device, torch.float16)
+    with FakeTensorMode(), torch.device(device):
+        yield
+    torch.set_autocast_enabled(device, before[0])
+    torch.set_autocast_dtype(device, before[1])
+    torch.clear_autocast_cache()
+
+
 @pytest.mark.parametrize("norm", [domain_batch_norm, branch_norm])
+@pytest.mark.usefixtures("autocast")
 def test_norms_of_groups_of_samples_save_one_tensor_of_the_features_size_in_its_dtype(norm):
-    saved, x = {}, torch.randn(2, 4, 8, 8).half().requires_grad_()
+    saved, x = [], torch.randn(2, 4, 8, 8, dtype=torch.float16, requires_grad=True)
 
     def save(tensor):
-        if tensor.numel() >= x.numel():
-            saved[tensor.data_ptr()] = tensor  # kept, so that its address is not used again
+        if tensor.numel() >= x.numel() and not any(tensor is earlier for earlier in saved):
+            saved.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), torch.autocast("cpu", torch.float16):
-        norm()(x).sum().backward()
-    assert [tensor.dtype for tensor in saved.values()] == [torch.float16]
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        norm()(x)
+    assert [tensor.dtype for tensor in saved] == [torch.float16]
 
 
+@pytest.mark.parametrize("offset", [0, 40, 1000])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_moments_far_from_zero_equal_those_in_float64(dtype):
-    x = (torch.randn(2, 3, 6, 5, 4, dtype=torch.float64) + 40).to(dtype)
+def test_moments_equal_those_in_float64_also_far_from_zero(dtype, offset):
+    x = (torch.randn(2, 3, 6, 5, 4, dtype=torch.float64) + offset).to(dtype)
     centered, rough, mean, variance = moments(x)
     assert centered.dtype == rough.dtype == dtype
     assert mean.dtype == variance.dtype == torch.promote_types(dtype, torch.float32)

@@ -39,14 +39,15 @@ class DomainBatchNorm(nn.Module):
         if len(self.weight) == 1:
             normalized = torch.batch_norm(x, self.weight[0], self.bias[0], None, None, True, 0.0, EPSILON, True)
             return normalized.to(x.dtype)
-        centered, rough, mean, variance = moments(x)
-        same = (domains[:, None] == domains).to(mean.dtype)[..., None]
-        share = same / same.sum(1, keepdim=True)  # (B, B, 1): averages over the samples of the same domain
-        center = (share * mean).sum(1)
-        variance = (share * (variance + (mean - center[:, None]).square())).sum(1)
-        scale = self.weight[domains] * (variance + EPSILON).rsqrt()
-        shift = self.bias[domains] + (rough - center) * scale
-        return torch.addcmul(per_channel(shift, x), centered, per_channel(scale, x)).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # on a GPU it would make a copy in float32
+            centered, rough, mean, variance = moments(x)
+            same = (domains[:, None] == domains).to(mean.dtype)[..., None]
+            share = same / same.sum(1, keepdim=True)  # (B, B, 1): averages over the samples of the same domain
+            center = (share * mean).sum(1)
+            variance = (share * (variance + (mean - center[:, None]).square())).sum(1)
+            scale = self.weight[domains] * (variance + EPSILON).rsqrt()
+            shift = self.bias[domains] + (rough - center) * scale
+            return torch.addcmul(per_channel(shift, x), centered, per_channel(scale, x)).to(x.dtype)
 
 
 class RestorationDecoder(nn.Module):
