@@ -11,7 +11,7 @@ compilation; the loss of the third step.
 
 Each trainer runs in a process of its own. Trainers are measured in groups with nnUNetTrainer in each: one step of each
 in turn, so that changes in the speed of the machine affect all of them. Ratios are computed per round, and their median
-is reported. A trainer that fails has a row with its error.
+is reported. A trainer that fails has a row with its error, and the exit status is 1.
 """
 
 import argparse
@@ -36,6 +36,7 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 PLAIN = "nnUNetTrainer"
+MAIN = [f"nnUNetTrainer{name}" for name in ("DropGen", "DropGen_MIND", "DropGen_Synthetic", "SgCG", "TinyMIG")]  # first
 GIB = 2**30
 
 
@@ -150,8 +151,8 @@ def peak_memory(call: Callable[[], object]) -> float:
     return torch.cuda.max_memory_allocated() / GIB
 
 
-def rows(names: list[str], patch: int, batch: int, rounds: int, compiled: bool) -> None:
-    """Measure nnUNetTrainer and the named trainers, and print the rows of the latter."""
+def rows(names: list[str], patch: int, batch: int, rounds: int, compiled: bool) -> bool:
+    """Measure nnUNetTrainer and the named trainers, and print their rows. Returns whether all of them worked."""
     group = [Training(name, patch, batch, compiled) for name in [PLAIN, *names]]
     single = {training.name: training.ask() for training in group}
     times: dict[str, dict[str, list[float]]] = {"step": defaultdict(list), "predict": defaultdict(list)}
@@ -181,6 +182,7 @@ def rows(names: list[str], patch: int, batch: int, rounds: int, compiled: bool) 
         )
     for training in group:
         training.stop()
+    return not any(training.error for training in group)
 
 
 def main() -> None:
@@ -199,7 +201,8 @@ def main() -> None:
         sys.exit("There is no GPU. benchmarks/every_trainer.py measures on the CPU.")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, a rehearsal"
     ours = [e.name for e in entry_points(group="nnunetv2.trainers") if e.dist and e.dist.name == "nnunet-dg"]
-    names = [name for name in arguments.trainers or sorted(ours) if name != PLAIN]
+    known = sorted(ours, key=lambda name: (name not in MAIN, name))
+    names = [name for name in arguments.trainers or known if name != PLAIN]
     versions = ", ".join(f"{package} {version(package)}" for package in ("nnunet-dg", "nnunetv2", "torch"))
     print(
         f"\n{device}; {versions}; patch {arguments.patch}^3, batch {arguments.batch}, "
@@ -208,8 +211,10 @@ def main() -> None:
     columns = "step, ms", "ratio", "memory, GiB", "ratio", "more syncs", "predict, ms", "ratio", "first step, s", "loss"
     print(f"| trainer | {' | '.join(columns)} | where the host waits |")
     print("| --- " * 11 + "|")
-    for i in range(0, len(names), arguments.group):
-        rows(names[i : i + arguments.group], arguments.patch, arguments.batch, arguments.rounds, arguments.compile)
+    groups = [names[i : i + arguments.group] for i in range(0, len(names), arguments.group)]
+    size = arguments.patch, arguments.batch, arguments.rounds, arguments.compile
+    worked = [rows(group, *size) for group in groups]
+    sys.exit(not all(worked))
 
 
 if __name__ == "__main__":

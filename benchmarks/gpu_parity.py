@@ -28,6 +28,7 @@ TRAINERS = (
     "nnUNetTrainerDropGen_Synthetic",
     "nnUNetTrainerSgCG",
     "nnUNetTrainerTinyMIG",
+    "nnUNetTrainerMixStyle",
 )
 LARGEST = 1e-2  # random anatomix features have means many times their deviation, which multiplies rounding errors
 

@@ -66,13 +66,17 @@ class Training:
         self.log = folder / f"{trainer}{options}.log"
         command = f"nnUNetv2_train 999 3d_fullres 0 -p {PLANS} -tr {trainer}{options}"
         self.process = start(command, self.log, nnUNet_results=str(self.results))
+        self.failed = False
 
     def row(self) -> str:
-        if self.process.wait():
-            return f"| {self.name} | failed: {last_line(self.log)} |"
+        """A line of the table, once the training has ended."""
+        self.process.wait()
         epochs = [float(seconds) for seconds in re.findall(r"Epoch time: ([\d.]+) s", self.log.read_text())]
-        (summary,) = self.results.rglob("summary.json")
-        dice = json.loads(summary.read_text())["foreground_mean"]["Dice"]
+        summaries = list(self.results.rglob("summary.json"))
+        self.failed = bool(self.process.returncode) or not (epochs and summaries)
+        if self.failed:
+            return f"| {self.name} | failed: {last_line(self.log)} |"
+        dice = json.loads(summaries[0].read_text())["foreground_mean"]["Dice"]
         return f"| {self.name} | {epochs[0]:.1f} | {median(epochs[1:] or epochs):.1f} | {100 * dice:.1f} |"
 
 
@@ -97,7 +101,7 @@ def main() -> None:
     for group in groups:
         for training in [Training(folder, *started) for started in group]:
             print(training.row(), flush=True)
-            failed |= bool(training.process.returncode)
+            failed |= training.failed
     sys.exit(int(failed))
 
 
