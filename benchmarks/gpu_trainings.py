@@ -89,7 +89,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     epochs, steps = (1, 3) if arguments.rehearse else (2, 100)
     folder = Path(aside.folder.name)
-    os.environ |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "2", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
     os.environ["NNUNET_DG_HOME"] = str(folder / "home")
     prepare(folder, {"seed": 0, "epochs": epochs, "steps": steps})
     print(f"{epochs} epochs of {steps} steps on {device}\n\n| trainer | first epoch, s | epoch, s | Dice |")
