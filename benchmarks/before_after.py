@@ -1,6 +1,7 @@
-"""Compares the training steps of two versions of this package, interleaved, to see whether a trainer became slower.
+"""Compares training steps or predictions of two versions of this package, interleaved: did a trainer become slower?
 
     python benchmarks/before_after.py BEFORE/.venv/bin/python BEFORE AFTER/.venv/bin/python AFTER
+    python benchmarks/before_after.py BEFORE/.venv/bin/python BEFORE AFTER/.venv/bin/python AFTER --predict
 
 BEFORE and AFTER are checkouts, each installed in its own environment. Every trainer runs in two processes, one per
 version, which take turns step by step (A B A B ...), so that changes in the speed of the machine affect both. The ratio
@@ -28,8 +29,8 @@ ROWS = {  # the trainer, and settings in the plans
 LATE = 900  # epoch
 
 
-def serve(checkout: str, row: str, patch: int, batch: int) -> None:
-    """Run a training step for every line on standard input, and print its duration in seconds."""
+def serve(checkout: str, row: str, patch: int, batch: int, method: str) -> None:
+    """Run a training step or a prediction for every line on standard input, and print its duration in seconds."""
     sys.path.insert(0, os.path.join(checkout, "benchmarks"))
     import step_cost
     import torch
@@ -43,14 +44,14 @@ def serve(checkout: str, row: str, patch: int, batch: int) -> None:
     step = step_cost.Step(trainer, plans(patch, batch).plans | {"nnunet_dg": settings}, device)
     step.trainer.current_epoch = LATE
     for _ in sys.stdin:
-        print("seconds", step_cost.seconds(step.train, device), flush=True)
+        print("seconds", step_cost.seconds(getattr(step, method), device), flush=True)
 
 
 class Version:
     """A process that runs one version of one trainer."""
 
-    def __init__(self, python: str, checkout: str, row: str, patch: int, batch: int) -> None:
-        command = [python, os.path.abspath(__file__), "--serve", checkout, row, str(patch), str(batch)]
+    def __init__(self, python: str, checkout: str, row: str, patch: int, batch: int, method: str) -> None:
+        command = [python, os.path.abspath(__file__), "--serve", checkout, row, str(patch), str(batch), method]
         environment = os.environ | {"PYTHONPATH": ""}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -71,7 +72,7 @@ class Version:
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("before_python", "before", "after_python", "after"):
@@ -80,11 +81,15 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=48)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--predict", action="store_true", help="forward passes of a batch instead of training steps")
     a = parser.parse_args()
-    print("| training step | before, s | after, s | after / before |\n| --- | --- | --- | --- |")
+    method = "predict" if a.predict else "train"
+    print(
+        f"| {'prediction' if a.predict else 'training step'} | before, s | after, s | after / before |\n| --- | --- | --- | --- |"
+    )
     for row in a.rows:
         checkouts = ((a.before_python, a.before), (a.after_python, a.after))
-        versions = [Version(*checkout, row, a.patch, a.batch) for checkout in checkouts]
+        versions = [Version(*checkout, row, a.patch, a.batch, method) for checkout in checkouts]
         rounds = [[version.step() for version in versions] for _ in range(a.rounds + 2)][2:]
         for version in versions:
             version.end()
