@@ -84,9 +84,8 @@ def main() -> None:
     parser.add_argument("--predict", action="store_true", help="forward passes of a batch instead of training steps")
     a = parser.parse_args()
     method = "predict" if a.predict else "train"
-    print(
-        f"| {'prediction' if a.predict else 'training step'} | before, s | after, s | after / before |\n| --- | --- | --- | --- |"
-    )
+    title = "prediction" if a.predict else "training step"
+    print(f"| {title} | before, s | after, s | after / before |\n| --- | --- | --- | --- |")
     for row in a.rows:
         checkouts = ((a.before_python, a.before), (a.after_python, a.after))
         versions = [Version(*checkout, row, a.patch, a.batch, method) for checkout in checkouts]
