@@ -11,7 +11,8 @@ compilation; the loss of the third step.
 
 Each trainer runs in a process of its own. Trainers are measured in groups with nnUNetTrainer in each: one step of each
 in turn, so that changes in the speed of the machine affect all of them. Ratios are computed per round, and their median
-is reported. A trainer that fails has a row with its error, and the exit status is 1.
+is reported. A trainer that fails has a row with its error. The exit status is 1 where one failed, or had a loss
+or weights that are not finite.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import entry_points, version
+from math import isfinite
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -152,7 +154,7 @@ def peak_memory(call: Callable[[], object]) -> float:
 
 
 def rows(names: list[str], patch: int, batch: int, rounds: int, compiled: bool) -> bool:
-    """Measure nnUNetTrainer and the named trainers, and print their rows. Returns whether all of them worked."""
+    """Measure nnUNetTrainer and the named trainers, and print their rows. Returns whether all were finite."""
     group = [Training(name, patch, batch, compiled) for name in [PLAIN, *names]]
     single = {training.name: training.ask() for training in group}
     times: dict[str, dict[str, list[float]]] = {"step": defaultdict(list), "predict": defaultdict(list)}
@@ -182,7 +184,8 @@ def rows(names: list[str], patch: int, batch: int, rounds: int, compiled: bool) 
         )
     for training in group:
         training.stop()
-    return not any(training.error for training in group)
+    finite = all(own is not None and own.finite and isfinite(own.loss) for own in single.values())
+    return finite and not any(training.error for training in group)
 
 
 def main() -> None:

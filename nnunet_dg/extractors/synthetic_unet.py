@@ -77,7 +77,7 @@ class Convolution(nn.Module):
 
     def __init__(self, spatial_dims: int, ins: int, outs: int, affine: bool = True) -> None:
         super().__init__()
-        self.input_channels, self.output_channels = ins, outs  # named as in nnU-Net's blocks
+        self.input_channels = ins  # named as in nnU-Net's blocks
         self.convolution = CONVOLUTIONS[spatial_dims](ins, outs, 3, bias=False)
         ones = [1] * spatial_dims
         self.gain = nn.Parameter(torch.ones(1, outs, *ones)) if affine else None

@@ -209,7 +209,7 @@ def load_teacher(teacher: Teacher, settings: TeacherSettings, dims: int) -> str:
         source = "random weights, as asked for"
     elif isinstance(model, FrozenExtractor):
         path = load_weights(model, name, settings.weights)
-        source = f"weights from {path} ({_origin(name, settings)})"
+        source = f"weights from {path} ({'as set' if settings.weights else weight_files.origin(name)})"
     else:
         path = vit.load(model, name, settings.weights)
         source = f"weights from {path} ({'as set' if settings.weights else 'published file'})"
@@ -222,12 +222,6 @@ def load_teacher(teacher: Teacher, settings: TeacherSettings, dims: int) -> str:
     teacher.fingerprint.fill_(current)
     teacher.has_weights = True
     return f"Teacher {name}: {source}; teacher_scaling {teacher.scaling}"
-
-
-def _origin(name: str, settings: TeacherSettings) -> str:
-    if settings.weights:
-        return "as set"
-    return "included" if name == "synthetic" else weight_files.state(weight_files.published(name))
 
 
 def fingerprint(model: nn.Module) -> int:
