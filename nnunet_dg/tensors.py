@@ -191,7 +191,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rough = x.detach().mean(axes, dtype=dtype).to(x.dtype)
     centered = x - per_channel(rough, x)
     mean = centered.mean(axes, dtype=dtype)
-    squares = torch.linalg.vector_norm(centered, 2, axes, dtype=dtype).square() / x[0, 0].numel()
+    lines = torch.linalg.vector_norm(centered, 2, -1, keepdim=True, dtype=dtype)  # short sums: a long one loses digits
+    squares = lines.square().flatten(2).mean(2) / x.shape[-1]
     return centered, rough, mean + rough, squares - mean.square()
 
 

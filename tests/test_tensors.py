@@ -154,3 +154,9 @@ def test_moments_equal_those_in_float64_also_far_from_zero(dtype, offset):
     expected = torch.var_mean(x.double(), (2, 3, 4), correction=0)
     tolerance = {torch.float16: 1e-3, torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
     torch.testing.assert_close((variance.double(), mean.double()), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_variance_of_a_large_volume_is_that_of_float64():
+    x = torch.randn(1, 2, 80, 80, 80)
+    expected = torch.var_mean(x.double(), (2, 3, 4), correction=0)[0]
+    torch.testing.assert_close(moments(x)[3].double(), expected, rtol=1e-6, atol=0)
