@@ -32,7 +32,7 @@ class Reliability:
 
     @classmethod
     def of(cls, sums: Tensor, voxels: int) -> Reliability:
-        """From the `products` of a volume and its number of voxels."""
+        """From the `products` of pseudo-labels and stable model in a volume, and its number of voxels."""
         expected = sums.sum(0)
         common = expected >= RAREST
         matrix = confusion(sums[common][:, common])
@@ -49,7 +49,9 @@ class Reliability:
         return eta
 
 
-def boosted(stable: Tensor, unstable: Tensor, temperature: float, regions: bool = False) -> tuple[Tensor, list[int]]:
+def boosted(
+    stable: Tensor, unstable: Tensor, pseudo_labels: Tensor, temperature: float, regions: bool = False
+) -> tuple[Tensor, list[int]]:
     """Joint predictions of a calibrated stable model and an unstable one that was fitted to pseudo-labels.
 
     Classes with fewer than 100 expected voxels are not corrected (eta = u), and none is where M has a condition number
@@ -58,6 +60,7 @@ def boosted(stable: Tensor, unstable: Tensor, temperature: float, regions: bool 
     Args:
         stable: Logits of the stable model, ``(K, *spatial)``, any dtype.
         unstable: Logits of the unstable model, the same shape.
+        pseudo_labels: Logits of the pseudo-labels that the unstable model was fitted to, the same shape.
         temperature: Temperature of the stable model.
         regions: Whether the channels are regions, each of which is corrected by itself; default False.
 
@@ -65,26 +68,28 @@ def boosted(stable: Tensor, unstable: Tensor, temperature: float, regions: bool 
         Logits ``(K, *spatial)``, float16, whose softmax (sigmoid for regions) is the joint prediction, and the numbers
         of classes or regions that were not corrected.
     """
-    f, u = stable.flatten(1), unstable.flatten(1)
+    f, u, q = stable.flatten(1), unstable.flatten(1), pseudo_labels.flatten(1)
     result = torch.empty(f.shape, dtype=torch.float16)
     if regions:
-        left = [k for k in range(len(f)) if not _boost_region(f[k], u[k], temperature, result[k])]
+        left = [k for k in range(len(f)) if not _boost_region(f[k], u[k], q[k], temperature, result[k])]
         return result.reshape(stable.shape), left
-    sums = sum((products((f[:, part].float() / temperature).softmax(0)) for part in _parts(f)), torch.zeros(()))
+    sums = torch.zeros(len(f), len(f), dtype=torch.float64)
+    for part in _parts(f):
+        sums += products(q[:, part].float().softmax(0), (f[:, part].float() / temperature).softmax(0))
     found = Reliability.of(sums, f.shape[1])
     for part in _parts(f):
         p = (f[:, part].float() / temperature).softmax(0)
-        q = joint(p, found.eta(u[:, part].float().softmax(0)), found.pi.float())
-        result[:, part] = q.clamp(min=SMALLEST).log().half()
+        both = joint(p, found.eta(u[:, part].float().softmax(0)), found.pi.float())
+        result[:, part] = both.clamp(min=SMALLEST).log().half()
     return result.reshape(stable.shape), torch.nonzero(~found.common).flatten().tolist()
 
 
-def _boost_region(f: Tensor, u: Tensor, temperature: float, result: Tensor) -> bool:
+def _boost_region(f: Tensor, u: Tensor, q: Tensor, temperature: float, result: Tensor) -> bool:
     """Write the joint logits of one region, ``(V,)``; returns whether the unstable model was corrected."""
     sums = torch.zeros(2, 2, dtype=torch.float64)
     for part in _parts(f):
-        p = (f[part].float() / temperature).sigmoid()
-        sums += products(torch.stack([1 - p, p]))
+        p, label = (f[part].float() / temperature).sigmoid(), q[part].float().sigmoid()
+        sums += products(torch.stack([1 - label, label]), torch.stack([1 - p, p]))
     found = Reliability.of(sums, len(f))
     reliable = bool(found.common.all())
     for part in _parts(f):

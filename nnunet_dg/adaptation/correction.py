@@ -17,34 +17,32 @@ from torch import Tensor
 CLIP = 1e-4
 
 
-def prior(stable: Tensor) -> Tensor:
-    """``pi_k``, the expected frequency of each class: ``(K, V) -> (K,)``, float64.
+def products(pseudo_labels: Tensor, stable: Tensor) -> Tensor:
+    """``sum_v q_j f_k``, the sums that `confusion` divides; those of parts of a volume add up.
 
-    >>> prior(torch.tensor([[0.9, 0.8, 0.3, 0.2], [0.1, 0.2, 0.7, 0.8]]))
-    tensor([0.5500, 0.4500], dtype=torch.float64)
-    """
-    return stable.double().mean(1)
+    Args:
+        pseudo_labels: Probabilities q that the unstable model was fitted to, ``(K, V)``; f itself in the first round.
+        stable: Probabilities f of the stable model, ``(K, V)``.
 
+    Returns:
+        ``(K, K)``, float64.
 
-def products(stable: Tensor) -> Tensor:
-    """``sum_v f_j f_k``, the sums that `confusion` divides; those of parts of a volume add up: ``(K, V) -> (K, K)``.
-
-    >>> products(torch.tensor([[0.5, 1.0], [0.5, 0.0]]))
+    >>> f = torch.tensor([[0.5, 1.0], [0.5, 0.0]])
+    >>> products(f, f)
     tensor([[1.2500, 0.2500],
             [0.2500, 0.2500]], dtype=torch.float64)
     """
-    stable = stable.double()
-    return stable @ stable.T
+    return pseudo_labels.double() @ stable.double().T
 
 
 def confusion(sums: Tensor) -> Tensor:
-    """``M[j, k] = Pr(pseudo-label j | label k) = sum_v f_j f_k / sum_v f_k``; columns sum to 1.
+    """``M[j, k] = Pr(pseudo-label j | label k) = sum_v q_j f_k / sum_v f_k``; columns sum to 1.
 
     Args:
-        sums: `products` of the stable model's probabilities, ``(K, K)``, which sum to 1 at every voxel.
+        sums: `products` of probabilities that sum to 1 at every voxel, ``(K, K)``.
 
     >>> stable = torch.tensor([[0.9, 0.8, 0.3, 0.2], [0.1, 0.2, 0.7, 0.8]])
-    >>> confusion(products(stable)).diagonal()
+    >>> confusion(products(stable, stable)).diagonal()
     tensor([0.7182, 0.6556], dtype=torch.float64)
     """
     return sums / sums.sum(0)

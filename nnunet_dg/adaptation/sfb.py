@@ -63,7 +63,7 @@ class SFBPredictor(AdaptingPredictor):
                 with only(network, self.parameters):
                     losses = self.fit(data, generator, settings.steps, optimizer, loss)
                 unstable = self.window_logits(data)
-                pseudo_labels, left = boosted(stable, unstable, self.temperature, self.regions)
+                pseudo_labels, left = boosted(stable, unstable, pseudo_labels, self.temperature, self.regions)
                 self.notes["divergence_of_crops"] += [[losses[0], losses[-1]]] if losses else []
                 self.notes["uncorrected_outputs"].append(left)
         return pseudo_labels
