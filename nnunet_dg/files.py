@@ -75,10 +75,10 @@ def read_text(path: Path) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, at most 100 characters; empty if there is none."""
+    """The last line of a log that is not empty, at most 400 characters; empty if there is none."""
     text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1][:100] if lines else ""
+    return lines[-1][:400] if lines else ""
 
 
 def read_json(path: Path, model: type[T], advice: str = "") -> T:
@@ -256,13 +256,14 @@ def _kind(mode: int) -> str:
 
 
 @contextmanager
-def locked(folder: Path, what: str, result: str = "") -> Iterator[None]:
+def locked(folder: Path, what: str, result: str = "", required: bool = True) -> Iterator[None]:
     """Lock a folder for a command that resumes earlier work in it. The lock ends with the process at the latest.
 
     Args:
         folder: Existing folder. A file ``.nnunet-dg.lock``, or ``.RESULT.lock``, stays in it.
         what: Name of the command, for the message.
         result: A file in the folder, if the command writes that one alone. Others can be written at the same time.
+        required: Whether a file system without locks is refused; else there is no lock on it.
 
     Raises:
         DataError: Another process holds the lock.
@@ -277,7 +278,8 @@ def locked(folder: Path, what: str, result: str = "") -> Iterator[None]:
         place, kind = (folder / result, "file") if result else (folder, "folder")
         raise DataError(f"Another {what} is running in {place}. Wait for it, or choose another {kind}.") from error
     except NotImplementedError as error:
-        raise DataError(f"The file system of {folder} has no locks. Choose a folder on another one.") from error
+        if required:
+            raise DataError(f"The file system of {folder} has no locks. Choose a folder on another one.") from error
     try:
         yield
     finally:

@@ -31,6 +31,15 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
+def letters(name: str) -> str:
+    """A name in lower case without spaces and punctuation, to detect another spelling of a domain.
+
+    >>> letters("Site 3")
+    'site3'
+    """
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
 def is_fold(folder_name: str) -> bool:
     """Whether this is nnU-Net's name for the folder of a fold: ``fold_all`` or ``fold_0``, but not ``fold_0_old``."""
     return re.fullmatch(r"fold_(all|[0-9]+)", folder_name) is not None

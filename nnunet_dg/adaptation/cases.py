@@ -14,6 +14,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunet_dg.datasets.domains import locate, read_file
 from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.names import letters
 from nnunet_dg.robustness.trained_model import Case, TrainedModel
 
 Images = dict[str, tuple[Path, ...]]
@@ -124,6 +125,7 @@ def _domains(cases: Sequence[str], given: str | None, known: Mapping[str, str], 
     if given is not None:
         if not given.strip():
             raise SettingsError(f"`{argument}` must be a name; got {given!r}.")
+        _check_name(given, cases, known, argument)
         return [given]
     if missing := [case for case in cases if case not in known]:
         raise SettingsError(
@@ -131,3 +133,16 @@ def _domains(cases: Sequence[str], given: str | None, known: Mapping[str, str], 
             f"it: `{argument}`."
         )
     return sorted({known[case] for case in cases})
+
+
+def _check_name(given: str, cases: Sequence[str], known: Mapping[str, str], argument: str) -> None:
+    """Refuse another domain than that of ``domains.json``, and another spelling of one that it names."""
+    for case in cases:
+        if known.get(case, given) != given:
+            raise SettingsError(
+                f"`{argument}` is {given!r}, but domains.json says that {case} is from {known[case]!r}. Correct one of "
+                f"them, or leave `{argument}` out."
+            )
+    same = [name for name in sorted(set(known.values())) if letters(name) == letters(given) != ""]
+    if same and given not in same:
+        raise SettingsError(f"`{argument}` names {given!r}; in domains.json the domain is called {same[0]!r}.")

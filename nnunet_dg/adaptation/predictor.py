@@ -102,9 +102,8 @@ class AdaptingPredictor(nnUNetPredictor):
             raise self._overflow() from error
 
     def _overflow(self) -> AdaptationError:
-        return AdaptationError(
-            f"{self.case}: logits of the adapted network are not finite. Use a smaller `rate` or fewer `steps`."
-        )
+        advice = "Use a smaller `rate` or fewer `steps`." if self.parameters else "Check the image and the models."
+        return AdaptationError(f"{self.case}: logits of the adapted network are not finite. {advice}")
 
     @contextmanager
     def loaded(self, fold: int) -> Iterator[nn.Module]:

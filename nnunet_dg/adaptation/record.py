@@ -46,7 +46,7 @@ class Record:
             if differ := sorted(name for name in setup if earlier.get(name) != setup[name]):
                 raise DataError(
                     f"{self.path} is about predictions with other {', '.join(differ)}. Continue with the same options, "
-                    f"or choose another folder."
+                    f"choose another folder, or remove that file to predict all cases again."
                 )
             self.chosen, self.cases = earlier.get("chosen"), dict(earlier.get("cases", {}))
             self.seconds = dict(earlier.get("seconds", {}))

@@ -37,8 +37,9 @@ class Adapted:
 
     @property
     def name(self) -> str:
-        """Name within the benchmark."""
-        return f"{self.training.name}+{self.method}"
+        """Name within the benchmark, with the settings, so that predictions with others stay what they are."""
+        settings = "".join(f"_{key}{value}" for key, value in sorted(self.settings.items()))
+        return f"{self.training.name}+{self.method}{settings}"
 
     def results(self, output: Path) -> Path:
         """Folder of the predictions in the folder of a benchmark, with nnU-Net's names of files and folders."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, product
@@ -29,7 +28,7 @@ class Job:
     """A job of the workflow.
 
     Attributes:
-        command: Shell command. A second run continues or repeats the first.
+        command: Shell command; ``$PYTHON`` is the Python to use. A second run continues or repeats the first.
         after: ``RULE/JOB`` of the jobs that have to be done before.
     """
 
@@ -168,7 +167,7 @@ def _add_comparison(
     sources = [f"{training.row}={training.results}" for training in members]
     sources += [f"{one.row}={one.results(output)}" for one in adapted]
     options = ["-o", str(output / "report" / name), "--metric", plan["metrics"][0], "--costs", str(costs)]
-    options += _validation_domain(members[0].folds)
+    options += [*_validation_domain(members[0].folds), "-f", *map(str, numbers)]
     chosen = [f"choose/{name}"] if plan["choose"] else []
     if chosen:
         jobs["choose"][name] = Job(_choose(plan, members[0], output), done)
@@ -200,4 +199,5 @@ def _add_stress(jobs: Jobs, plan: Plan, name: str, members: Sequence[Training], 
 
 
 def _own(*arguments: str) -> str:
-    return shlex.join([sys.executable, "-m", "nnunet_dg.benchmark.steps", *arguments])
+    """A step of this package, with the Python that runs Snakemake."""
+    return f'"$PYTHON" -m nnunet_dg.benchmark.steps {shlex.join(arguments)}'

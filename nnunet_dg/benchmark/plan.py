@@ -121,6 +121,10 @@ def parse_yaml(text: str) -> Any:
                 raise DataError(f"The key {repeated[0]!r} appears more than once{_line(node)}. Keep one.")
             return super().construct_mapping(node, deep)
 
+    # as in YAML 1.2: YAML 1.1, which PyYAML reads, takes 1e-3 for text
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
+    )
     try:
         return yaml.load(text, Loader)  # noqa: S506, a safe loader
     except yaml.YAMLError as error:

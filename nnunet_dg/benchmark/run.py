@@ -19,11 +19,12 @@ from nnunet_dg.benchmark.adapting import adapted_of
 from nnunet_dg.benchmark.jobs import Jobs, as_config, jobs_of
 from nnunet_dg.benchmark.plan import Plan, read_plan
 from nnunet_dg.benchmark.record import write_trainings
-from nnunet_dg.benchmark.status import FAILED, JobStatus, statuses, table, unfinished
+from nnunet_dg.benchmark.status import FAILED, JobStatus, forget_interrupted, statuses, table, unfinished
 from nnunet_dg.benchmark.trainings import Training, trainings_of
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.extras import require
 from nnunet_dg.files import locked, write_json
+from nnunet_dg.robustness.trained_model import check_device
 from nnunet_dg.threads import WAITING, threads_per_job
 
 WORKFLOW = Path(__file__).parent / "workflow" / "Snakefile"
@@ -58,12 +59,16 @@ def benchmark(
         SettingsError: The plan has a value that is not accepted, or the executor is not installed.
         DataError: The plan cannot be read, or another benchmark runs in the folder.
         HostError: nnU-Net's folders are not set, or there is no such dataset.
+        ModelError: The jobs run on this machine, which lacks the plan's device.
         ExtraError: The extras "benchmark" and "report" are not installed.
     """
     require("report", "A benchmark")
     _check_executor(executor)
     content, trainings, jobs = expanded(plan, output)
-    threads = threads_per_job(number_of_jobs) if content["device"] == "cpu" and executor in (None, "local") else 1
+    here = executor in (None, "local") and not any(option.startswith(("--profile", "--executor")) for option in options)
+    if here and not dry_run:
+        check_device(content["device"])
+    threads = threads_per_job(number_of_jobs) if here and content["device"] == "cpu" else 1
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
         "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs * threads),
@@ -76,6 +81,8 @@ def benchmark(
     with locked(output, COMMAND):
         write_trainings(output / "trainings.json", trainings)
         write_json(output / "jobs.json", as_config(jobs, content, threads))
+        if not dry_run:
+            forget_interrupted(output)
         status = _run(command)
     if not dry_run:
         show(jobs, output, running=False)

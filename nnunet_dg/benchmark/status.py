@@ -46,6 +46,12 @@ def statuses(jobs: Mapping[str, Iterable[str]], output: Path, running: bool) -> 
                 yield JobStatus(rule, name, WAITS)
 
 
+def forget_interrupted(output: Path) -> None:
+    """Let jobs wait that an earlier benchmark in the folder has left without an end."""
+    for mark in (output / "logs").rglob("*.log.running"):
+        mark.unlink()
+
+
 def table(found: Iterable[JobStatus]) -> Table:
     """Number of jobs by rule and state."""
     jobs = list(found)

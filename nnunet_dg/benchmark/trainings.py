@@ -122,7 +122,21 @@ def trainings_of(plan: Plan, folder: Path) -> list[Training]:
     datasets = [_folds_of(dataset, folder) for dataset in plan["datasets"]]
     if twice := [d.name for d in datasets if [other.name for other in datasets].count(d.name) > 1]:
         raise SettingsError(f"datasets lists {twice[0]} twice. Keep one.")
-    return list(_product(plan, datasets, rows))
+    trainings = list(_product(plan, datasets, rows))
+    _check_folders(trainings)
+    return trainings
+
+
+def _check_folders(trainings: Sequence[Training]) -> None:
+    """Refuse two trainings with one results folder, such as row ``a_b`` of plans ``x`` and row ``b`` of ``x_a``."""
+    owners: dict[Path, Training] = {}
+    for training in trainings:
+        other = owners.setdefault(training.results, training)
+        if other is not training:
+            raise SettingsError(
+                f"trainers: the rows {other.row!r} (plans {other.plans}) and {training.row!r} (plans {training.plans}) "
+                f"would share the results folder {training.results.name}. Give one of the rows another name."
+            )
 
 
 def _product(plan: Plan, datasets: list[Folds], rows: Mapping[str, str]) -> Iterator[Training]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_dg.cli.arguments import Commands, in_options, positive
+from nnunet_dg.errors import SettingsError
 
 
 def add_benchmark(commands: Commands) -> None:
@@ -53,6 +54,8 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     from nnunet_dg.benchmark import run
 
     a = arguments
+    if a.o is None and not a.plan.suffix:
+        raise SettingsError(f"{a.plan} has no extension such as .yaml, so name the folder of the benchmark: -o.")
     output = (a.o or a.plan.with_suffix("")).resolve()
     if a.status:
         return run.status(a.plan, output)

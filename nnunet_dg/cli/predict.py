@@ -96,7 +96,9 @@ def _add_validation(predict: argparse.ArgumentParser) -> None:
         "--validation-domain", metavar="NAME", help="name of their domain (default: that in domains.json)"
     )
     predict.add_argument(
-        "--target-domain", metavar="NAME", help="name of the domain of IMAGES (default: that in domains.json)"
+        "--target-domain",
+        metavar="NAME",
+        help="name of the domain of IMAGES (default: that in domains.json, if they are cases of the dataset)",
     )
     predict.add_argument(
         "--allow-target-domain", action="store_true", help="accept a validation set of the target domain"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_dg.cli.arguments import Commands, in_options, positive
+from nnunet_dg.cli.arguments import Commands, fold, in_options, positive
 
 
 def add_splits(commands: Commands) -> None:
@@ -154,6 +154,9 @@ def add_report(commands: Commands) -> None:
     )  # fmt: skip
     report.add_argument("-o", metavar="OUT", type=Path, required=True, help="output folder")
     report.add_argument(
+        "-f", metavar="FOLD", nargs="+", type=fold, help="folds of results folders (default: all that were validated)"
+    )
+    report.add_argument(
         "--baseline", metavar="NAME", help="trainer that the others are tested against (default: nnUNetTrainer)"
     )
     report.add_argument(
@@ -188,8 +191,9 @@ def _report(arguments: argparse.Namespace) -> int:
     sources = [Source.parse(text) for text in a.results]
     with in_options({name: f"--{name.replace('_', '-')}" for name in names}):
         table = report(
-            sources, a.o, a.baseline, a.metric, a.domains, a.trained_on, a.costs, a.validation_domain, a.choices
-        )
+            sources, a.o, a.baseline, a.metric, a.domains, a.trained_on, a.costs, a.validation_domain, a.choices,
+            None if a.f is None else [str(number) for number in a.f],
+        )  # fmt: skip
     shown = table.rename(columns=printable).map(printable)
     print(shown.to_string(index=False))
     print(f"Written: {a.o / 'report.html'}, report.md, report.tex, and the tables as CSV")

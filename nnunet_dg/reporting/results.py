@@ -21,7 +21,7 @@ from nnunet_dg.errors import DataError
 from nnunet_dg.evaluation.records import EVALUATION, SUMMARY, ResultsError, read_record, summary_cases
 from nnunet_dg.extras import require
 from nnunet_dg.files import read_json, read_text
-from nnunet_dg.names import did_you_mean, foreign_path, is_fold, printable
+from nnunet_dg.names import did_you_mean, foreign_path, is_fold, letters, printable
 from nnunet_dg.reporting.report import write_report
 from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN, VALIDATION
 from nnunet_dg.reporting.sources import Source, names_of
@@ -37,6 +37,7 @@ def read_sources(
     trained_on: Collection[str] = (),
     say: Say | None = None,
     validation_domain: str | None = None,
+    folds: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Read the scores of several results into one table, described in `nnunet_dg.reporting.scores`.
 
@@ -56,6 +57,7 @@ def read_sources(
         trained_on: Domains of the training data of the evaluated folders' models.
         say: Function that receives messages for the reader of the scores; by default they go to standard error.
         validation_domain: Domain on which settings or trainers were chosen; its cases are neither in-domain nor unseen.
+        folds: Folds of results folders that are read; None: all.
 
     Returns:
         Table of scores with additional columns ``prediction_file`` and ``reference_file``.
@@ -65,11 +67,11 @@ def read_sources(
             domain, or no case is from it.
         DataError: A file that all scores of a source depend on cannot be read.
     """
-    reader = _Reader(domains, trained_on, say or _to_standard_error, validation_domain)
+    reader = _Reader(domains, trained_on, say or _to_standard_error, validation_domain, folds)
     tables: list[pd.DataFrame] = []
     for name, source in zip(names_of(sources), sources, strict=True):
-        folds = any(path.is_dir() for path in source.path.glob("fold_*"))
-        table = reader.folds(source.path) if folds else reader.evaluated(source.path)
+        trained = any(path.is_dir() for path in source.path.glob("fold_*"))
+        table = reader.folds(source.path) if trained else reader.evaluated(source.path)
         found = set(zip(table["fold"], table["case"], strict=True))
         before = [t for t in tables if t["trainer"].iloc[0] == name]
         overlapping = [t["run"].iloc[0] for t in before if found & set(zip(t["fold"], t["case"], strict=True))]
@@ -96,6 +98,7 @@ def report(
     costs: Path | None = None,
     validation_domain: str | None = None,
     choices: Path | None = None,
+    folds: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Write a report on several results, with pictures of the worst cases if their files still exist.
 
@@ -109,6 +112,7 @@ def report(
         costs: CSV file of a table of costs, which the report prints as it is.
         validation_domain: See `read_sources`.
         choices: CSV file of a table of what was chosen on the validation domain, which the report prints as it is.
+        folds: See `read_sources`.
 
     Returns:
         The first table, with formatted numbers.
@@ -126,7 +130,7 @@ def report(
         _to_standard_error(text)
 
     given = None if domains is None else read_file(domains)
-    scores = read_sources(sources, given, trained_on, say, validation_domain)
+    scores = read_sources(sources, given, trained_on, say, validation_domain, folds)
     tables = _table("costs", costs), _table("choices", choices)
     return write_report(scores, output, baseline, metric, view, remarks, *tables)
 
@@ -163,6 +167,7 @@ class _Reader:
     trained_on: Collection[str]
     say: Say
     validation_domain: str | None = None
+    only: Collection[str] | None = None
     settings: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
@@ -172,13 +177,16 @@ class _Reader:
         tables, problems = [], []
         if (results / "fold_all" / "validation").is_dir():
             self.say(f"{results}: fold all is left out, because it was validated on the cases it was trained on.")
-        for fold in trained.folds():
+        existing = trained.folds()
+        if missing := sorted(set(self.only or ()) - set(existing)):
+            self.say(f"{results} has no fold {', '.join(missing)}.")
+        for fold in (fold for fold in existing if self.only is None or fold in self.only):
             try:
                 tables.append(self._fold(trained, fold))
             except DataError as error:
                 problems.append(f"{results}: fold {fold} is left out. {error}")
         if not tables:
-            raise ResultsError("\n".join(problems) or f"{results} has no fold except fold all. Train a numbered fold.")
+            raise ResultsError("\n".join(problems) or self._without_folds(results, existing))
         for problem in problems:
             self.say(problem)
         return pd.concat(tables, ignore_index=True)
@@ -211,11 +219,16 @@ class _Reader:
     def _note_unknown(self, folder: Path, domains: Mapping[str, str]) -> None:
         known = sorted(set(domains.values()))
         for name in sorted(set(self.trained_on) - set(known)):
-            same = [k for k in known if _letters(k) == _letters(name)]
-            if same and _letters(name):
+            same = [k for k in known if letters(k) == letters(name)]
+            if same and letters(name):
                 raise ResultsError(f"`trained_on` names {name!r}; the domain is called {same[0]!r}.")
             close = did_you_mean(name, known)
             self.say(f"{folder}: no case is from the domain {name!r}, which the model was trained on.{close}")
+
+    def _without_folds(self, results: Path, existing: Sequence[str]) -> str:
+        if existing:
+            return f"{results} has the folds {', '.join(existing)}, but none of {', '.join(self.only or ())}. Name one."
+        return f"{results} has no fold except fold all. Train a numbered fold."
 
     def _fold(self, trained: _Trained, fold: str) -> pd.DataFrame:
         """The scores of one fold.
@@ -369,8 +382,3 @@ def _with_domains(table: pd.DataFrame, domain_of: Mapping[str, str], source: str
     if unknown := sorted(set(table["case"]) - set(domain_of)):
         raise ResultsError(f"{source} has no domain for case {unknown[0]!r}. Add it.")
     return table.assign(domain=table["case"].map(domain_of))
-
-
-def _letters(name: str) -> str:
-    """A name in lower case without spaces and punctuation, to detect misspellings."""
-    return "".join(c for c in name.casefold() if c.isalnum())

@@ -70,7 +70,7 @@ class TrainedModel:
         check_checkpoint_name(checkpoint)
         self.folder = folder
         self.folds = _choose_folds(folder, folds, checkpoint)
-        _check_device(device)
+        check_device(device)
         self.checkpoints = [folder / f"fold_{fold}" / checkpoint for fold in self.folds]
         self.predictor = self._load(checkpoint, device, mirroring)
         if self.predictor.configuration_manager.previous_stage_name:
@@ -246,7 +246,8 @@ def _choose_folds(folder: Path, folds: Sequence[int | str] | None, checkpoint: s
     return chosen
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise a ModelError if this machine has no such device, ``"cpu"``, ``"cuda"`` or ``"mps"``."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("`device` cuda needs a GPU that PyTorch can use, but there is none. Use `device` cpu.")
     if device == "mps" and not torch.backends.mps.is_available():

@@ -6,7 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,15 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.fields import number
+from nnunet_dg.files import locked
 from nnunet_dg.names import did_you_mean
 from nnunet_dg.threads import limit_threads
 
 SECTION = 'plans["nnunet_dg"]["training"]'
 CACHED_BATCHES = 2  # per worker process
+LATEST = (
+    50  # times per training, ``checkpoint_latest.pth`` is written: ``--c`` reads ``checkpoint_best.pth`` without it
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,16 @@ class PlannedRunTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = run.steps, max(1, run.steps // 5)
         if run.seed is not None:
             seed_all(numbers_from(run.seed)[0])  # on all devices, since DDP copies the network of the first
+        if run != PlannedRun():
+            self.save_every = max(1, min(self.save_every, self.num_epochs // LATEST))  # type: ignore[has-type]
         super().initialize()
+
+    def run_training(self) -> None:
+        """As nnU-Net, but a second training refuses to write to the same folder: one whose command was killed alone."""
+        planned = PlannedRun.of_plans(self.plans_manager.plans) != PlannedRun()
+        alone = planned and self.local_rank == 0
+        with locked(Path(self.output_folder), "training", required=False) if alone else nullcontext():
+            super().run_training()
 
     def save_checkpoint(self, filename: str) -> None:
         """As nnU-Net, but if the training is killed meanwhile, the earlier checkpoint remains."""

@@ -12,8 +12,10 @@ from helpers import set_nnunets_folders
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tiny_model import DATASET, DATASET_JSON, change_checkpoint, planar, plans, write_cases, write_trained
 
+from nnunet_dg.adaptation.boosting import boosted
 from nnunet_dg.cli import main
 
+HEAD = "decoder.seg_layers.0.weight"
 NAMES = {"--validation-domain": "A", "--target-domain": "B"}
 REGIONS = DATASET_JSON | {"labels": {"background": 0, "box": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
 IGNORE = DATASET_JSON | {"labels": DATASET_JSON["labels"] | {"ignore": 3}}
@@ -23,7 +25,7 @@ def scattered(folder, folds=(0,)):
     """Make the random network's predictions depend on the image: its last layer separates the labels."""
 
     def change(checkpoint):
-        head = checkpoint["network_weights"]["decoder.seg_layers.0.weight"]
+        head = checkpoint["network_weights"][HEAD]
         head.mul_(20).add_(torch.randn(head.shape, generator=torch.Generator().manual_seed(0)))
 
     for fold in folds:
@@ -45,7 +47,7 @@ def tiny(tmp_path_factory):
     for name in ("unstable", "stable"):
         scattered(write_trained(folder / name, folds=(0, 1)), (0, 1)).rename(folder / f"{name}_model")
         shutil.rmtree(folder / name)
-    change_checkpoint(folder / "stable_model", lambda c: c["network_weights"]["decoder.seg_layers.0.weight"].neg_())
+    change_checkpoint(folder / "stable_model", lambda c: c["network_weights"][HEAD].neg_())
     return folder
 
 
@@ -71,14 +73,16 @@ def hashes(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def plain(folder, images, folds=(0,), **options):
-    """Predictions of nnU-Net's own predictor."""
-    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+def plain(folder, images, folds=(0,), step=0.5, probabilities=False):
+    """Predictions of nnU-Net's own predictor; with probabilities, a pair for each image."""
+    predictor = nnUNetPredictor(step, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder), folds)
     result = {}
     for path in sorted(images.iterdir()):
         image, properties = predictor.plans_manager.image_reader_writer_class().read_images([str(path)])
-        result[path.name.replace("_0000", "")] = predictor.predict_single_npy_array(image, properties)
+        result[path.name.replace("_0000", "")] = predictor.predict_single_npy_array(
+            image, properties, save_or_return_probabilities=probabilities
+        )
     return result
 
 
@@ -89,6 +93,68 @@ def same(a, b):
 def test_tent_without_steps_predicts_as_nnunet_does_with_an_ensemble(tiny, tmp_path):
     assert run(tiny, tmp_path, "tent", "--steps", 0, folds=(0, 1)) == 0
     assert same(read(tmp_path), plain(tiny / "unstable_model", tiny / "target" / "images", (0, 1)))
+
+
+def test_the_step_of_the_sliding_window_is_nnunets(tiny, tmp_path):
+    assert run(tiny, tmp_path, "tent", "--steps", 0, "-step_size", 0.25) == 0
+    small, usual = (plain(tiny / "unstable_model", tiny / "target" / "images", step=step) for step in (0.25, 0.5))
+    assert same(read(tmp_path), small)
+    assert not same(small, usual)
+
+
+def logits(folder, images):
+    """Log-probabilities of nnU-Net's own predictor, which are its logits up to a number per voxel."""
+    found = plain(folder, images, probabilities=True)
+    return {name: torch.from_numpy(pair[1]).double().log() for name, pair in found.items()}
+
+
+def test_alpha_is_the_share_of_the_unstable_model(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunet_dg.adaptation.predict.best", lambda scores: 0.3)
+    assert run(tiny, tmp_path, "alpha") == 0
+    stable, unstable = (logits(tiny / f"{role}_model", tiny / "target" / "images") for role in ("stable", "unstable"))
+    for name, predicted in read(tmp_path).items():
+        mixed = (0.7 * stable[name] + 0.3 * unstable[name]).argmax(0).numpy()
+        assert (predicted == mixed).mean() > 0.999  # up to ties in half precision
+        assert (predicted == (0.3 * stable[name] + 0.7 * unstable[name]).argmax(0).numpy()).mean() < 0.99
+
+
+def test_sfb_without_steps_joins_the_calibrated_stable_and_the_unstable_model(tiny, tmp_path):
+    assert run(tiny, tmp_path, "sfb", "--rounds", 1, "--steps", 0, "--save_probabilities") == 0
+    found = record(tmp_path)["chosen"]["temperature"]
+    stable, unstable = (logits(tiny / f"{role}_model", tiny / "target" / "images") for role in ("stable", "unstable"))
+    for name in stable:
+        joint, _ = boosted(stable[name], unstable[name], stable[name] / found, found)
+        written = np.load(tmp_path / name.replace(".nii.gz", ".npz"))["probabilities"]
+        near = np.abs(written - joint.float().softmax(0).numpy()) < 5e-3
+        assert near.mean() > 0.999  # probabilities that are 0 have no logits
+
+
+def test_the_temperature_calibrates_the_stable_model_with_equal_weight_for_each_label(tiny, tmp_path, monkeypatch):
+    """On all voxels that have a label: in some slices, it is the ignore label."""
+    monkeypatch.setattr("nnunet_dg.adaptation.validation.PER_LABEL", 10**6)
+    for part in ("target", "validation"):
+        shutil.copytree(tiny / part, tmp_path / part)
+    for role in ("unstable", "stable"):
+        model = scattered(write_trained(tmp_path / role, dataset_json=IGNORE)).rename(tmp_path / f"{role}_model")
+        change_checkpoint(model, lambda c, s=(role == "stable"): c["network_weights"][HEAD].mul_(0.3 if s else 1))
+    labels = plain(tmp_path / "stable_model", tmp_path / "validation" / "images")
+    change_truths(tmp_path / "validation" / "truths", lambda name, _: mostly(labels[name]))
+    change_truths(tmp_path / "validation" / "truths", first_slices_ignored)
+    assert run(tmp_path, tmp_path / "out", "sfb", "--rounds", 1, "--steps", 0) == 0
+    found = record(tmp_path / "out")["chosen"]["temperature"]
+    predicted, truths = (
+        logits(tmp_path / "stable_model", tmp_path / "validation" / "images"), read(tmp_path / "validation" / "truths")
+    )  # fmt: skip
+    rows = torch.cat([x.flatten(1).T for x in predicted.values()])
+    target = torch.from_numpy(np.concatenate([truths[name].ravel() for name in predicted])).long()
+    rows, target = rows[target != 3], target[target != 3]
+
+    def loss(temperature):
+        losses = torch.nn.functional.cross_entropy(rows / temperature, target, reduction="none")
+        return sum(losses[target == label].mean() for label in (0, 1, 2)).item()
+
+    assert 0.06 < found < 19
+    assert loss(found) <= min(loss(found * 1.02), loss(found / 1.02))
 
 
 @pytest.mark.parametrize("method", ["tent", "sfb"])
@@ -175,7 +241,37 @@ def test_domains_json_names_the_domains(tiny, tmp_path, monkeypatch, capsys):
         (raw / "domains.json").write_text(json.dumps(domains))
         assert run(tiny, tmp_path / "out", "alpha", named={}) == status
     assert "share the domain 'X'" in capsys.readouterr().err
+    (raw / "domains.json").write_text(json.dumps({"a": "X", "b": "X", "c": "Z", "d": "Z"}))
+    for named, message in (
+        ({"--target-domain": "Y"}, "--target-domain is 'Y', but domains.json says that a is from 'X'. Correct one"),
+        ({"--validation-domain": "X"}, "--validation-domain is 'X', but domains.json says that c is from 'Z'."),
+    ):
+        assert run(tiny, tmp_path / "refused", "alpha", named=named) == 1
+        assert message in capsys.readouterr().err
+    (raw / "domains.json").write_text(json.dumps({"c": "Site 1", "d": "Site 1"}))
+    assert run(tiny, tmp_path / "refused", "alpha", named={"--target-domain": "site-1"}) == 1
+    assert "--target-domain names 'site-1'; in domains.json the domain is called 'Site 1'." in capsys.readouterr().err
+    assert run(tiny, tmp_path / "new", "alpha", named={"--target-domain": "Site 2"}) == 0
     assert record(tmp_path / "out")["validation"]["target_domains"] == ["X", "Y"]
+
+
+def change_truths(truths, change):
+    for path in truths.iterdir():
+        truth = sitk.ReadImage(path)
+        changed = sitk.GetImageFromArray(change(path.name, sitk.GetArrayFromImage(truth)))
+        changed.CopyInformation(truth)
+        sitk.WriteImage(changed, path)
+
+
+def first_slices_ignored(name, array):
+    array[:4] = 3
+    return array
+
+
+def mostly(array):
+    """The labels, with a third of the voxels replaced by random ones."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(array.shape) < 1 / 3, rng.integers(0, 3, array.shape), array).astype(np.uint8)
 
 
 @pytest.mark.parametrize("method", ["tent", "sfb", "alpha"])
@@ -189,13 +285,7 @@ def test_regions_ignore_label_and_slices(tmp_path, tiny, method, kind):
         content = planar(plans()) if kind == "2d" else plans()
         scattered(write_trained(folder / role, content=content, dataset_json=labels)).rename(folder / f"{role}_model")
     if kind == "ignore":
-        for path in (folder / "validation" / "truths").iterdir():
-            truth = sitk.ReadImage(path)
-            array = sitk.GetArrayFromImage(truth)
-            array[:4] = 3
-            changed = sitk.GetImageFromArray(array)
-            changed.CopyInformation(truth)
-            sitk.WriteImage(changed, path)
+        change_truths(folder / "validation" / "truths", first_slices_ignored)
     steps = () if method == "alpha" else ("--steps", 1)
     assert run(folder, tmp_path / "out", method, *steps) == 0
     predicted = read(tmp_path / "out")

@@ -97,6 +97,19 @@ def test_without_steps_or_rate_tent_is_nnunets_own_prediction():
         assert torch.equal(logits, expected)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_step_has_as_many_crops_as_nnunets_batch(batch):
+    for name, model in (("tent", network()), ("sfb", network(seed=1))):
+        sizes = []
+        model.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append((torch.is_grad_enabled(), *inputs)))
+        if name == "tent":
+            predictor = TentPredictor(plain(model, batch=batch), Tent(steps=2))
+        else:
+            predictor = SFBPredictor(plain(model, batch=batch), plain(network()), 1.0, SFB(rounds=1, steps=2))
+        predictor.predict_logits_from_preprocessed_data(volume())
+        assert [tuple(x.shape) for training, x in sizes if training] == [(batch, 1, 8, 8, 8)] * 2
+
+
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_tent_changes_scales_and_shifts_only(norm, monkeypatch):
     model, seen = network(norm), {}
