@@ -1,6 +1,7 @@
 """The jobs of a plan, what they wait for, and the table of what is done."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_every_rule_has_its_jobs(jobs):
     }  # fmt: skip
 
 
+def test_another_environment_does_not_repeat_the_jobs(jobs):
+    """Snakemake repeats a job whose command has changed, so that no command names the Python."""
+    commands = [job.command for named in jobs(metrics=["nsd"], stress=["gamma"]).values() for job in named.values()]
+    assert not [command for command in commands if sys.executable in command]
+    assert any(command.startswith('"$PYTHON" -m ') for command in commands)
+
+
 def test_dice_only_needs_no_evaluation(jobs):
     found = jobs()
     assert found["evaluate"] == {}
@@ -48,14 +56,15 @@ def test_adapted_rows_are_predicted_evaluated_and_reported(jobs):
         adaptation={"tent": {"steps": 2}, "alpha": None},
     )  # fmt: skip
     plain, stable = (f"Dataset701_Tiny__3d_fullres__nnUNetPlans__{row}__seed3" for row in ROWS)
+    tent = "tent_steps2"  # with the settings, so that others are predicted anew
     assert set(found["cases"]) == {f"Dataset701_Tiny/fold_{k}" for k in range(3)}
     assert set(found["adapt"]) == {
-        f"{name}/fold_{k}" for name in (f"{plain}+tent", f"{stable}+tent", f"{plain}+alpha") for k in range(3)
+        f"{name}/fold_{k}" for name in (f"{plain}+{tent}", f"{stable}+{tent}", f"{plain}+alpha") for k in range(3)
     }
     assert set(found["evaluate"]) == {*found["adapt"], *found["train"]}  # so that all rows have the same metrics
     options = {job.command.partition(" -np ")[2] for job in found["evaluate"].values()}
     assert options == {"1 --missing skip"}  # a report refuses results of different settings
-    tent, alpha = (found["adapt"][f"{plain}+{method}/fold_1"] for method in ("tent", "alpha"))
+    tent, alpha = (found["adapt"][f"{plain}+{method}/fold_1"] for method in (tent, "alpha"))
     assert "--adapt tent" in tent.command
     assert "--steps 2" in tent.command
     assert "--seed 3" in tent.command
@@ -69,7 +78,7 @@ def test_adapted_rows_are_predicted_evaluated_and_reported(jobs):
     assert rows == ["nnUNetTrainer", "half", "nnUNetTrainer+tent", "nnUNetTrainer+alpha", "half+tent"]
     assert {f"evaluate/{name}" for name in found["adapt"]} < set(report.after)
     (costs,) = found["costs"].values()
-    assert f" --adapted nnUNetTrainer+tent /benchmark/adapted/{plain}+tent " in costs.command
+    assert f" --adapted nnUNetTrainer+tent /benchmark/adapted/{plain}+tent_steps2 " in costs.command
     assert {f"evaluate/{name}" for name in found["adapt"]} < set(costs.after)
 
 
@@ -125,8 +134,9 @@ def test_other_settings_or_lengths_repeat_the_job_that_writes_the_plans(jobs):
 
 
 def test_repeated_trainings_share_a_name_in_the_report(jobs):
-    (report,) = jobs()["report"].values()
+    (report,) = jobs(datasets=[{"dataset": 701, "folds": [2, 0]}])["report"].values()
     words = report.command.split()
+    assert words[words.index("-f") :][:3] == ["-f", "2", "0"]  # results folders may have other folds
     assert [word.partition("=")[0] for word in words if "=" in word] == 2 * ["nnUNetTrainer"] + 2 * ["half"]
     assert words[words.index("--baseline") + 1] == "nnUNetTrainer"
 
@@ -138,11 +148,12 @@ def test_the_table_tells_what_waits_runs_is_done_and_has_failed(tmp_path):
     (tmp_path / "done" / "train" / "done").touch()
     (tmp_path / "logs" / "train" / "runs.log.running").touch()
     (tmp_path / "logs" / "train" / "failed.log.failed").touch()
-    (tmp_path / "logs" / "train" / "failed.log").write_text("Epoch 1\nRuntimeError: out of memory\n\n")
+    error = f"nnunet-dg: {'/a_long_folder' * 10} is missing. Make it."
+    (tmp_path / "logs" / "train" / "failed.log").write_text(f"Epoch 1\n{error}\n\n")
     found = list(statuses({"train": names}, tmp_path, running=True))
     assert [job.state for job in found] == names
     lines = [str(line) for line in unfinished(found, tmp_path)]
     assert lines[0] == "runs: train runs"
-    assert lines[1].splitlines()[:2] == ["failed: train failed", "  RuntimeError: out of memory"]
+    assert lines[1].splitlines()[:2] == ["failed: train failed", f"  {error}"]
     stopped = statuses({"train": names}, tmp_path, running=False)
     assert [job.state for job in stopped] == ["waits", "interrupted", "done", "failed"]

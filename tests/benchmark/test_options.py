@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from benchmark_plans import NEEDS_SNAKEMAKE, PLAN, folders, written  # noqa: F401, a fixture
 
 from nnunet_dg.benchmark import run
@@ -17,6 +18,7 @@ pytestmark = NEEDS_SNAKEMAKE
 def snakemake(folders, monkeypatch):  # noqa: F811
     """A function that runs the command and returns the words that Snakemake is started with."""
     started = []
+    monkeypatch.setattr(run, "check_device", lambda _: None)
     monkeypatch.setattr(run, "_run", lambda command: started.append(command) or 0)
 
     def passed(*words, **changes):
@@ -61,3 +63,35 @@ def test_jobs_on_a_cluster_do_not_depend_on_the_cores_of_this_machine(snakemake,
     command = snakemake("-j", "40", "--executor", "slurm", device="cpu")
     assert command[command.index("--jobs") + 1] == "40"
     assert json.loads(Path(command[command.index("--configfile") + 1]).read_text())["threads"] == 1
+
+
+def test_a_profile_decides_what_a_job_is_and_where_it_runs(snakemake, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    command = snakemake("-j", "3", "--", "--profile", "cluster", device="cpu")
+    assert command[command.index("--jobs") + 1] == "3"
+    assert json.loads(Path(command[command.index("--configfile") + 1]).read_text())["threads"] == 1
+
+
+@pytest.mark.parametrize(("words", "checked"), [([], True), (["--dry-run"], False), (["--", "--profile", "x"], False)])
+def test_the_device_of_this_machine_is_checked_before_the_first_job(folders, monkeypatch, capsys, words, checked):  # noqa: F811
+    monkeypatch.setattr(run, "_run", lambda command: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status = main(["benchmark", str(written(folders, PLAN | {"device": "cuda"})), *words])
+    assert status == int(checked)
+    assert ("cuda needs a GPU that PyTorch can use" in capsys.readouterr().err) == checked
+
+
+def test_a_plan_without_extension_needs_a_folder(folders, capsys):  # noqa: F811
+    plan = written(folders, PLAN).rename(folders / "plan")
+    assert main(["benchmark", str(plan), "--dry-run"]) == 1
+    assert "has no extension such as .yaml, so name the folder of the benchmark: -o." in capsys.readouterr().err
+
+
+def test_jobs_that_an_earlier_run_has_left_wait(snakemake, folders):  # noqa: F811
+    mark = folders / "plan" / "logs" / "train" / "a.log.running"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    snakemake("--dry-run")
+    assert mark.exists()
+    snakemake()
+    assert not mark.exists()

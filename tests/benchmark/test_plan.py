@@ -9,7 +9,7 @@ from helpers import REPOSITORY
 
 from nnunet_dg.benchmark import trainings
 from nnunet_dg.benchmark.adapting import adapted_of
-from nnunet_dg.benchmark.plan import read_plan
+from nnunet_dg.benchmark.plan import parse_yaml, read_plan
 from nnunet_dg.benchmark.trainings import trainings_of
 from nnunet_dg.errors import DataError, SettingsError
 
@@ -133,6 +133,20 @@ def test_one_training_per_row_and_seed_with_a_fold_per_domain(folders):  # noqa:
     assert {t.folds.numbers for t in found} == {(0, 1, 2)}
     assert len({t.results for t in found}) == 4
     assert found[3].section == {"mixstyle": {"p": 0.5}, "training": {"seed": 1, "epochs": 5}}
+
+
+def test_rows_of_different_plans_never_share_a_results_folder(folders):  # noqa: F811
+    rows = {"a": {"trainer": "nnUNetTrainerMixStyle"}, "small_a": {"trainer": "nnUNetTrainerMixStyle"}}
+    plans = {"nnUNetPlans": "ExperimentPlanner", "nnUNetPlans_small": "ExperimentPlanner"}
+    with pytest.raises(SettingsError, match=r"the rows 'small_a' \(plans nnUNetPlans\) and 'a' \(plans nnUNetPlans_sm"):
+        expanded(folders, trainers=rows, plans=plans)
+    assert expanded(folders, trainers={"a": rows["a"]}, plans=plans)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "1E-3", "+1.e-3", "0.001"])
+def test_numbers_with_exponents_are_numbers(text):
+    assert parse_yaml(f"rate: {text}") == {"rate": 0.001}
+    assert parse_yaml("{a: 1e, b: e3, c: 1e3x}") == {"a": "1e", "b": "e3", "c": "1e3x"}
 
 
 def test_other_epochs_have_another_results_folder(folders):  # noqa: F811

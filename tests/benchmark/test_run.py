@@ -30,8 +30,7 @@ def domains(host, benchmark):  # noqa: F811
     splits.write_text(before)
 
 
-@pytest.mark.matrix
-def test_a_plan_is_run_to_its_report(host, benchmark, tmp_path):  # noqa: F811
+def test_a_plan_is_run_to_its_report_and_later_plans_repeat_nothing(host, benchmark, tmp_path):  # noqa: F811
     printed = benchmark("-- --quiet")
     assert re.search(r"train *│ 2 ", printed), printed
     logs = []
@@ -47,6 +46,9 @@ def test_a_plan_is_run_to_its_report(host, benchmark, tmp_path):  # noqa: F811
     assert "## Costs" in text
     assert re.search(r"\| neutral +\| ", text)
     assert "step (ms)" in text
+    printed = benchmark("--dry-run", plans=["tinyPlans", "nnUNetPlans"])
+    assert re.search(r"^train +2$", printed, re.M), printed  # of the other plans
+    assert "Nothing to be done" in benchmark("--dry-run")
 
 
 @pytest.mark.matrix

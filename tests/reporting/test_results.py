@@ -135,6 +135,13 @@ def test_a_renamed_fold_folder_is_ignored(trained, capsys):
     assert "old" not in capsys.readouterr().err
 
 
+def test_other_folds_than_asked_for_are_not_read(trained, capsys):
+    assert set(read(trained, folds=["1", "7"])["fold"]) == {"1"}
+    assert "has no fold 7." in capsys.readouterr().err
+    with pytest.raises(ResultsError, match=r"has the folds 0, 1, but none of 7\. Name one\."):
+        read(trained, folds=["7"])
+
+
 def test_fold_all_is_left_out(trained, capsys):
     shutil.copytree(trained / "fold_0", trained / "fold_all")
     assert set(read(trained)["fold"]) == {"0", "1"}
@@ -223,6 +230,8 @@ def test_the_command_writes_a_report_and_explains_errors(trained, tmp_path, caps
     assert main(["report", str(trained), "-o", str(tmp_path / "report")]) == 0
     assert "60.0 ± 0.0 (2)" in capsys.readouterr().out  # unseen: (0.2 + 1) / 2
     assert (tmp_path / "report" / "report.html").is_file()
+    assert main(["report", str(trained), "-f", "0", "7", "-o", str(tmp_path / "one")]) == 0
+    assert "has no fold 7." in capsys.readouterr().err
     assert main(["report", str(trained), "-o", str(tmp_path / "report"), "--baseline", "Other"]) == 1
     assert "--baseline must be one of 'nnUNetTrainer'; got 'Other'" in capsys.readouterr().err
     assert main(["report", str(trained), "-o", str(tmp_path / "report"), "--metric", "nsd"]) == 1

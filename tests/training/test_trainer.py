@@ -14,13 +14,16 @@ from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseT
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from filelock import FileLock
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from on_noise import plans as plans_manager
 
 from nnunet_dg.errors import DataError, SettingsError, UserError
+from nnunet_dg.files import locked
 from nnunet_dg.outside import Outside
 from nnunet_dg.tinymig import DimensionError
+from nnunet_dg.trainers.comparisons import nnUNetTrainerERM
 from nnunet_dg.trainers.nnUNetTrainerDropGen import (
     nnUNetTrainerDropGen,
     nnUNetTrainerDropGen_MIND,
@@ -399,3 +402,37 @@ def test_unused_settings_and_ct_normalization_are_logged_before_the_training(wor
 def test_trainers_with_training_modules_write_their_settings(world):
     trainer = start({"sgcg": {"temperature": 0.2}}, trainer=nnUNetTrainerSgCG)
     assert recorded(trainer)["sgcg"]["temperature"] == 0.2
+
+
+def planned(**training):
+    return start({"training": training}, trainer=nnUNetTrainerERM)
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(1, 1), (4, 1), (99, 1), (200, 4), (10_000, 50)])
+def test_a_planned_training_resumes_from_its_latest_checkpoint_not_from_the_best(world, epochs, every):
+    """nnU-Net's ``--c`` reads the best one, chosen on validation cases, if there is no latest one."""
+    assert planned(epochs=epochs).save_every == every
+    assert planned(seed=1).save_every == 20  # of nnU-Net's 1000 epochs
+    assert start(trainer=nnUNetTrainerERM).save_every == 50
+
+
+def test_two_planned_trainings_never_write_to_one_folder(world, monkeypatch):
+    ran = []
+    monkeypatch.setattr(nnUNetTrainer, "run_training", lambda self: ran.append(self))
+    trainer, plain = planned(seed=1), start(trainer=nnUNetTrainerERM)
+    with locked(Path(trainer.output_folder), "training"):
+        with pytest.raises(DataError, match=r"Another training is running in .*fold_0\. Wait for it"):
+            trainer.run_training()
+        plain.run_training()  # as nnU-Net
+    assert ran == [plain]
+    trainer.run_training()
+    assert ran == [plain, trainer]
+
+    def unsupported(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", unsupported)
+    trainer.run_training()  # on a file system without locks
+    assert ran == [plain, trainer, trainer]
+    with pytest.raises(DataError, match="has no locks"), locked(world, "benchmark"):
+        pass
