@@ -118,9 +118,11 @@ def trainers() -> str:
     """Every trainer and planner of this package."""
     lines = [
         "# Trainers and planners", "", NOTE, "",
-        "A trainer's name goes to `nnUNetv2_train ... -tr`, also when predicting. Which one to choose is said in the "
-        "table of the README; what works with each is in [Capabilities](capabilities.md), what each costs in "
-        "[Costs](../explanation/costs.md).", "",
+        "A trainer's name goes to `nnUNetv2_train ... -tr`, also when predicting. What works with each is in "
+        "[Capabilities](capabilities.md), what each costs in [Costs](../explanation/costs.md).", "",
+        "## Which trainer", "", _readme("Which trainer"), "",
+        "## All trainers", "", "Models of plans by the AnyModality planners and the planners named `_Paper` need this "
+        "package to predict, whatever the trainer.", "",
         "| trainer | description | methods, with the settings that differ from the defaults | predicts with plain "
         "nnU-Net, after export |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -184,9 +186,15 @@ def baselines() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _readme(section: str) -> str:
+    """A section of the README, with its links as seen from the folder of this page."""
+    text = DOCS.with_name("README.md").read_text(encoding="utf-8")
+    return text.partition(f"## {section}\n")[2].partition("\n## ")[0].strip().replace("](docs/", "](../")
+
+
 def _trainer(name: str, trainer: Any) -> str:
     used = ", ".join(_call(method) for method in trainer.methods)
-    plain = "no" if any(method.changes_network for method in trainer.methods) else "yes"
+    plain = "no" if any(method.changes_network and not method.folds_at_export for method in trainer.methods) else "yes"
     return f"| `{name}` | {_cell(_first_paragraph(trainer))} | {_cell(used)} | {plain} |"
 
 

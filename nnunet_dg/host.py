@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_dg.errors import HostError, UserError
+from nnunet_dg.names import did_you_mean
 
 TRAINERS = "nnunetv2.training.nnUNetTrainer"
 
@@ -53,7 +55,10 @@ def trainer_class(name: str) -> type:
 
 
 def _not_found(trainer: str) -> HostError:
-    return HostError(f"nnU-Net does not find a trainer {trainer}. `nnunet-dg doctor` lists this package's trainers.")
+    close = did_you_mean(trainer, [point.name for point in entry_points(group="nnunetv2.trainers")])
+    return HostError(
+        f"nnU-Net does not find a trainer {trainer}.{close} `nnunet-dg doctor` lists this package's trainers."
+    )
 
 
 def undistributed(network: nn.Module) -> nn.Module:

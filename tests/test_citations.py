@@ -44,7 +44,9 @@ def test_an_extractor_that_is_not_computed_is_not_cited():
 
 def test_an_unknown_trainer_is_one_line(capsys):
     assert main(["cite", "nnUNetTrainerDropGne"]) == 1
-    assert "nnU-Net does not find a trainer nnUNetTrainerDropGne" in capsys.readouterr().err
+    assert (
+        "does not find a trainer nnUNetTrainerDropGne. Did you mean 'nnUNetTrainerDropGen'?" in capsys.readouterr().err
+    )
 
 
 def test_an_entry_is_what_bibtex_reads():

@@ -58,8 +58,8 @@ def add_splits(commands: Commands) -> None:
             )  # fmt: skip
             scheme.add_argument(
                 "--validation-domain", metavar="DOMAIN",
-                help="domain for choosing settings and trainers: no fold trains on it or is about it, and all validate "
-                "on it (default: none)",
+                help="domain for choosing settings and trainers: no fold trains on it or holds it out, and all "
+                "validate on it (default: none)",
             )  # fmt: skip
     splits.set_defaults(run=_splits)
 

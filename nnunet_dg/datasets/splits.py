@@ -330,6 +330,10 @@ def _cases_of(domains: Mapping[str, str], source: Collection[str]) -> list[str]:
     """The cases of these domains, or of all domains if none is given, sorted."""
     known = sorted(set(domains.values()))
     if unknown := [name for name in source if name not in known]:
+        if not known:
+            raise SettingsError(
+                "`source` names domains, but no domains are given. Write domains.json, or leave it out."
+            )
         close = did_you_mean(unknown[0], known)
         raise SettingsError(f"`source` must name domains, {', '.join(map(repr, known))}; got {unknown[0]!r}.{close}")
     return sorted(case for case in domains if not source or domains[case] in source)

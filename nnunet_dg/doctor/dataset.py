@@ -52,7 +52,7 @@ def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
     table = Table(title=escape(f"{name}, {plans_name}"), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    notes = []
+    notes = [_other_name(plans, plans_name)]
     for configuration, manager in _configurations(plans, path).items():
         names = (content.get("channel_names") or content.get("modality") or {}).values()
         channels = zip(names, manager.normalization_schemes, strict=False)
@@ -66,6 +66,16 @@ def dataset_table(dataset: str, plans_name: str) -> tuple[Table, list[str]]:
     table.add_row("settings", escape(settings) or "none in the plans; each trainer uses its defaults")
     table.add_row("domains", escape(_domains(name, folder, notes.append)))
     return table, list(dict.fromkeys(filter(None, notes)))
+
+
+def _other_name(plans: dict[str, Any], plans_name: str) -> str:
+    """A note if nnU-Net will use the results folder of other plans."""
+    if (inside := plans.get("plans_name")) in (None, plans_name):
+        return ""
+    return (
+        f"The plans {plans_name} have the plans_name {inside!r}, by which nnU-Net names the results folder: trainings "
+        f"would go to the folder of those plans. Set plans_name to {plans_name!r} in the file."
+    )
 
 
 def _checked_sections(plans: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -353,5 +353,6 @@ def _missing(weights: PublishedWeights, reason: str) -> str:
         f"  Its path on this machine:  {cached_path(weights)}\n"
         f"  On a machine with internet access, download:  {weights.url}\n"
         f"  Then install it here:  nnunet-dg weights install {weights.name} FILE\n"
-        f"  Or train DropGen with features that need no weights:  -tr nnUNetTrainerDropGen_MIND"
+        f"  Or use features that need no download: for DropGen  -tr nnUNetTrainerDropGen_MIND,  for TinyMIG the "
+        f'setting "teacher": "synthetic"'
     )

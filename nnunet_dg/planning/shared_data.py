@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nnunet_dg.datasets.split_dataset import number_of
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.files import read_json, validate
 from nnunet_dg.formats import Plans
@@ -88,7 +89,10 @@ def share_data(plans: dict[str, Any], folder: Path) -> None:
     if shared:
         print("nnUNetv2_plan_and_preprocess deletes and recreates these data; nnUNetv2_plan_experiment does not.")
     if to_do:
-        print(f"Still to preprocess: nnUNetv2_preprocess -plans_name {plans['plans_name']} -c {' '.join(to_do)}")
+        number = number_of(plans["dataset_name"])
+        print(
+            f"Still to preprocess: nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {' '.join(to_do)}"
+        )
 
 
 def _other_plans(folder: Path, own_name: str) -> list[dict[str, Any]]:

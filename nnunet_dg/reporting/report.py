@@ -120,7 +120,7 @@ def _make_folder(output: Path) -> None:
 
 
 def _overview(scores: pd.DataFrame, cases: pd.DataFrame, metric: str, remarks: Sequence[str]) -> Part:
-    note = " ".join([NOTE, *_remarks(scores, cases, metric), *remarks])
+    note = " ".join([NOTE, *_remarks(cases, metric), *remarks])
     figures = {"cases": box_plot(cases, metric)[0]}
     return Part(f"{_unit(metric)}, in-domain and unseen", note, overview(cases, metric), figures)
 
@@ -169,7 +169,7 @@ def _usual_baseline(trainers: list[str]) -> str:
     return plain[0]
 
 
-def _remarks(scores: pd.DataFrame, cases: pd.DataFrame, metric: str) -> list[str]:
+def _remarks(cases: pd.DataFrame, metric: str) -> list[str]:
     """Limitations of these results."""
     remarks = []
     if IN_DOMAIN not in set(cases["setting"]):

@@ -45,8 +45,8 @@ def sections_of(plans: dict[str, Any], methods: Iterable[str] = ()) -> dict[str,
     if unknown := set(sections) - {*known, *NO_METHODS}:
         names = ", ".join(sorted(map(repr, unknown)))
         raise SettingsError(
-            f'Unknown method in plans["{KEY}"]: {names}.{_suggestions(unknown, known)} Accepted are '
-            f'{", ".join(known)}. Put settings into the section of their method, as in {{"dropgen": {{setting: '
+            f'Unknown section in plans["{KEY}"]: {names}.{_suggestions(unknown, [*known, TRAINING])} Accepted are '
+            f'{", ".join([*known, TRAINING])}. Put settings into the section of their method, as in {{"dropgen": {{setting: '
             f"value}}}}."
         )
     return sections
@@ -99,8 +99,8 @@ def refuse_misplaced(plans: dict[str, Any]) -> None:
     for key, value, place in places:
         if _looks_like_ours(key, value):
             raise SettingsError(
-                f'{place} is not read. Move it to the top level of the plans file: "{KEY}": {{"dropgen": {{setting: '
-                f"value}}}}."
+                f'{place} is not read. Settings are at the top level of the plans file, in "{KEY}": {{"dropgen": '
+                f"{{setting: value}}}}. Move it there."
             )
 
 

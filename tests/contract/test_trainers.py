@@ -231,7 +231,7 @@ def plans(host):
             "extractor must be one of anatomix, anatomix-dev, mind, nnunet, synthetic; got 'dino'",
         ),
         ({"dropgen": {"p": 1.0}}, "p must be a probability in [0, 0.99]"),
-        ({"dropgem": {}}, "Unknown method in plans[\"nnunet_dg\"]: 'dropgem'. Did you mean 'dropgen'?"),
+        ({"dropgem": {}}, "Unknown section in plans[\"nnunet_dg\"]: 'dropgem'. Did you mean 'dropgen'?"),
     ],
 )
 def test_settings_that_are_not_accepted_are_refused_by_name(host, plans, settings, message):

@@ -119,6 +119,14 @@ def test_plans_fitted_to_ct_are_named_with_what_to_do(doctor_here, dataset, tmp_
     assert "domains one, because there is no" in printed
 
 
+def test_copied_plans_with_the_name_of_the_original_are_named(doctor_here, dataset):
+    dataset(name="copied", plans_name="nnUNetPlans")
+    said = "The plans copied have the plans_name 'nnUNetPlans', by which nnU-Net names the results folder"
+    assert said in flat(doctor_here("-d", "705", "-p", "copied", status=0))
+    dataset(name="copied", plans_name="copied")
+    assert said not in flat(doctor_here("-d", "705", "-p", "copied", status=0))
+
+
 def test_normalization_settings_and_domains_are_shown(doctor_here, dataset, tmp_path):
     section = {"planned_for": {"3d": {"extractor": "anatomix"}}, "dropgen": {"p": 0.25}}
     raw = dataset("AnyModalityNormalization", "mine", nnunet_dg=section)
@@ -140,6 +148,7 @@ def test_normalization_settings_and_domains_are_shown(doctor_here, dataset, tmp_
         (("-d", "705", "-p", "others"), {}, "There is no file"),
         (("-d", "705"), {"nnunet_dg": {"dropgem": {}}}, "Did you mean 'dropgen'?"),
         (("-d", "705"), {"dropgen": {"p": 0.5}}, 'plans["dropgen"] is not read'),
+        (("-d", "705"), {"nnunet_dg": {"trainings": {"seed": 0}}}, "Did you mean 'training'?"),
         (("-d", "705"), {"nnunet_dg": {"sgcg": {"temprature": 0.2}}}, "Did you mean 'temperature'?"),
         (("-d", "705"), {"nnunet_dg": {"dropgen": {"p": 2}}}, "p must be"),
         (("-d", "705"), {"nnunet_dg": {"tinymig": {"divergence": "x"}}}, "divergence must be one of"),

@@ -164,7 +164,7 @@ def test_settings_of_other_packages_methods_do_not_stop_a_trainer(monkeypatch):
     given = {"nnunet_dg": {"double": {}, "dropgen": {"p": 0.25}}}
     assert resolve(given, DropGen()).p == 0.25
     assert unused(given, ["dropgen"]) == ["double"]
-    with pytest.raises(SettingsError, match=r"Unknown method .*'dubble'. Did you mean 'double'"):
+    with pytest.raises(SettingsError, match=r"Unknown section .*'dubble'. Did you mean 'double'"):
         resolve({"nnunet_dg": {"dubble": {}}}, DropGen())
 
 

@@ -46,7 +46,7 @@ def test_recording_keeps_other_contents_of_the_plans():
     [
         ({"dropgen": {"prob": 1}}, "Unknown setting .*'prob'.* Accepted are extractor, layer"),
         ({"dropgen": {"p": 2}}, r'plans\["nnunet_dg"\]\["dropgen"\]: p must be a probability in \[0, 0\.99\].*got 2'),
-        ({"p": 0.5}, r'Unknown method in plans\["nnunet_dg"\]: \'p\'.* Accepted are dropgen, .*sgcg, '),
+        ({"p": 0.5}, r'Unknown section in plans\["nnunet_dg"\]: \'p\'.* Accepted are dropgen, .*sgcg, '),
         ({"dropgen": 0.5}, r'must look like \{"dropgen": \{setting: value\}\}'),
         ([], r'must look like \{"dropgen": \{setting: value\}\}; got \[\]'),
     ],
