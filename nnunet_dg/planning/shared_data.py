@@ -90,9 +90,8 @@ def share_data(plans: dict[str, Any], folder: Path) -> None:
         print("nnUNetv2_plan_and_preprocess deletes and recreates these data; nnUNetv2_plan_experiment does not.")
     if to_do:
         number = number_of(plans["dataset_name"])
-        print(
-            f"Still to preprocess: nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {' '.join(to_do)}"
-        )
+        options = f"-d {number} -plans_name {plans['plans_name']} -c {' '.join(to_do)}"
+        print(f"Still to preprocess: nnUNetv2_preprocess {options}")
 
 
 def _other_plans(folder: Path, own_name: str) -> list[dict[str, Any]]:

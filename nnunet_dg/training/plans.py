@@ -43,10 +43,10 @@ def sections_of(plans: dict[str, Any], methods: Iterable[str] = ()) -> dict[str,
     if set(sections) - {*known, *NO_METHODS}:  # the sections may be those of other packages' methods
         known = list(dict.fromkeys((*known, *(method.key for method in trainers_by_method()))))
     if unknown := set(sections) - {*known, *NO_METHODS}:
-        names = ", ".join(sorted(map(repr, unknown)))
+        names, known = ", ".join(sorted(map(repr, unknown))), [*known, TRAINING]
         raise SettingsError(
-            f'Unknown section in plans["{KEY}"]: {names}.{_suggestions(unknown, [*known, TRAINING])} Accepted are '
-            f'{", ".join([*known, TRAINING])}. Put settings into the section of their method, as in {{"dropgen": {{setting: '
+            f'Unknown section in plans["{KEY}"]: {names}.{_suggestions(unknown, known)} Accepted are '
+            f'{", ".join(known)}. Put settings into the section of their method, as in {{"dropgen": {{setting: '
             f"value}}}}."
         )
     return sections

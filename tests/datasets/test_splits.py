@@ -85,6 +85,7 @@ def test_grouped_validates_on_every_case_once_and_splits_no_group():
             r"Fold 0 has no training case.*hold out a fraction of them \(`hold_out`\)",
         ),
         (lambda: few_shot(DOMAINS, 6), "between 1 and 5 training cases; got 6"),
+        (lambda: few_shot({}, 1, source=["Z"]), "no domains are given. Write domains.json, or leave it out"),
         (lambda: few_shot(DOMAINS, 0), "between 1 and 5 training cases; got 0"),
         (lambda: few_shot(DOMAINS, 2, groups=dict.fromkeys(DOMAINS, "p")), "cover every group, so none is left"),
         (lambda: grouped(DOMAINS, dict.fromkeys(DOMAINS, "p")), "between 2 and 1 folds"),

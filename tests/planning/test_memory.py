@@ -114,7 +114,9 @@ def shared(tmp_path, ours, *others):
 
 def test_the_same_data_are_shared(tmp_path, capsys):
     assert shared(tmp_path, plans("ours"), plans("nnUNetPlans")) == "nnUNetPlans_3d_fullres"
-    assert "-plans_name ours -c 3d_fullres" in capsys.readouterr().out  # they do not exist yet
+    assert (
+        "nnUNetv2_preprocess -d 701 -plans_name ours -c 3d_fullres" in capsys.readouterr().out
+    )  # they do not exist yet
 
 
 def test_existing_data_are_preferred(tmp_path, capsys):
