@@ -38,6 +38,7 @@ def test_has_one_top_level_name_and_all_packages(wheel):
         "planners/__init__.py",
         "py.typed",
         "ext_trainers/nnunet_dg_trainers.py",
+        *(f"extractors/synthetic_{dims}d.{ending}" for dims in (2, 3) for ending in ("pt", "json")),
     ):
         assert f"nnunet_dg/{expected}" in names
     packages = {path.parent for path in (REPOSITORY / "nnunet_dg").rglob("*.py")}

@@ -49,12 +49,10 @@ def resume(output: Path, state: TrainingState, settings: dict[str, Any]) -> tupl
         return [], 0.0
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        given = content["settings"]
+        given = dict(content["settings"])
         log, seconds = list(content["log"]), float(content["seconds"])
     except Exception as error:  # PyTorch raises many types of exceptions for damaged archives
-        raise DataError(
-            f"{path} is damaged, or is not a checkpoint of this command. Remove it to start again."
-        ) from error
+        raise DataError(_damaged(path)) from error
     other = [name for name in settings if given.get(name) != settings[name]]
     if other:
         name = other[0]
@@ -62,8 +60,15 @@ def resume(output: Path, state: TrainingState, settings: dict[str, Any]) -> tupl
             f"{path} was written with {name} {given.get(name)}, but this training has {name} {settings[name]}. Use "
             f"the same settings to resume, another `output`, or remove the checkpoint to start again."
         )
-    state.load_state_dict(content["state"])
+    try:
+        state.load_state_dict(content["state"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(_damaged(path)) from error
     return log, seconds
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged, or is not a checkpoint of this command. Remove it to start again."
 
 
 def serialized(content: Any) -> bytes:

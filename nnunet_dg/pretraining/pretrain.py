@@ -25,7 +25,8 @@ from nnunet_dg.pretraining.state import TrainingState
 from nnunet_dg.pretraining.step import RECIPES, Recipe, draw_pairs, losses
 from nnunet_dg.synthesis import Draws
 
-EVERY = 250  # steps between checkpoints
+EVERY = 125  # steps between checkpoints
+STEPS = 1500  # as for the included files
 
 
 def pretrain(
@@ -33,7 +34,7 @@ def pretrain(
     *,
     dims: int = 3,
     seed: int = 0,
-    steps: int = 6000,
+    steps: int = STEPS,
     device: str = "cpu",
     every: int = EVERY,
     recipe: Recipe | None = None,
@@ -59,7 +60,8 @@ def pretrain(
 
     Raises:
         SettingsError: A setting has a value that is not accepted.
-        DataError: ``output`` exists already, its checkpoint is from other settings, or another training writes to it.
+        DataError: ``output`` or its JSON file exists already, its checkpoint is from other settings, or another
+            training writes to it.
         OSError: The folder cannot be written to, or the disk is full.
     """
     _check(output, dims, seed, steps, every, device)
@@ -148,5 +150,8 @@ def _check(output: Path, dims: int, seed: int, steps: int, every: int, device: s
         raise SettingsError("`device` is cuda, but PyTorch finds no GPU of NVIDIA here. Use cpu.")
     if output.suffix == ".json":
         raise SettingsError(f"`output` must not end in .json, which is the description next to it; got {output.name}.")
-    if output.exists() and not checkpoint_of(output).exists():
-        raise DataError(f"{output} exists already. Remove it, or choose another `output`.")
+    if not output.name or output.is_dir():
+        raise SettingsError(f"`output` must be a file, for example {output / 'mine.pt'}; {output} is a folder.")
+    for path in (output, output.with_suffix(".json")):
+        if path.exists() and not checkpoint_of(output).exists():
+            raise DataError(f"{path} exists already. Remove it, or choose another `output`.")

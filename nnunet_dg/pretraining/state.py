@@ -35,7 +35,7 @@ class TrainingState:
 
     def __init__(self, dims: int, seed: int, steps: int, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs as well
             self.network = SyntheticUNet(dims).to(device)
         if device.type == "cpu":
             self.network.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)

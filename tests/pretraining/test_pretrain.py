@@ -5,21 +5,25 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_dg.cli import main
-from nnunet_dg.errors import DataError
+from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.extractors import build_extractor
 from nnunet_dg.files import locked
+from nnunet_dg.pretraining import measures
 from nnunet_dg.pretraining import pretrain as module
 from nnunet_dg.pretraining.checkpoint import checkpoint_of
 from nnunet_dg.pretraining.measures import held_out_measures
 from nnunet_dg.pretraining.pretrain import pretrain
 from nnunet_dg.pretraining.state import TrainingState
-from nnunet_dg.pretraining.step import Recipe
+from nnunet_dg.pretraining.step import Recipe, draw_pairs, losses
+from nnunet_dg.synthesis import Draws, draw_pair
 
 TINY = {2: Recipe((16,), 4, 1, 24), 3: Recipe((16,), 4, 1, 24)}
 
@@ -121,9 +125,87 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
         run(tmp_path / "a.pt", seed=1)
     with pytest.raises(DataError, match="with steps 6, but this training has steps 8"):
         run(tmp_path / "a.pt", steps=8)
+    content = torch.load(checkpoint_of(tmp_path / "a.pt"), weights_only=True)
+    for state in ({}, content["state"] | {"average": {"other": torch.zeros(1)}}):
+        torch.save(content | {"state": state}, checkpoint_of(tmp_path / "a.pt"))
+        with pytest.raises(DataError, match=r"a.pt.checkpoint is damaged.* Remove it to start again"):
+            run(tmp_path / "a.pt")
     checkpoint_of(tmp_path / "a.pt").write_bytes(b"PK damaged")
     with pytest.raises(DataError, match=r"a.pt.checkpoint is damaged.* Remove it to start again"):
         run(tmp_path / "a.pt")
+
+
+def test_no_other_file_is_overwritten(tmp_path):
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(DataError, match=r"dataset\.json exists already\. Remove it, or choose another `output`"):
+        run(tmp_path / "dataset.pt")
+    assert (tmp_path / "dataset.json").read_text() == "{}"
+    for folder in (tmp_path, Path(".")):
+        with pytest.raises(SettingsError, match=r"`output` must be a file, for example .*mine\.pt; .* is a folder"):
+            run(folder)
+
+
+def test_a_training_seeds_no_other_random_numbers(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    first, same, other = (TrainingState(2, seed, 1, torch.device("cpu")).average for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeded
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+class Places(torch.nn.Module):
+    """A network that shows where in the scene each voxel is: to be told by the test, in the order of the views."""
+
+    def __init__(self, pairs):
+        super().__init__()
+        self.head = torch.nn.Conv2d(1, 1, 1)
+        self.pairs = list(pairs)
+
+    def forward(self, views):
+        places = []
+        for number in range(len(views)):
+            pair, view = self.pairs[number // 2], number % 2
+            axes = [
+                torch.arange(n).float() - start for n, start in zip(views.shape[2:], pair.starts[view], strict=True)
+            ]
+            grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+            places.append(torch.cat([torch.sin(grid * f + number // 2) for f in (0.3, 0.7, 1.1, 1.9)]))
+        return torch.stack(places)
+
+
+def test_the_loss_compares_the_same_places_of_both_views_of_every_pair():
+    recipe = Recipe((24,), 8, 3, 64)
+    draws = Draws(1, 0)
+    pairs = draw_pairs(recipe, 2, draws)
+    assert len({pair.starts for pair in pairs}) == 3
+    terms = losses(Places(pairs), pairs, recipe, draws, nullcontext())
+    shifted = [replace(pair, starts=pair.starts[::-1]) for pair in pairs]
+    other = losses(Places(shifted), pairs, recipe, Draws(1, 0), nullcontext())
+    assert terms["voxels"] < 0.3 * other["voxels"]
+
+
+def test_measures_compare_the_same_places(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(measures, "draw_pair", lambda *args: drawn.append(draw_pair(*args)) or drawn[-1])
+
+    class Told(Places):
+        def forward(self, views):
+            self.pairs = [drawn[-1] if not self.swapped else replace(drawn[-1], starts=drawn[-1].starts[::-1])]
+            return super().forward(views)
+
+    network = Told([])
+    network.swapped = False
+    found = held_out_measures(network, Recipe((24,), 8, 1, 64), 0)
+    assert found["cka"] > 0.99
+    assert found["recall"] > 0.9
+    assert found["rank"] > 3
+    network.swapped = True
+    swapped = held_out_measures(network, Recipe((24,), 8, 1, 64), 0)
+    assert swapped["cka"] < 0.9
+    assert swapped["recall"] < 0.5
 
 
 def test_two_trainings_in_one_folder_do_not_wait_for_each_other(tmp_path):
