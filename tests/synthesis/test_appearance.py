@@ -108,8 +108,9 @@ def test_defects_keep_the_range_and_stay_related_to_the_image(shape):
     assert max(related) < 0.9999
 
 
+@pytest.mark.parametrize("remapped", [False, True])
 @pytest.mark.parametrize(("crop", "margin"), [((16, 24), 6), ((12, 12, 16), 5)])
-def test_views_are_cut_from_different_places_with_coordinates_matched(crop, margin, monkeypatch):
+def test_views_are_cut_from_different_places_with_coordinates_matched(crop, margin, remapped, monkeypatch):
     """With an image of coordinates as the contrast, the common region of both views shows the same ones."""
 
     def coordinates(labels, textures, count, draws):
@@ -117,7 +118,9 @@ def test_views_are_cut_from_different_places_with_coordinates_matched(crop, marg
 
     monkeypatch.setattr("nnunet_dg.synthesis.pairs.draw_contrast", coordinates)
     monkeypatch.setattr("nnunet_dg.synthesis.pairs.draw_defects", lambda image, draws: image)
-    monkeypatch.setattr("nnunet_dg.synthesis.pairs.REMAPPED", 0.0)
+    monkeypatch.setattr("nnunet_dg.synthesis.pairs.REMAPPED", float(remapped))
+    monkeypatch.setattr("nnunet_dg.synthesis.pairs.blur", lambda image, sigmas: image)
+    monkeypatch.setattr("nnunet_dg.synthesis.pairs.remap", lambda image, draws: image + 128)
     shifts = set()
     for key in range(20):
         pair = draw_pair(crop, margin, Draws(0, key))
@@ -125,11 +128,65 @@ def test_views_are_cut_from_different_places_with_coordinates_matched(crop, marg
         boxes = [tuple(slice(s, s + n) for s, n in zip(start, pair.labels.shape, strict=True)) for start in pair.starts]
         first, second = (view[0][box] for view, box in zip(pair.views, boxes, strict=True))
         assert first.shape == pair.labels.shape
-        assert torch.equal(first, second)
+        torch.testing.assert_close(second, first + 128 if remapped else first, rtol=0, atol=1e-4)
         assert all(min(both) == 0 for both in zip(*pair.starts, strict=True))
         shifts.add(tuple(a - b for a, b in zip(*pair.starts, strict=True)))
     assert len(shifts) > 15
     assert max(abs(s) for shift in shifts for s in shift) <= margin
+
+
+def test_two_of_five_pairs_are_remapped(monkeypatch):
+    calls = []
+    monkeypatch.setattr("nnunet_dg.synthesis.pairs.remap", lambda image, draws: calls.append(draws) or image)
+    for key in range(150):
+        draw_pair((8, 8), 2, Draws(0, key))
+    assert len(calls) / 150 == pytest.approx(0.4, abs=0.1)
+
+
+def test_defects_are_drawn_as_often_and_as_strong_as_the_recipe_says(monkeypatch):
+    calls = {}
+
+    def record(name):
+        def defect(image, *arguments):
+            calls.setdefault(name, []).append([a for a in arguments if not isinstance(a, Draws)])
+            return image
+
+        monkeypatch.setattr(f"nnunet_dg.synthesis.defects.{name}", defect)
+
+    for name in ("gamma", "bias_field", "blur", "low_resolution", "noise"):
+        record(name)
+    number = 400
+    for key in range(number):
+        draw_defects(torch.rand(8, 8, 8), Draws(0, key))
+    exponents = torch.tensor([exponent for (exponent,) in calls["gamma"]])
+    assert (exponents == 1).sum() == number  # each image is scaled to [0, 1] in the end
+    shares = {name: (len(found) - number * (name == "gamma")) / number for name, found in calls.items()}
+    assert shares == {
+        "gamma": pytest.approx(0.5, abs=0.08), "bias_field": 1, "blur": 1,
+        "low_resolution": pytest.approx(0.3, abs=0.08), "noise": pytest.approx(0.8, abs=0.08),
+    }  # fmt: skip
+    logarithms = exponents[exponents != 1].log()
+    assert_uniform(logarithms, -1.2, 1.2)
+    assert_uniform(torch.tensor(calls["bias_field"]).flatten(), 0, 0.4)
+    sigmas = torch.tensor([sigmas for (sigmas,) in calls["blur"]])
+    assert sigmas.shape == (number, 3)
+    assert_uniform(sigmas.flatten(), 0, 0.9)
+    factors = torch.tensor([factors for (factors,) in calls["low_resolution"]])
+    along_all = (factors > 1).all(1)
+    assert along_all.float().mean() == pytest.approx(0.25, abs=0.12)  # three axes, or all of them
+    assert factors[along_all].max() <= 2.5
+    assert ((factors[~along_all] > 1).sum(1) == 1).all()
+    assert_uniform(factors[~along_all].amax(1), 1.5, 4)
+    deviations = torch.tensor([deviation for deviation, _ in calls["noise"]])
+    assert_uniform((deviations / 10).sqrt(), 0, 0.1)
+    assert np.mean([rician for _, rician in calls["noise"]]) == pytest.approx(0.3, abs=0.08)
+
+
+def assert_uniform(values, low, high):
+    """Whether the range and the mean are those of a uniform distribution."""
+    assert low <= values.min() < low + 0.1 * (high - low)
+    assert high - 0.1 * (high - low) < values.max() <= high
+    assert values.mean() == pytest.approx((low + high) / 2, abs=0.07 * (high - low))
 
 
 def test_pairs_are_the_same_for_the_same_draws():

@@ -1,5 +1,7 @@
 """Label maps and smooth fields by their statistics."""
 
+import math
+
 import pytest
 import torch
 from scipy.ndimage import label as components
@@ -81,11 +83,35 @@ def test_layers_are_nested(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_ellipsoid_is_convex_connected_and_of_its_size(shape):
+def test_squared_radii_are_those_along_rotated_semi_axes(shape):
+    dims, found = len(shape), squared_radius(shape, 3, 6, Draws(0, 4))
+    draws = Draws(0, 4)  # the same numbers again
+    axes = torch.tensor([draws.uniform(3, 6) for _ in shape])
+    rotation = torch.linalg.qr(torch.randn(dims, dims, generator=draws.host)).Q
+    center = torch.tensor([draws.uniform(0, size - 1) for size in shape])
+    places = torch.stack(torch.meshgrid(*[torch.arange(n).float() for n in shape], indexing="ij"), -1)
+    along = (places - center) @ rotation  # coordinates along the semi-axes
+    torch.testing.assert_close(found, (along / axes).square().sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_ellipsoids_have_every_direction():
+    """The longest axis of a uniform ellipse, from its second moments."""
+    angles = []
+    for key in range(200):
+        inside = torch.nonzero(squared_radius((64, 64), 3, 10, Draws(0, key)) <= 1).float()
+        if len(inside) > 50:
+            longest = torch.linalg.eigh(torch.cov(inside.T)).eigenvectors[:, 1]
+            angles.append(torch.atan2(longest[0], longest[1]).item() % math.pi)
+    counts = torch.histc(torch.tensor(angles), 4, 0, math.pi)
+    assert (counts > 0.12 * len(angles)).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_ellipsoid_is_connected_and_of_its_size(shape):
     for key in range(10):
         inside = squared_radius(shape, 3, 6, Draws(0, key)) <= 1
         assert components(inside)[1] == 1
-        for axis in range(len(shape)):  # its bounding box is between the smallest and the largest diameter
+        for axis in range(len(shape)):  # its bounding box is at most the largest diameter
             extent = inside.movedim(axis, 0).flatten(1).any(1).sum().item()
             assert extent <= 13
         radii = squared_radius(shape, 3, 6, Draws(0, key))
