@@ -263,7 +263,7 @@ def locked(folder: Path, what: str, result: str = "", required: bool = True) -> 
         folder: Existing folder. A file ``.nnunet-dg.lock``, or ``.RESULT.lock``, stays in it.
         what: Name of the command, for the message.
         result: A file in the folder, if the command writes that one alone. Others can be written at the same time.
-        required: Whether a file system without locks is refused; else there is no lock on it.
+        required: Whether a file system without locks is refused. If not, nothing is locked there.
 
     Raises:
         DataError: Another process holds the lock.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from difflib import SequenceMatcher
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from nnunet_dg.errors import SettingsError
 from nnunet_dg.method import Method
-from nnunet_dg.names import did_you_mean
+from nnunet_dg.names import did_you_mean, letters
 from nnunet_dg.training.catalog import METHODS
 from nnunet_dg.training.overview import trainers_by_method
 
@@ -157,16 +156,12 @@ def _looks_like_ours(key: str, value: Any) -> bool:
 
     Other packages add keys to the plans as well, so that similarity is not sufficient.
     """
-    letters = _letters(key)
-    ours = [_letters(name) for name in (KEY, *METHODS)]
-    if letters in ours:
+    spelled = letters(str(key))
+    ours = [letters(name) for name in (KEY, *METHODS)]
+    if spelled in ours:
         return True
-    names_a_method = isinstance(value, dict) and not {_letters(name) for name in value}.isdisjoint(ours)
-    return names_a_method and any(SequenceMatcher(None, letters, name).ratio() >= SIMILAR for name in ours)
-
-
-def _letters(name: object) -> str:
-    return re.sub(r"[-_\s]", "", str(name).casefold())
+    names_a_method = isinstance(value, dict) and not {letters(str(name)) for name in value}.isdisjoint(ours)
+    return names_a_method and any(SequenceMatcher(None, spelled, name).ratio() >= SIMILAR for name in ours)
 
 
 def _check_numbers(value: Any, name: str) -> None:
