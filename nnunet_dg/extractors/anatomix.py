@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.extractors.base import FrozenExtractor
+from nnunet_dg.extractors.convolution import convolved
 from nnunet_dg.extractors.plausible import implausible
 from nnunet_dg.tensors import channels_last
 
@@ -75,7 +76,7 @@ class Layer(nn.Conv3d):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+        x = reflected(x, self)
         if self.instance_norm:
             x = F.instance_norm(x, eps=1e-2)
         return F.relu_(x) if self.activation else x
@@ -83,6 +84,11 @@ class Layer(nn.Conv3d):
     def load_kernel(self, weight: Tensor, bias: Tensor) -> None:
         """Load a published (or folded) kernel ``(O, I, 3, 3, 3)`` and bias ``(O,)``."""
         self.load_state_dict({"weight": weight, "bias": bias})
+
+
+def reflected(x: Tensor, convolution: nn.Conv3d) -> Tensor:
+    """The 3x3x3 convolution of ``(B, C, X, Y, Z)`` with reflect padding."""
+    return convolved(F.pad(x, [1] * 6, mode="reflect"), convolution.weight, convolution.bias)
 
 
 class TrilinearMerge(Layer):
@@ -108,7 +114,7 @@ class NearestMerge(nn.Module):
         self.activation = activation
 
     def forward(self, skip: Tensor, x: Tensor) -> Tensor:
-        x = self.skip(skip).add_(self.below(F.pad(x, [1] * 6, mode="replicate")))
+        x = reflected(skip, self.skip).add_(self.below(F.pad(x, [1] * 6, mode="replicate")))
         return F.relu_(x) if self.activation else x
 
     def load_kernel(self, weight: Tensor, bias: Tensor) -> None:

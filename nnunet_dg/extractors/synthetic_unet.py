@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.extractors.convolution import convolved
 from nnunet_dg.tensors import EPS, wide
 
 FEATURES = 16
@@ -61,8 +62,7 @@ class SyntheticUNet(nn.Module):
         y = skips.pop()
         for block in self.decoder:
             y = block(torch.cat([doubled(y), skips.pop()], dim=1))
-        features: Tensor = self.head(y)
-        return features
+        return convolved(y, self.head.weight, self.head.bias)
 
 
 class Convolution(nn.Module):
@@ -91,7 +91,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, nonlinearity: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """``(B, ins, *spatial)`` -> ``(B, outs, *spatial)``."""
-        y = self.convolution(bordered(x))
+        y = convolved(bordered(x), self.convolution.weight)
         axes = tuple(range(2, y.ndim))
         mean, square = wide(y).mean(axes, keepdim=True), wide(y).square().mean(axes, keepdim=True)
         variance = (square - mean.square()).clamp_min(0)  # faster than torch.var_mean on CPUs
