@@ -91,6 +91,16 @@ def test_the_memory_format_changes_neither_values_nor_their_instance_norm(channe
     assert is_channels_last(instance_norm(last)) == (channels > 1)
 
 
+def test_instance_norm_of_a_large_image_has_seven_digits_in_each_memory_format():
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 80, 80, 80) + 20
+    expected = (x.double() - x.double().mean((2, 3, 4), keepdim=True)) / (
+        x.double().var((2, 3, 4), correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    for image in (x, channels_last(x)):
+        assert (instance_norm(image) - expected).abs().max() < 5e-6
+
+
 def test_modulation_by_batch_norm_equals_its_formula_with_all_gradients():
     torch.manual_seed(0)
     inputs = [torch.rand(2, 3, *more, dtype=torch.double, requires_grad=True) for more in ((4, 5, 6), (), ())]

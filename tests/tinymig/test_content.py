@@ -229,6 +229,11 @@ def test_scale_free_computed_by_hand():
     assert float(gain) == pytest.approx(3)
 
 
+def test_the_gain_of_a_constant_feature_is_the_ratio_of_the_means():
+    given = torch.full((1, 2, 4, 5), 2.0)
+    torch.testing.assert_close(scale_free(3 * given, given)[1], torch.full((1, 2), 3.0), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("factor", [1e-6, 0.1, 100.0])
 def test_the_result_does_not_depend_on_the_scale_of_the_enhancement(factor):
     given = torch.randn(2, 3, 4, 5)
