@@ -18,6 +18,7 @@ ROWS = {  # the trainer, and settings in the plans
     "nnUNetTrainer": ("nnUNetTrainer", {}),
     "nnUNetTrainerDropGen": ("nnUNetTrainerDropGen", {}),
     "nnUNetTrainerDropGen_MIND": ("nnUNetTrainerDropGen_MIND", {}),
+    "nnUNetTrainerDropGen_Synthetic": ("nnUNetTrainerDropGen_Synthetic", {}),
     "nnUNetTrainerDropGen_Paper": ("nnUNetTrainerDropGen_Paper", {}),
     "nnUNetTrainerSgCG": ("nnUNetTrainerSgCG", {}),
     "nnUNetTrainerSgCG, contrast only": ("nnUNetTrainerSgCG", {"sgcg": {"amplitude_mixup": False}}),
@@ -77,10 +78,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("before_python", "before", "after_python", "after"):
         parser.add_argument(name)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--patch", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each version (default: 7)")
+    parser.add_argument("--patch", type=int, default=48, help="voxels a side (default: 48)")
+    parser.add_argument("--batch", type=int, default=2, help="samples; 1 is what nnU-Net predicts (default: 2)")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, help="default: all")
     parser.add_argument("--predict", action="store_true", help="forward passes of a batch instead of training steps")
     a = parser.parse_args()
     method = "predict" if a.predict else "train"

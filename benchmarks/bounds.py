@@ -1,7 +1,7 @@
 """One table of all costs that have a bound: training steps, prediction, scale, evaluate, report, import and help.
 
-    python benchmarks/bounds.py           # on an idle machine
-    python benchmarks/bounds.py --quick   # a smoke test of a few minutes, whose figures mean little
+    python benchmarks/bounds.py           # on an idle machine, Linux: 18 minutes on two cores
+    python benchmarks/bounds.py --quick   # a smoke test of two minutes on two idle cores, whose figures mean little
 
 Each part is also a command of its own, with its own options: step_bounds.py, scale.py, evaluate_cost.py, report_cost.py
 and import_cost.py. They run one after the other, each in a process of its own. Figures above their bounds are marked,

@@ -22,7 +22,10 @@ from step_cost import interleaved, report
 
 from nnunet_dg.host import unwrap
 
-TRAINERS = ("nnUNetTrainer", "nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerTinyMIG")
+TRAINERS = (
+    "nnUNetTrainer", "nnUNetTrainerDropGen", "nnUNetTrainerDropGen_MIND", "nnUNetTrainerDropGen_Synthetic",
+    "nnUNetTrainerTinyMIG",
+)  # fmt: skip
 
 
 def predictor(name: str, patch: int, device: torch.device) -> nnUNetPredictor:
@@ -39,9 +42,9 @@ def predictor(name: str, patch: int, device: torch.device) -> nnUNetPredictor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--volume", type=int, default=160)
-    parser.add_argument("--patch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--volume", type=int, default=160, help="voxels a side (default: 160)")
+    parser.add_argument("--patch", type=int, default=64, help="voxels a side of the window (default: 64)")
+    parser.add_argument("--rounds", type=int, default=3, help="predictions of each trainer (default: 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     os.environ["nnUNet_compile"] = "f"  # noqa: SIM112
