@@ -39,7 +39,7 @@ IN_2D = {  # teachers in 2-D are large ViTs
     "tinymig": {"statistics": "dsu", "ablate": ["lra", "co_training"]},
     "teacher": {"teacher": "random:vit_tiny_patch16_224"},
 }
-NNUNETS_WAITS, MORE_WAITS = 1, 2  # of the host for a GPU in a step
+NNUNETS_WAITS = 1  # of the host for a GPU in a step
 LABELS = {
     "labels": ({"background": 0, "a": 1, "b": 2}, None),
     "regions": ({"background": 0, "whole": [1, 2], "core": 2}, [1, 2]),
@@ -213,10 +213,10 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks/gpu.py
 @no_gpu
 @every_method
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch does not find the GPU
-def test_a_step_waits_for_a_gpu_at_most_twice_more_than_nnunets(make, gpu, method):
+def test_a_step_waits_for_a_gpu_no_more_often_than_nnunets(make, gpu, method):
     earlier = int(method == "saml")  # from the second step on, it uses earlier samples
     waits, loss = waits_of_a_step(make(method, device=GPU, **ALWAYS.get(method, {})), gpu, earlier)
-    assert sum(waits.values()) <= NNUNETS_WAITS + MORE_WAITS, waits
+    assert sum(waits.values()) <= NNUNETS_WAITS, waits
     assert np.isfinite(loss)
 
 
@@ -229,7 +229,8 @@ def test_a_step_waits_for_a_gpu_at_most_twice_more_than_nnunets(make, gpu, metho
 )  # fmt: skip
 def test_no_kind_of_data_makes_a_step_wait_for_a_gpu(make, gpu, method, kind):
     waits, _ = waits_of_a_step(make(method, device=GPU, **kind, **ALWAYS.get(method, {})), gpu)
-    assert sum(waits.values()) <= NNUNETS_WAITS + MORE_WAITS, waits
+    with_ignored = 2 if kind.get("labels") == "ignore" else 0  # SgCG calls nnU-Net's loss twice, which then waits
+    assert sum(waits.values()) <= NNUNETS_WAITS + with_ignored, waits
 
 
 @no_gpu
