@@ -24,19 +24,20 @@ BASE = "nnUNetTrainer"
 STEP = {
     "nnUNetTrainerDropGen": 1.12,
     "nnUNetTrainerDropGen_MIND": 1.10,
+    "nnUNetTrainerDropGen_Synthetic": 1.12,
     "nnUNetTrainerSgCG, contrast only": 1.10,
     "nnUNetTrainerSgCG": 2.45,
     "nnUNetTrainerTinyMIG": 2.9,
 }
-PREDICTION = {"nnUNetTrainerDropGen": 1.20}
+PREDICTION = {"nnUNetTrainerDropGen": 1.20, "nnUNetTrainerDropGen_MIND": None, "nnUNetTrainerDropGen_Synthetic": 1.20}
 MEMORY = {"nnUNetTrainerSgCG": 1.6, "nnUNetTrainerTinyMIG": 1.9}
 CPU = torch.device("cpu")
 
 
-def step_of(row: str, patch: int) -> Step:
+def step_of(row: str, patch: int, batch: int = 2) -> Step:
     trainer, settings = ROWS[row]
     with redirect_stdout(sys.stderr):  # notes of the methods
-        return Step(trainer, plans(patch, batch=2).plans | {"nnunet_dg": settings}, CPU)
+        return Step(trainer, plans(patch, batch).plans | {"nnunet_dg": settings}, CPU)
 
 
 def memory(row: str, patch: int) -> float:
@@ -56,16 +57,21 @@ def in_a_fresh_process(row: str, patch: int) -> float:
 def measures(quick: bool = False) -> list[Measure]:
     """The figures of this file, nnUNetTrainer's = 1."""
     patch, rounds = (32, 1) if quick else (64, 9)
-    steps = {row: step_of(row, patch) for row in (BASE, *STEP)}
+    pairs = {row: step_of(row, patch) for row in (BASE, *STEP)}
+    single = {row: step_of(row, patch, batch=1) for row in (BASE, *PREDICTION)}
     result = []
-    for name, method, bounds in (("training step", "train", STEP), ("prediction", "predict", PREDICTION)):
+    for name, method, bounds, steps in (
+        ("training step", "train", STEP, pairs),
+        ("prediction", "predict", PREDICTION, pairs),
+        ("prediction of a single patch", "predict", dict.fromkeys(PREDICTION), single),
+    ):
         times = interleaved({row: getattr(steps[row], method) for row in (BASE, *bounds)}, rounds, CPU)
         for row, bound in bounds.items():
             ratio = median(t / base for t, base in zip(times[row], times[BASE], strict=True))
-            result.append(Measure(f"{name} of {row}, {patch}^3", ratio, bound=bound))
+            result.append(Measure(f"{name}, {row}, {patch}^3", ratio, bound=bound))
     if not quick:
         used = {row: in_a_fresh_process(row, patch) for row in (BASE, *MEMORY)}
-        result += [Measure(f"memory of {row}, {patch}^3", used[row] / used[BASE], bound=b) for row, b in MEMORY.items()]
+        result += [Measure(f"memory, {row}, {patch}^3", used[row] / used[BASE], bound=b) for row, b in MEMORY.items()]
     return result
 
 

@@ -32,7 +32,11 @@ from plain_anatomix import PlainAnatomix, random_weights
 
 from nnunet_dg.extractors.anatomix import Anatomix
 from nnunet_dg.host import unwrap
-from nnunet_dg.trainers.nnUNetTrainerDropGen import nnUNetTrainerDropGen, nnUNetTrainerDropGen_MIND
+from nnunet_dg.trainers.nnUNetTrainerDropGen import (
+    nnUNetTrainerDropGen,
+    nnUNetTrainerDropGen_MIND,
+    nnUNetTrainerDropGen_Synthetic,
+)
 from nnunet_dg.trainers.nnUNetTrainerSgCG import nnUNetTrainerSgCG
 from nnunet_dg.trainers.nnUNetTrainerTinyMIG import nnUNetTrainerTinyMIG
 from nnunet_dg.training.trainer import MethodsTrainer
@@ -47,6 +51,7 @@ ROWS: dict[str, tuple[type[nnUNetTrainer], dict[str, Any]]] = {  # trainer, and 
     "nnUNetTrainer": (nnUNetTrainer, {}),
     "nnUNetTrainerDropGen": (nnUNetTrainerDropGen, {}),
     "nnUNetTrainerDropGen_MIND": (nnUNetTrainerDropGen_MIND, {}),
+    "nnUNetTrainerDropGen_Synthetic": (nnUNetTrainerDropGen_Synthetic, {}),
     "nnUNetTrainerSgCG, contrast only": (nnUNetTrainerSgCG, {"sgcg": {"amplitude_mixup": False}}),
     "nnUNetTrainerSgCG": (nnUNetTrainerSgCG, {}),
     "nnUNetTrainerTinyMIG, styled passes only": (
