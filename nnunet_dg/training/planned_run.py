@@ -91,8 +91,8 @@ class PlannedRunTrainer(nnUNetTrainer):
     def run_training(self) -> None:
         """As nnU-Net, but a second training refuses to write to the same folder: one whose command was killed alone."""
         planned = PlannedRun.of_plans(self.plans_manager.plans) != PlannedRun()
-        alone = locked(Path(self.output_folder), "training", required=False)
-        with alone if planned and self.local_rank == 0 else nullcontext():
+        lock = locked(Path(self.output_folder), "training", required=False)
+        with lock if planned and self.local_rank == 0 else nullcontext():
             super().run_training()
 
     def save_checkpoint(self, filename: str) -> None:
