@@ -12,46 +12,57 @@ from matplotlib.figure import Figure
 from nnunet_dg.reporting.scores import SETTINGS, paired
 from nnunet_dg.reporting.style import COLORS, MARKERS, NAMES, plain, style_of
 
-WIDEST = 40.0  # maximum size in inches; matplotlib draws at most 65536 pixels
+TALLEST = 200.0  # maximum height in inches; matplotlib draws at most 65536 pixels
 
 
-def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, Axes]:
-    """One box per trainer in each domain, in-domain first, and one point per case, fold and run.
+def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, list[Axes]]:
+    """One panel per domain, in-domain first, with one box per trainer and one point per case, fold and run.
+
+    Trainers are in the order of the table, from top to bottom, and all panels have the same axes.
 
     Args:
         cases: Table returned by `per_case`.
         metric: Name of the metric's column.
 
     Returns:
-        The figure and its axes. Boxes show the quartiles and the median, whiskers extend by 1.5 interquartile ranges.
+        The figure and one axes per domain. Boxes show the quartiles and the median, whiskers extend by 1.5
+        interquartile ranges.
     """
     trainers = list(dict.fromkeys(cases["trainer"]))
+    names = [plain(trainer) for trainer in trainers]
     groups = sorted(set(zip(cases["setting"], cases["domain"], strict=True)))  # in-domain before unseen
-    width = min(WIDEST, max(5, 1 + 0.5 * len(groups) * (len(trainers) + 1)))
-    size = (width, min(WIDEST, 3.4 + 0.2 * len(trainers)))
-    figure = Figure(figsize=size, layout="constrained")
-    ax = figure.subplots()
-    width, rng = 0.8 / len(trainers), np.random.default_rng(0)
-    for number, trainer in enumerate(trainers):
-        color, _, marker = style_of(number)
-        for place, (setting, domain) in enumerate(groups):
-            chosen = (cases["trainer"] == trainer) & (cases["setting"] == setting) & (cases["domain"] == domain)
-            values = cases[chosen][metric].to_numpy()
-            if not len(values):
-                continue
-            x = place + (number - (len(trainers) - 1) / 2) * width
-            median = {"color": "black", "linewidth": 1.5}
-            ax.boxplot(values, positions=[x], widths=0.8 * width, showfliers=False, manage_ticks=False,
-                       medianprops=median, boxprops={"color": color}, whiskerprops={"color": color},
-                       capprops={"color": color})  # fmt: skip
-            jittered = x + rng.uniform(-0.2, 0.2, len(values)) * width
-            ax.scatter(jittered, values, s=12, color=color, marker=marker, alpha=0.6)
-        ax.scatter([], [], color=color, marker=marker, label=plain(trainer))
-    ticks = [f"{plain(domain)}\n{setting}" if domain else setting for setting, domain in groups]
-    ax.set_xticks(range(len(groups)), ticks, rotation=90 if len(groups) > 20 else 0)
-    ax.set_ylabel(NAMES[metric])
-    figure.legend(loc="outside lower center")
-    return figure, ax
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    width = 0.5 + 0.07 * max(map(len, names)) + (5 if columns == 1 else 3 * columns)
+    figure = Figure(figsize=(width, min(TALLEST, 0.5 + rows * (0.5 + 0.22 * len(trainers)))), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax in grid[len(groups) :]:
+        ax.set_axis_off()
+    for ax in grid[: len(groups)][-columns:]:
+        ax.tick_params(labelbottom=True)  # also above a place without a panel
+    rng = np.random.default_rng(0)
+    for ax, (setting, domain) in zip(grid, groups, strict=False):
+        shown = cases[(cases["setting"] == setting) & (cases["domain"] == domain)]
+        for number, trainer in enumerate(trainers):
+            _draw_box(ax, number, shown[shown["trainer"] == trainer][metric].to_numpy(), rng)
+        ax.set_title(f"{plain(domain)}, {setting}" if domain else setting, fontsize="medium")
+        ax.grid(axis="x", linewidth=0.4)
+    grid[0].set_yticks(range(len(trainers)), names)
+    grid[0].set_ylim(len(trainers) - 0.5, -0.5)
+    figure.supxlabel(NAMES[metric], fontsize="medium")
+    return figure, list(grid[: len(groups)])
+
+
+def _draw_box(ax: Axes, number: int, values: np.ndarray, rng: np.random.Generator) -> None:
+    if not len(values):
+        return
+    color, _, marker = style_of(number)
+    style = {"color": color}
+    ax.boxplot(values, positions=[number], widths=0.6, orientation="horizontal", showfliers=False, manage_ticks=False,
+               medianprops={"color": "black", "linewidth": 1.5}, boxprops=style, whiskerprops=style,
+               capprops=style)  # fmt: skip
+    jittered = number + rng.uniform(-0.2, 0.2, len(values))
+    ax.scatter(values, jittered, s=12, color=color, marker=marker, alpha=0.6)
 
 
 def scatter(cases: pd.DataFrame, metric: str, baseline: str, trainer: str) -> tuple[Figure, Axes]:

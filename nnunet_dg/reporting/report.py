@@ -234,7 +234,8 @@ def _unit(metric: str) -> str:
 
 
 def _cell(metric: str, mean: float, error: float, n: int) -> str:
-    return f"{readable_number(metric, mean)} ± {readable_number(metric, error)} ({n})"
+    shown = readable_number(metric, mean)
+    return f"{shown} ({n})" if math.isnan(error) else f"{shown} ± {readable_number(metric, error)} ({n})"
 
 
 def readable_number(metric: str, value: float) -> str:

@@ -33,14 +33,34 @@ def points(collection) -> list[tuple[float, float]]:
 
 
 def test_the_box_plot_shows_every_case_with_in_domain_first(cases):
-    figure, ax = box_plot(cases, "dice")
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x\nin-domain", "x\nunseen"]
-    shown = [points(collection) for collection in ax.collections if len(collection.get_offsets())]
-    assert [sorted(y for _, y in group) for group in shown] == [[0.7, 0.8, 0.9], [0.1, 0.3], [0.6], [0.5, 0.6]]
-    assert [round(np.mean([x for x, _ in group])) for group in shown] == [0, 1, 0, 1]
-    medians = [line.get_ydata()[0] for line in ax.lines if line.get_color() == "black"]
-    assert medians == pytest.approx([0.8, 0.2, 0.6, 0.55])
-    assert [text.get_text() for text in figure.legends[0].texts] == ["A", "B"]
+    _, panels = box_plot(cases, "dice")
+    assert [ax.get_title() for ax in panels] == ["x, in-domain", "x, unseen"]
+    shown = [[points(collection) for collection in ax.collections] for ax in panels]
+    assert [[sorted(x for x, _ in group) for group in panel] for panel in shown] == [
+        [[0.7, 0.8, 0.9], [0.6]],
+        [[0.1, 0.3], [0.5, 0.6]],
+    ]
+    names = [text.get_text() for text in panels[0].get_yticklabels()]
+    for panel in shown:
+        rows = [{round(y) for _, y in group} for group in panel]
+        assert [names[row] for (row,) in rows] == ["A", "B"]
+    medians = [line.get_xdata()[0] for ax in panels for line in ax.lines if line.get_color() == "black"]
+    assert medians == pytest.approx([0.8, 0.6, 0.2, 0.55])
+
+
+@pytest.mark.parametrize("domains", [1, 2, 5])
+def test_the_box_plot_of_twelve_trainers_is_readable_on_a_page(cases, domains):
+    """Each row has the height of its name, and the picture is not made smaller at a width of 1200 pixels."""
+    many = pd.concat([cases.assign(trainer=f"nnUNetTrainerDropGen_MIND_{i}") for i in range(12)])
+    many = pd.concat([many.assign(domain=f"site {i}") for i in range(domains)])
+    figure, panels = box_plot(many, "dice")
+    figure.draw_without_rendering()
+    assert figure.get_size_inches()[0] * 110 < 1300
+    name = panels[0].get_yticklabels()[0].get_window_extent()
+    rows = panels[-1].get_window_extent()
+    assert rows.height / 12 > name.height
+    assert name.x0 >= 0
+    assert rows.width / figure.dpi > 1.5
 
 
 def test_the_scatter_plot_has_the_baseline_on_x_and_the_common_cases(cases):
@@ -113,14 +133,14 @@ def test_117_labels_stay_distinguishable_and_fit_into_the_picture():
 def test_special_characters_in_names_are_shown_literally_in_figures(cases, name):
     renamed = cases.replace({"trainer": {"A": name}, "domain": {"x": name}})
     literal = name.replace("\n", r"\n")
-    box, ax = box_plot(renamed, "dice")
+    box, panels = box_plot(renamed, "dice")
     box.draw_without_rendering()
-    labels = [text.get_text().strip() for text in box.legends[0].texts]
+    labels = [text.get_text().strip() for text in panels[0].get_yticklabels()]
     assert [text.replace(r"\$", "$") for text in labels] == [
         literal if len(literal) < 60 else f"{literal[:57]}...",
         "B",
     ]
-    assert ax.get_xticklabels()[0].get_text().count("\n") == 1
+    assert panels[0].get_title().count("\n") == 0
     for figure, _ in (scatter(renamed, "dice", "B", name), curves(renamed, "run", "dice", "trainer", title=name),
                       overlay({name: view()})):  # fmt: skip
         figure.draw_without_rendering()

@@ -41,12 +41,12 @@ def test_the_overview_has_in_domain_unseen_domains_and_ranks(scores):
         "80.0 ± 10.0 (2)",
         "22.9 ± 2.9 (7)",
         "20.0 ± 0.0 (6)",
-        "40.0 ± - (1)",
+        "40.0 (1)",
         "2.0",
     ]
     assert table.loc["Ours <b>"]["average rank"] == "1.0"
     distances = overview(per_case(scores, "hd95_mm"), "hd95_mm").set_index("trainer")
-    assert distances.loc["nnUNetTrainer"]["y, unseen"] == "6.00 ± - (1)"
+    assert distances.loc["nnUNetTrainer"]["y, unseen"] == "6.00 (1)"
     assert distances.loc["Ours <b>"]["average rank"] == "1.0"
 
 
