@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_dg.extractors import build_extractor
-from nnunet_dg.extractors.mind import MIND, neighbor_pairs
+from nnunet_dg.extractors.mind import MIND, mean_of_patches, neighbor_pairs
 
 
 def naive_mind(x, radius=1, dilation=2):
@@ -37,6 +37,20 @@ def test_agrees_with_a_naive_loop(shape, quiet):
     x[:4] *= quiet
     got = MIND(len(shape)).features(x[None, None])[0]
     np.testing.assert_allclose(got.numpy(), naive_mind(x.numpy()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 4), (1, 2, 5, 7, 6), (1, 2, 1, 2, 3)])
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_means_of_patches_are_those_of_pytorchs_pooling(shape, radius):
+    x = torch.randn(shape)
+    dims = len(shape) - 2
+    expected = F.pad(x, [radius] * (2 * dims), mode="replicate")
+    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    for axis in range(dims):
+        expected = pool(expected, [2 * radius + 1 if a == axis else 1 for a in range(dims)], 1)
+    kept = x.clone()
+    torch.testing.assert_close(mean_of_patches(x, radius), expected, rtol=0, atol=1e-6)
+    assert torch.equal(x, kept)
 
 
 def test_by_hand_on_a_step_edge():
