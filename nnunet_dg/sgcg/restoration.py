@@ -87,7 +87,7 @@ class RestorationDecoder(nn.Module):
     def forward(self, bottleneck: Tensor, domains: Tensor) -> Tensor:
         x = bottleneck
         for stride, convolution, norm in zip(self.strides, self.convolutions, self.norms, strict=True):
-            x = F.leaky_relu(norm(convolution(x), domains), 0.01)
+            x = F.leaky_relu(norm(convolution(x), domains), 0.01, inplace=True)
             if any(s > 1 for s in stride):
                 x = F.interpolate(x, scale_factor=stride, mode=self.mode)
         return self.to_image(x).tanh()

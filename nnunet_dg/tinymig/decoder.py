@@ -37,5 +37,5 @@ class TeacherDecoder(nn.Module):
         x: Tensor = self.lateral[-1](features[-1])
         for lateral, feature in zip(reversed(self.lateral[:-1]), reversed(features[:-1]), strict=True):
             x = F.interpolate(x, feature.shape[2:], mode=self.mode) + lateral(feature)
-        x = F.leaky_relu(self.smooth(resize(x, self.half_grid)), 0.01)
+        x = F.leaky_relu(self.smooth(resize(x, self.half_grid)), 0.01, inplace=True)
         return F.interpolate(self.segmentation(x), self.patch, mode=self.mode)

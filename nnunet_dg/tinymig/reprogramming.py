@@ -35,13 +35,13 @@ class ResidualBlock(nn.Module):
         super().__init__()
         convolution, norm = CONVOLUTIONS[dims], NORMS[dims]
         self.body = nn.Sequential(
-            convolution(n_in, n_out, 3, padding=1), norm(n_out, affine=True), nn.LeakyReLU(0.01),
+            convolution(n_in, n_out, 3, padding=1), norm(n_out, affine=True), nn.LeakyReLU(0.01, inplace=True),
             convolution(n_out, n_out, 3, padding=1), norm(n_out, affine=True),
         )  # fmt: skip
         self.skip = nn.Identity() if n_in == n_out else convolution(n_in, n_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.body(x) + self.skip(x), 0.01)
+        return F.leaky_relu(self.body(x) + self.skip(x), 0.01, inplace=True)
 
 
 class FeatureReprogramming(nn.Module):
