@@ -31,7 +31,7 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, list[Axes]]:
     trainers = list(dict.fromkeys(cases["trainer"]))
     names = [plain(trainer) for trainer in trainers]
     groups = sorted(set(zip(cases["setting"], cases["domain"], strict=True)))  # in-domain before unseen
-    columns = min(3, len(groups))
+    columns = 2 if len(groups) == 4 else min(3, len(groups))
     rows = -(-len(groups) // columns)
     width = 0.5 + 0.07 * max(map(len, names)) + (5 if columns == 1 else 3 * columns)
     figure = Figure(figsize=(width, min(TALLEST, 0.5 + rows * (0.5 + 0.22 * len(trainers)))), layout="constrained")
