@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from nnunet_dg.reporting.scores import SETTINGS, paired
 from nnunet_dg.reporting.style import COLORS, MARKERS, NAMES, plain, style_of
 
+PAGE = 8.1  # width of the report's page in inches, with 110 pixels per inch
 TALLEST = 200.0  # maximum height in inches; matplotlib draws at most 65536 pixels
 
 
 def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, list[Axes]]:
-    """One panel per domain, in-domain first, with one box per trainer and one point per case, fold and run.
+    """One panel per setting and domain, in-domain first, with one box per trainer and one point per case, fold and run.
 
     Trainers are in the order of the table, from top to bottom, and all panels have the same axes.
 
@@ -25,32 +26,35 @@ def box_plot(cases: pd.DataFrame, metric: str) -> tuple[Figure, list[Axes]]:
         metric: Name of the metric's column.
 
     Returns:
-        The figure and one axes per domain. Boxes show the quartiles and the median, whiskers extend by 1.5
-        interquartile ranges.
+        The figure and its panels. Boxes show the quartiles and the median, whiskers extend by 1.5 interquartile ranges.
     """
     trainers = list(dict.fromkeys(cases["trainer"]))
     names = [plain(trainer) for trainer in trainers]
-    groups = sorted(set(zip(cases["setting"], cases["domain"], strict=True)))  # in-domain before unseen
-    columns = 2 if len(groups) == 4 else min(3, len(groups))
-    rows = -(-len(groups) // columns)
-    width = 0.5 + 0.07 * max(map(len, names)) + (5 if columns == 1 else 3 * columns)
-    figure = Figure(figsize=(width, min(TALLEST, 0.5 + rows * (0.5 + 0.22 * len(trainers)))), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for ax in grid[len(groups) :]:
+    panels = sorted(set(zip(cases["setting"], cases["domain"], strict=True)))  # in-domain before unseen
+    beside = 0.5 + 0.07 * max(map(len, names))  # inches
+    columns = max(1, min(3, len(panels), int((PAGE - beside) // 2.3)))
+    columns = 2 if columns == 3 and len(panels) == 4 else columns
+    rows = -(-len(panels) // columns)
+    width, height = (PAGE - beside) / max(columns, 2), 0.7 + 0.22 * len(trainers)
+    size = (beside + columns * width, min(TALLEST, 0.5 + rows * height))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    for ax in grid[: len(groups)][-columns:]:
-        ax.tick_params(labelbottom=True)  # also above a place without a panel
     rng = np.random.default_rng(0)
-    for ax, (setting, domain) in zip(grid, groups, strict=False):
+    for ax, (setting, domain) in zip(axes, panels, strict=False):
         shown = cases[(cases["setting"] == setting) & (cases["domain"] == domain)]
         for number, trainer in enumerate(trainers):
             _draw_box(ax, number, shown[shown["trainer"] == trainer][metric].to_numpy(), rng)
-        ax.set_title(f"{plain(domain)}, {setting}" if domain else setting, fontsize="medium")
+        title = [plain(domain, int(9 * width)), setting] if domain else [setting]
+        ax.set_title("\n".join(title), fontsize="medium")
         ax.grid(axis="x", linewidth=0.4)
-    grid[0].set_yticks(range(len(trainers)), names)
-    grid[0].set_ylim(len(trainers) - 0.5, -0.5)
+    for ax in axes[: len(panels)][-columns:]:
+        ax.tick_params(labelbottom=True)  # also above a place without a panel
+    axes[0].set_yticks(range(len(trainers)), names)
+    axes[0].set_ylim(len(trainers) - 0.5, -0.5)
     figure.supxlabel(NAMES[metric], fontsize="medium")
-    return figure, list(grid[: len(groups)])
+    return figure, list(axes[: len(panels)])
 
 
 def _draw_box(ax: Axes, number: int, values: np.ndarray, rng: np.random.Generator) -> None:

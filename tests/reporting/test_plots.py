@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageColor
 
+from nnunet_dg.reporting import plots
 from nnunet_dg.reporting.overlay import CaseView, overlay
 from nnunet_dg.reporting.plots import box_plot, curves, scatter
 from nnunet_dg.reporting.scores import IN_DOMAIN, UNSEEN
@@ -33,8 +34,8 @@ def points(collection) -> list[tuple[float, float]]:
 
 
 def test_the_box_plot_shows_every_case_with_in_domain_first(cases):
-    _, panels = box_plot(cases, "dice")
-    assert [ax.get_title() for ax in panels] == ["x, in-domain", "x, unseen"]
+    figure, panels = box_plot(cases, "dice")
+    assert [ax.get_title() for ax in panels] == ["x\nin-domain", "x\nunseen"]
     shown = [[points(collection) for collection in ax.collections] for ax in panels]
     assert [[sorted(x for x, _ in group) for group in panel] for panel in shown] == [
         [[0.7, 0.8, 0.9], [0.6]],
@@ -44,23 +45,47 @@ def test_the_box_plot_shows_every_case_with_in_domain_first(cases):
     for panel in shown:
         rows = [{round(y) for _, y in group} for group in panel]
         assert [names[row] for (row,) in rows] == ["A", "B"]
+        assert max(abs(y - round(y)) for group in panel for _, y in group) < 0.3  # within the box
     medians = [line.get_xdata()[0] for ax in panels for line in ax.lines if line.get_color() == "black"]
     assert medians == pytest.approx([0.8, 0.6, 0.2, 0.55])
+    assert figure.get_supxlabel() == "Dice"
 
 
-@pytest.mark.parametrize("domains", [1, 2, 5])
-def test_the_box_plot_of_twelve_trainers_is_readable_on_a_page(cases, domains):
-    """Each row has the height of its name, and the picture is not made smaller at a width of 1200 pixels."""
-    many = pd.concat([cases.assign(trainer=f"nnUNetTrainerDropGen_MIND_{i}") for i in range(12)])
-    many = pd.concat([many.assign(domain=f"site {i}") for i in range(domains)])
+@pytest.mark.parametrize(("domains", "length"), [(1, 12), (2, 1), (2, 40), (3, 12), (4, 12)])
+def test_the_panels_of_the_box_plot_have_the_same_axes_and_fit_on_the_page(cases, domains, length):
+    """The page is 900 pixels wide, with 110 pixels per inch; each row has the height of a trainer's name."""
+    trainers = [f"{i:02}".ljust(length, "n") for i in range(12)]
+    many = pd.concat([cases[cases["trainer"] == "A"].assign(trainer=trainer) for trainer in trainers])
+    many = pd.concat([many.assign(domain=f"site {i} ".ljust(60, "w")) for i in range(domains)])
     figure, panels = box_plot(many, "dice")
     figure.draw_without_rendering()
-    assert figure.get_size_inches()[0] * 110 < 1300
-    name = panels[0].get_yticklabels()[0].get_window_extent()
-    rows = panels[-1].get_window_extent()
-    assert rows.height / 12 > name.height
+    assert len(panels) == 2 * domains
+    assert figure.get_size_inches()[0] * 110 <= 900
+    assert len({(ax.get_xlim(), ax.get_ylim()) for ax in panels}) == 1
+    bottom, top = panels[0].get_ylim()
+    assert bottom > top  # the first trainer is at the top
+    assert len({tuple(c.get_facecolor()[0]) for c in panels[0].collections[:8]}) == 8
+    name, inside = panels[0].get_yticklabels()[0].get_window_extent(), panels[-1].get_window_extent()
+    assert inside.height / 12 > name.height
+    assert inside.width / figure.dpi > 1.5
+    titles = [ax.title.get_window_extent() for ax in panels]
     assert name.x0 >= 0
-    assert rows.width / figure.dpi > 1.5
+    assert max(title.x1 for title in titles) <= figure.bbox.x1
+    beside = [(a, b) for a in titles for b in titles if a is not b and abs(a.y0 - b.y0) < 1]
+    assert all(a.x1 <= b.x0 or b.x1 <= a.x0 for a, b in beside)
+    for column in {round(ax.get_window_extent().x0) for ax in panels}:
+        lowest = min(
+            (ax for ax in panels if round(ax.get_window_extent().x0) == column),
+            key=lambda ax: ax.get_window_extent().y0,
+        )
+        assert any(text.get_visible() and text.get_text() for text in lowest.get_xticklabels())
+
+
+def test_places_without_a_panel_are_empty(cases):
+    five = pd.concat([cases[cases["setting"] == UNSEEN].assign(domain=f"site {i}") for i in range(5)])
+    figure, panels = box_plot(five, "dice")
+    assert [ax.axison for ax in figure.axes] == [True] * 5 + [False]
+    assert figure.axes[:5] == panels
 
 
 def test_the_scatter_plot_has_the_baseline_on_x_and_the_common_cases(cases):
@@ -140,7 +165,7 @@ def test_special_characters_in_names_are_shown_literally_in_figures(cases, name)
         literal if len(literal) < 60 else f"{literal[:57]}...",
         "B",
     ]
-    assert panels[0].get_title().count("\n") == 0
+    assert panels[0].get_title().count("\n") == 1
     for figure, _ in (scatter(renamed, "dice", "B", name), curves(renamed, "run", "dice", "trainer", title=name),
                       overlay({name: view()})):  # fmt: skip
         figure.draw_without_rendering()
@@ -152,10 +177,11 @@ def test_a_trainer_may_have_the_name_of_a_column(cases, name):
     assert points(ax.collections[0]) == [(0.9, 0.6)]
 
 
-def test_a_hundred_domains_fit_into_a_picture(cases):
-    many = pd.concat([cases.assign(domain=f"site {i}") for i in range(100)])
+def test_many_domains_fit_into_a_picture(cases, monkeypatch):
+    monkeypatch.setattr(plots, "TALLEST", 4.0)
+    many = pd.concat([cases.assign(domain=f"site {i}") for i in range(10)])
     figure, _ = box_plot(many, "dice")
-    assert max(figure.get_size_inches()) * 150 < 2**16
+    assert figure.get_size_inches()[1] == 4.0
 
 
 def test_the_overlay_draws_truth_and_prediction_next_to_the_image():
