@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Base class of expected errors. The message names the value, what is accepted, and what to do."""
@@ -33,3 +36,12 @@ class HostError(UserError, RuntimeError):
 
 class DimensionError(SettingsError, NotImplementedError):
     """Something is not available for the configuration's number of spatial axes."""
+
+
+@contextmanager
+def about(place: object) -> Iterator[None]:
+    """Errors about settings and data inside this context begin with the place that they are about, such as a file."""
+    try:
+        yield
+    except (SettingsError, DataError) as error:
+        raise type(error)(f"{place}: {error}") from error

@@ -29,7 +29,7 @@ from nnunet_dg.checkpoints import (
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.files import read_json, replacing, validate, write_json
 from nnunet_dg.formats import Dataset, PlannedConfiguration, TrainedPlans, WholeCheckpoint
-from nnunet_dg.host import trainer_class
+from nnunet_dg.host import reason, trainer_class
 from nnunet_dg.names import did_you_mean
 from nnunet_dg.plugin import defines
 from nnunet_dg.training.loss_curves import LOG_PREFIX
@@ -118,8 +118,7 @@ def _results_folder(dataset: str | int, trainer: str, plans: str, configuration:
     try:
         return Path(get_output_folder(str(dataset), trainer, plans, configuration))
     except (RuntimeError, ValueError) as error:  # nnU-Net raises these for an unknown dataset
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason}") from error
+        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason(error)}") from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from nnunet_dg.errors import HostError, UserError
 from nnunet_dg.names import did_you_mean
 
 TRAINERS = "nnunetv2.training.nnUNetTrainer"
+PLANNERS = "nnunetv2.experiment_planning"
 
 
 def look_up(package: str, name: str) -> type | None:
@@ -52,6 +53,26 @@ def trainer_class(name: str) -> type:
     if found is None:
         raise _not_found(name)
     return found
+
+
+def planner_class(name: str) -> type:
+    """Find a planner by name as nnU-Net does.
+
+    Raises:
+        HostError: nnU-Net does not find it.
+    """
+    found = look_up(PLANNERS, name)
+    if found is None:
+        close = did_you_mean(name, ["ExperimentPlanner", *(p.name for p in entry_points(group="nnunetv2.planners"))])
+        raise HostError(
+            f"nnU-Net does not find a planner {name}.{close} `nnunet-dg doctor` lists this package's planners."
+        )
+    return found
+
+
+def reason(error: Exception) -> str:
+    """The message of an error of nnU-Net on one line."""
+    return " ".join(str(error).split())
 
 
 def _not_found(trainer: str) -> HostError:

@@ -9,6 +9,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunet_dg.errors import DataError, HostError, SettingsError
+from nnunet_dg.host import reason
 from nnunet_dg.robustness.trained_model import TrainedModel
 
 SHARED_PLANS = ("transpose_forward", "transpose_backward", "image_reader_writer")
@@ -33,8 +34,7 @@ def results_folder(dataset: str, configuration: str, trainer: str, plans: str) -
     try:
         return Path(get_output_folder(dataset, trainer, plans, configuration))
     except (RuntimeError, ValueError) as error:  # nnU-Net raises these for an unknown dataset
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason}") from error
+        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason(error)}") from error
 
 
 def check_same_data(stable: TrainedModel, unstable: TrainedModel) -> None:

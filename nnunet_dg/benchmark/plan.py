@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 from pydantic import ConfigDict, Field
 from typing_extensions import NotRequired, TypedDict
 
-from nnunet_dg.errors import DataError, SettingsError
+from nnunet_dg.errors import DataError, SettingsError, about
 from nnunet_dg.extras import require
 from nnunet_dg.files import read_text, validate
 from nnunet_dg.formats import Name, Sections
@@ -92,15 +92,14 @@ def read_plan(path: Path) -> Plan:
         ExtraError: The extra "benchmark" is not installed.
     """
     require("benchmark", "A benchmark")
-    content = parse_yaml(read_text(path))
-    try:
+    text = read_text(path)
+    with about(path):
+        content = parse_yaml(text)
         if not isinstance(content, dict):
             raise DataError(f"a plan must have keys such as datasets and trainers; got {content!r}.")
         _check_keys(content, ("datasets", "trainers", *DEFAULTS), "")
         plan = validate(DEFAULTS | _in_full(content), Plan)
         _check_values(plan)
-    except (DataError, SettingsError) as error:
-        raise type(error)(f"{path}: {error}") from error
     return plan
 
 
@@ -157,7 +156,18 @@ def _in_full(content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(trainers := result.get("trainers"), dict):
         for name, value in trainers.items():
             _check_keys(value, Trainer.__annotations__, f"trainers.{name}")
+            _check_sections(value, f"trainers.{name}.settings")
     return result
+
+
+def _check_sections(trainer: Any, place: str) -> None:
+    settings = trainer.get("settings") if isinstance(trainer, dict) else None
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if not isinstance(value, dict):
+            raise SettingsError(
+                f"{place} are grouped by method, such as {{dropgen: {{p: 0.25}}}}; got {{{key}: {value}}}. Write "
+                f"{{METHOD: {{{key}: {value}}}}}."
+            )
 
 
 def _check_keys(content: Any, accepted: Iterable[str], place: str) -> None:

@@ -21,7 +21,7 @@ from nnunet_dg.benchmark.plan import Plan, read_plan
 from nnunet_dg.benchmark.record import write_trainings
 from nnunet_dg.benchmark.status import FAILED, JobStatus, forget_interrupted, statuses, table, unfinished
 from nnunet_dg.benchmark.trainings import Training, trainings_of
-from nnunet_dg.errors import SettingsError
+from nnunet_dg.errors import SettingsError, about
 from nnunet_dg.extras import require
 from nnunet_dg.files import locked, write_json
 from nnunet_dg.robustness.trained_model import check_device
@@ -108,8 +108,9 @@ def status(plan: Path, output: Path) -> int:
 def expanded(file: Path, output: Path) -> tuple[Plan, list[Training], Jobs]:
     """The plan in a file after all checks, its trainings and its jobs."""
     plan = read_plan(file)
-    trainings = trainings_of(plan, file.resolve().parent)
-    return plan, trainings, jobs_of(plan, trainings, adapted_of(plan, trainings), output)
+    with about(file):
+        trainings = trainings_of(plan, file.resolve().parent)
+        return plan, trainings, jobs_of(plan, trainings, adapted_of(plan, trainings), output)
 
 
 def show(jobs: Jobs, output: Path, running: bool) -> list[JobStatus]:

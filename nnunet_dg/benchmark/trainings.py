@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,15 +14,18 @@ from nnunet_dg.benchmark.plan import SCHEMES, Dataset, Plan, Trainer, check_choi
 from nnunet_dg.datasets.domains import FILE, locate, read_file
 from nnunet_dg.datasets.split_dataset import dataset_name
 from nnunet_dg.datasets.splits import check_validation, domains_of_folds
-from nnunet_dg.errors import DataError, HostError, SettingsError, UserError
+from nnunet_dg.errors import DataError, HostError, SettingsError, UserError, about
 from nnunet_dg.files import read_json
+from nnunet_dg.formats import Plans as PlansFile
 from nnunet_dg.formats import Splits
-from nnunet_dg.host import trainer_class
+from nnunet_dg.host import planner_class, trainer_class
+from nnunet_dg.names import did_you_mean
 from nnunet_dg.robustness.stress import KINDS
 from nnunet_dg.training.plans import resolve
 from nnunet_dg.training.trainer import MethodsTrainer
 
 PLAIN, SEEDED = "nnUNetTrainer", "nnUNetTrainerERM"
+CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres")  # what nnU-Net's planners make, without the cascade
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,34 @@ def trainings_of(plan: Plan, folder: Path) -> list[Training]:
     datasets = [_folds_of(dataset, folder) for dataset in plan["datasets"]]
     if twice := [d.name for d in datasets if [other.name for other in datasets].count(d.name) > 1]:
         raise SettingsError(f"datasets lists {twice[0]} twice. Keep one.")
+    for name, planner in plan["plans"].items():
+        _check_plans(name, planner, plan["configurations"], [dataset.name for dataset in datasets])
     trainings = list(_product(plan, datasets, rows))
     _check_folders(trainings)
     return trainings
+
+
+def _check_plans(name: str, planner: str | None, configurations: Sequence[str], datasets: Sequence[str]) -> None:
+    """Refuse a planner that does not exist, plans that nobody makes, and configurations that plans do not have."""
+    try:
+        made_by = planner_class(planner) if planner is not None else None
+    except HostError as error:
+        raise SettingsError(f"plans.{name}: {error}") from error
+    for dataset in datasets:
+        file = Path(nnUNet_preprocessed, dataset, f"{name}.json")
+        if file.is_file():
+            accepted = list(read_json(file, PlansFile).get("configurations", {}))
+        elif made_by is None:
+            close = did_you_mean(name, [path.stem for path in file.parent.glob("*Plans*.json")])
+            raise DataError(
+                f"plans: there are no plans {file}.{close} Make them, or name a planner: {{{name}: PLANNER}}."
+            )
+        elif made_by.__module__.partition(".")[0] in ("nnunetv2", "nnunet_dg"):
+            accepted = list(CONFIGURATIONS)
+        else:  # a planner of somebody else may make other configurations
+            continue
+        for configuration in configurations:
+            check_choice(f"configurations ({dataset}, {name})", configuration, accepted)
 
 
 def _check_folders(trainings: Sequence[Training]) -> None:
@@ -173,7 +200,7 @@ def _trainer_of(row: str, value: Trainer) -> str:
 
 
 def _folds_of(dataset: Dataset, folder: Path) -> Folds:
-    name = dataset_name(str(dataset["dataset"]))
+    name = _name_of(str(dataset["dataset"]))
     protocol = dataset.get("protocol", SCHEMES[0])
     groups = folder / dataset["groups"] if "groups" in dataset else None
     if unused := [key for key in ("groups", "in_domain") if key in dataset and protocol == "existing"]:
@@ -181,24 +208,29 @@ def _folds_of(dataset: Dataset, folder: Path) -> Folds:
     if groups is not None:
         read_file(groups, "group")
     domain = dataset.get("validation_domain")
-    with _about(name):
+    with about(f"datasets: {name}"):
         known = _number_of_folds(name, protocol, domain)
     numbers = tuple(dataset.get("folds", range(known)))
     if unknown := [number for number in numbers if number >= known]:
         raise SettingsError(f"datasets: {name} has the folds 0 to {known - 1}; got {unknown[0]}.")
     if protocol == "existing" and domain is not None:
-        with _about(name):
+        with about(f"datasets: {name}"):
             _check_existing(name, numbers, domain)
     return Folds(name, protocol, groups, dataset.get("in_domain", 0.0), domain, numbers)
 
 
-@contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Errors inside this context say which dataset they are about."""
+def _name_of(dataset: str) -> str:
+    """The full name of a dataset that is in nnUNet_raw or nnUNet_preprocessed."""
     try:
-        yield
-    except UserError as error:
-        raise type(error)(f"datasets: {name}: {error}") from error
+        name = dataset_name(dataset)
+    except HostError as error:
+        raise SettingsError(f"datasets: {error}") from error
+    known = [path.name for folder in (nnUNet_raw, nnUNet_preprocessed) for path in Path(folder).glob("Dataset*")]
+    if name not in known:
+        raise SettingsError(
+            f"datasets: there is no {name} in {nnUNet_raw} or {nnUNet_preprocessed}.{did_you_mean(name, known)}"
+        )
+    return name
 
 
 def _number_of_folds(name: str, protocol: str, validation_domain: str | None) -> int:

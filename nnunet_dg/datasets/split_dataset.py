@@ -19,6 +19,7 @@ from nnunet_dg.datasets.domains import read_domains, read_file
 from nnunet_dg.datasets.splits import Fold, write
 from nnunet_dg.errors import DataError, HostError
 from nnunet_dg.files import read_json
+from nnunet_dg.host import reason
 from nnunet_dg.names import printable
 
 
@@ -83,7 +84,7 @@ def dataset_name(dataset: str) -> str:
     try:
         name = str(maybe_convert_to_dataset_name(int(dataset) if dataset.isdecimal() else dataset))
     except RuntimeError as error:
-        raise HostError(str(error)) from error
+        raise HostError(reason(error)) from error
     if dataset.isdecimal() and number_of(name) != str(int(dataset)):  # nnU-Net compares only the first digits
         raise HostError(f"There is no dataset {dataset}; nnU-Net takes that number for {name}. Give the full name.")
     return name

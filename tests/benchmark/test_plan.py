@@ -4,13 +4,14 @@ import json
 import re
 
 import pytest
-from benchmark_plans import NEEDS_SNAKEMAKE, PLAN, folders, written  # noqa: F401, a fixture
+from benchmark_plans import DATASET, NEEDS_SNAKEMAKE, PLAN, folders, written  # noqa: F401, a fixture
 from helpers import REPOSITORY
 
 from nnunet_dg.benchmark import trainings
 from nnunet_dg.benchmark.adapting import adapted_of
 from nnunet_dg.benchmark.plan import parse_yaml, read_plan
 from nnunet_dg.benchmark.trainings import trainings_of
+from nnunet_dg.cli import main
 from nnunet_dg.errors import DataError, SettingsError
 
 pytestmark = NEEDS_SNAKEMAKE
@@ -38,6 +39,10 @@ def expanded(folder, **changes):
         ({"datasets": [{"dataset": 701, "in_domain": 1.0}]}, r"datasets\[0\]\.in_domain: .* less than 1; got 1\.0"),
         ({"datasets": [{"dataset": 701, "folds": [0, 0]}]}, r"datasets\[0\]\.folds lists 0 twice\. Keep one\."),
         ({"trainers": {"a": {"setings": {}}}}, r"'setings' in trainers\.a\. Did you mean 'settings'\?"),
+        (
+            {"trainers": {"a": {"settings": {"p": 0.2}}}},
+            r"trainers\.a\.settings are grouped by method, such as .*; got \{p: 0\.2\}\. Write \{METHOD: \{p: 0\.2\}\}",
+        ),
         ({"trainers": {"a__b": None}}, r"trainers: names must be letters, .*; got 'a__b'\."),
         ({"metrics": ["hd95"]}, r"metrics must be one of dice, .*; got 'hd95'\. Did you mean 'hd95_mm'\?"),
         ({"seeds": [1, 1]}, r"seeds lists 1 twice\. Keep one\."),
@@ -106,6 +111,17 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
             {"adaptation": ["sfb"], "stable": "nnUNetTrainer", "trainers": ["nnUNetTrainer", "nnUNetTrainerMixStyle"]},
             r"sfb chooses a number on in-domain validation cases, but Dataset701_Tiny has none\. Give the dataset in_d",
         ),
+        (
+            {"configurations": ["3d_fullress"]},
+            r"configurations .* 2d, 3d_lowres, 3d_fullres; .* Did you mean '3d_fullres'\?",
+        ),
+        ({"plans": {"nnUNetPlans": "ExperimentPlaner"}}, r"plans\.nnUNetPlans: .* Did you mean 'ExperimentPlanner'\?"),
+        ({"plans": ["nnUNetPlans"]}, r"plans: there are no plans .*nnUNetPlans\.json\. Make them, or name a planner"),
+        (
+            {"datasets": ["Dataset701_Tinny"]},
+            r"datasets: there is no Dataset701_Tinny .* Did you mean 'Dataset701_Tiny'\?",
+        ),
+        ({"datasets": [702]}, r"^datasets: Could not find a dataset with the ID 702\. .* nnUNet_raw="),
         ({"configurations": ["3d_cascade_fullres"]}, r"cannot train a cascade; got '3d_cascade_fullres'\. Remove it\."),
         ({"datasets": [{"dataset": 701, "folds": [3]}]}, r"Dataset701_Tiny has the folds 0 to 2; got 3\."),
         ({"datasets": [701, "Dataset701_Tiny"]}, r"datasets lists Dataset701_Tiny twice\. Keep one\."),
@@ -119,6 +135,24 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, text, message):
 def test_what_is_not_installed_or_missing_is_refused_by_name(folders, changes, message):  # noqa: F811
     with pytest.raises((SettingsError, DataError), match=message):
         expanded(folders, **changes)
+
+
+def test_configurations_are_those_of_plans_that_exist(folders):  # noqa: F811
+    plans = folders / "preprocessed" / DATASET / "ownPlans.json"
+    plans.parent.mkdir(parents=True)
+    plans.write_text(json.dumps({"dataset_name": DATASET, "configurations": {"coarse": {}}}))
+    assert {t.configuration for t in expanded(folders, plans=["ownPlans"], configurations=["coarse"])} == {"coarse"}
+    with pytest.raises(SettingsError, match=r"\(Dataset701_Tiny, ownPlans\) must be one of coarse; got '3d_fullres'\."):
+        expanded(folders, plans=["ownPlans"])
+    with pytest.raises(DataError, match=r"no plans .*ownPlan\.json\. Did you mean 'ownPlans'\?"):
+        expanded(folders, plans=["ownPlan"])
+
+
+def test_every_error_names_the_plans_file(folders, capsys):  # noqa: F811
+    for text in ("a: [", PLAN | {"stress": ["gama"]}, PLAN | {"datasets": [702]}, PLAN | {"adaptation": ["tnt"]}):
+        file = written(folders, text)
+        assert main(["benchmark", str(file), "--dry-run"]) == 1
+        assert capsys.readouterr().err.startswith(f"nnunet-dg: {file}: ")
 
 
 def test_one_training_per_row_and_seed_with_a_fold_per_domain(folders):  # noqa: F811

@@ -20,8 +20,15 @@ def folders(tmp_path, monkeypatch):
     for module in ("nnunet_dg.benchmark.trainings", "nnunet_dg.datasets.split_dataset"):
         for name in ("raw", "preprocessed", "results"):
             monkeypatch.setattr(f"{module}.nnUNet_{name}", str(tmp_path / name), raising=False)
-    monkeypatch.setattr("nnunet_dg.datasets.split_dataset.maybe_convert_to_dataset_name", lambda _: DATASET)
+    monkeypatch.setattr("nnunet_dg.datasets.split_dataset.maybe_convert_to_dataset_name", _converted)
     return tmp_path
+
+
+def _converted(dataset):
+    """As nnU-Net's function, for a single dataset."""
+    if isinstance(dataset, int) and dataset != 701:
+        raise RuntimeError(f"Could not find a dataset with the ID {dataset}. Your folders:\nnnUNet_raw=/data/raw\n")
+    return DATASET if isinstance(dataset, int) else dataset
 
 
 def written(folder, content):
