@@ -50,6 +50,17 @@ def test_the_readme_shows_the_commands_that_ci_runs():
     assert "grep -m1 '/bin/pytest$' README.md" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def test_every_page_is_linked():
+    """From the README, and guides from the first page of the website as well."""
+    readme, index = ((REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "docs/index.md"))
+    for page in (REPOSITORY / "docs").glob("*/*.md"):
+        path = page.relative_to(REPOSITORY / "docs").as_posix()
+        if page.parent.name != "results":
+            assert f"(docs/{path}" in readme
+        if page.parent.name == "how-to":
+            assert f"({path}" in index
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links_lead_to_files(page):
     for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):

@@ -63,16 +63,17 @@ def jobs_of(plan: Plan, trainings: Sequence[Training], adapted: Sequence[Adapted
     return jobs
 
 
-def as_config(jobs: Jobs, plan: Plan, threads: int = 1) -> dict[str, Any]:
+def as_config(jobs: Jobs, plan: Plan, threads: int = 1, devices: Sequence[str] = ()) -> dict[str, Any]:
     """The jobs as the configuration of the workflow, in types of JSON.
 
     Args:
         jobs: Jobs.
         plan: Plan.
         threads: Number of threads of each job.
+        devices: GPUs of the jobs that run at the same time, see `devices_of_jobs`; empty: jobs do not choose.
     """
     by_rule = {rule: {name: asdict(job) for name, job in named.items()} for rule, named in jobs.items()}
-    return {"jobs": by_rule, "gpu": plan["device"] == "cuda", "threads": threads}
+    return {"jobs": by_rule, "gpu": plan["device"] == "cuda", "threads": threads, "devices": list(devices)}
 
 
 def trained_fold(training: Training, number: int) -> str:

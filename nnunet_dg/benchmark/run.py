@@ -17,6 +17,7 @@ from rich.console import Console
 
 from nnunet_dg.benchmark.adapting import adapted_of
 from nnunet_dg.benchmark.jobs import Jobs, as_config, jobs_of
+from nnunet_dg.benchmark.one_gpu import devices_of_jobs
 from nnunet_dg.benchmark.plan import Plan, read_plan
 from nnunet_dg.benchmark.record import write_trainings
 from nnunet_dg.benchmark.status import FAILED, JobStatus, forget_interrupted, statuses, table, unfinished
@@ -47,7 +48,8 @@ def benchmark(
         plan: YAML file.
         output: Folder of the benchmark.
         number_of_jobs: Number of jobs that run at the same time.
-        gpus: Number of jobs with a GPU that run at the same time.
+        gpus: Number of jobs with a GPU that run at the same time, on this machine each on a GPU of its own if there are
+            as many.
         executor: Snakemake's executor, such as ``"slurm"``; None runs the jobs on this machine.
         dry_run: Whether the jobs are only listed.
         options: Further options of Snakemake.
@@ -69,6 +71,7 @@ def benchmark(
     if here and not dry_run:
         check_device(content["device"])
     threads = threads_per_job(number_of_jobs) if here and content["device"] == "cpu" else 1
+    devices = devices_of_jobs(gpus) if here and content["device"] == "cuda" and gpus > 1 else []
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output),
         "--configfile", str(output / "jobs.json"), "--jobs", str(number_of_jobs * threads),
@@ -80,7 +83,7 @@ def benchmark(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output, COMMAND):
         write_trainings(output / "trainings.json", trainings)
-        write_json(output / "jobs.json", as_config(jobs, content, threads))
+        write_json(output / "jobs.json", as_config(jobs, content, threads, devices))
         if not dry_run:
             forget_interrupted(output)
         status = _run(command)

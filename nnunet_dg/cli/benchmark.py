@@ -31,8 +31,8 @@ def add_benchmark(commands: Commands) -> None:
     )  # fmt: skip
     benchmark.add_argument(
         "--gpus", metavar="N", type=positive, default=1,
-        help="number of jobs with a GPU that run at the same time; on one machine, all use its first GPU (default: "
-        "%(default)s)",
+        help="number of jobs with a GPU that run at the same time, on one machine each on a GPU of its own if there "
+        "are as many (default: %(default)s)",
     )  # fmt: skip
     benchmark.add_argument(
         "--executor", metavar="NAME", help="Snakemake's executor, for example slurm (default: this machine)"

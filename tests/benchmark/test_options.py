@@ -57,6 +57,18 @@ def test_jobs_on_cpus_share_the_cores(snakemake, monkeypatch, words, cores, jobs
     assert config["threads"] == threads
 
 
+@pytest.mark.parametrize(
+    ("words", "device", "expected"),
+    [(["--gpus", "2"], "cuda", ["2", "3"]), ([], "cuda", []), (["--gpus", "2"], "cpu", []),
+     (["--gpus", "2", "--", "--profile", "cluster"], "cuda", [])],
+)  # fmt: skip
+def test_only_jobs_on_this_machine_choose_a_gpu_and_only_among_several(snakemake, monkeypatch, words, device, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    command = snakemake(*words, device=device)
+    config = json.loads(Path(command[command.index("--configfile") + 1]).read_text())
+    assert config["devices"] == expected
+
+
 def test_jobs_on_a_cluster_do_not_depend_on_the_cores_of_this_machine(snakemake, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     monkeypatch.setattr(run, "_check_executor", lambda name: None)
