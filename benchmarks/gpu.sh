@@ -3,7 +3,9 @@
 # ends: what was measured before an interruption is kept. Costs may end at their limit; any other step then has failed.
 #
 #   benchmarks/gpu.sh [FOLDER]     on a machine with a GPU; the files are written to FOLDER, by default gpu_results
-#   benchmarks/gpu.sh --rehearse   tiny, with few trainers and without torch.compile, on the CPU if there is no GPU
+#   benchmarks/gpu.sh --rehearse   the same steps, tiny and with few trainers, on the CPU if there is no GPU
+#
+# Steps are compiled of four trainers only: compiling all takes longer than eight minutes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 failed=0
@@ -31,8 +33,11 @@ case ${1:-} in
         rehearsal=yes folder=$(mktemp -d)
         trap 'rm -rf "$folder"' EXIT
         cd "$here"
+        step environment 60 nnunet-dg doctor
         step costs 300 python gpu.py --rehearse nnUNetTrainerMixStyle nnUNetTrainerDropGen_MIND
+        step compiled 300 python gpu.py --compile --rehearse nnUNetTrainerDropGen_MIND
         step parity 120 python gpu_parity.py --rehearse nnUNetTrainerDropGen_MIND
+        step prediction 120 python whole_prediction.py --volume 32 --patch 16 --rounds 1
         step trainings 300 python gpu_trainings.py --rehearse
         exit $failed
         ;;
