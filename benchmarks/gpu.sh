@@ -37,7 +37,7 @@ case ${1:-} in
         step costs 300 python gpu.py --rehearse nnUNetTrainerMixStyle nnUNetTrainerDropGen_MIND
         step compiled 300 python gpu.py --compile --rehearse nnUNetTrainerDropGen_MIND
         step parity 120 python gpu_parity.py --rehearse nnUNetTrainerDropGen_MIND
-        step prediction 120 python whole_prediction.py --volume 32 --patch 16 --rounds 1
+        step prediction 300 python whole_prediction.py --volume 16 --patch 16 --rounds 1
         step trainings 300 python gpu_trainings.py --rehearse
         exit $failed
         ;;
