@@ -92,7 +92,9 @@ def write_plans(training: TrainingRecord, own: dict[str, Any]) -> None:
 
 def _run(*command: str) -> None:
     print(f"$ {shlex.join(command)}", flush=True)
-    status = subprocess.run(command, check=False).returncode  # noqa: S603, a command of nnU-Net
+    workers = os.environ.get("nnUNet_n_proc_DA")  # noqa: SIM112, nnU-Net's name
+    environment = os.environ | ({"nnUNet_n_proc_DA": "1"} if workers == "0" else {})  # planners need a positive number
+    status = subprocess.run(command, check=False, env=environment).returncode  # noqa: S603, a command of nnU-Net
     if status:
         raise HostError(f"{command[0]} failed with exit status {status}; its output is above.")
 

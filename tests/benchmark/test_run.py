@@ -64,11 +64,13 @@ def test_a_dry_run_lists_the_jobs_and_runs_none(benchmark, tmp_path):  # noqa: F
 
 @pytest.mark.matrix
 def test_a_failed_job_is_shown_with_the_last_line_of_its_log(benchmark):  # noqa: F811
-    printed = benchmark(plans=["missingPlans"], status=1)
-    assert f"failed: prepare {DATASET}__missingPlans" in printed
-    assert "There are no plans" in printed
+    """nnU-Net plans no low resolution for such a small dataset, which shows once it has planned."""
+    plan = {"plans": {"newPlans": "ExperimentPlanner"}, "configurations": ["3d_lowres"]}
+    printed = benchmark(status=1, **plan)
+    assert f"failed: prepare {DATASET}__newPlans" in printed
+    assert "has no configuration '3d_lowres'. It has 2d, 3d_fullres" in printed
     assert "interrupted" not in printed
-    assert "failed: prepare" in benchmark("--status", plans=["missingPlans"], status=1)
+    assert "must be one of 2d, 3d_fullres; got '3d_lowres'" in benchmark("--status", status=1, **plan)
 
 
 @pytest.mark.matrix
