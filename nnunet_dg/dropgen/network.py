@@ -81,7 +81,9 @@ class DropGenNetwork(AroundPlanned):
             s = self.extractor(seen.flatten(0, 1).unsqueeze(1)).unflatten(0, image.shape[:2])
             parts.append(s.mean(dim=1) if self.settings.combine == "mean" else s.flatten(1, 2))
             dtype = s.dtype  # under autocast the features and the network's input are in half precision
-            if is_channels_last(parts[-1]):  # a convolution of C + d channels is faster in this format
+            # a convolution of C + d channels is faster in this format, above all its backward pass
+            trains_on_cpu = self.training and image.device.type == "cpu" and image.ndim == 5
+            if trains_on_cpu or is_channels_last(parts[-1]):
                 parts = [channels_last(part) for part in parts]
         return torch.cat([part.to(dtype) for part in parts], dim=1)
 

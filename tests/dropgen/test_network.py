@@ -50,6 +50,16 @@ def test_number_of_input_channels(settings, image_channels, rest, expected):
 
 
 @pytest.mark.parametrize("spatial", [(10, 12), (8, 9, 10)])
+def test_training_and_prediction_combine_the_same_values(spatial):
+    """In another memory format, in which a training step is faster on a CPU."""
+    net = build(MIND, image_channels=2, spatial_dims=len(spatial))
+    x = torch.rand(2, 2, *spatial)
+    trained, predicted = net.train().combine(x), net.eval().combine(x)
+    assert torch.equal(trained, predicted)
+    assert trained.is_contiguous() == (len(spatial) == 2)
+
+
+@pytest.mark.parametrize("spatial", [(10, 12), (8, 9, 10)])
 def test_the_network_sees_the_image_then_its_features_then_the_other_channels(spatial):
     net = build(MIND, image_channels=2, rest=3, spatial_dims=len(spatial)).eval()
     x = torch.rand(2, 5, *spatial)
