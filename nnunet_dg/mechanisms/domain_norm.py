@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_dg.errors import SettingsError
+from nnunet_dg.group_norm import batch_norm_of_groups
 from nnunet_dg.method import AroundPlanned
 from nnunet_dg.tensors import Statistics, moments, per_channel
 
@@ -68,31 +69,28 @@ class BranchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.branches.of_sample
+        weight, bias = self.weight[branch], self.bias[branch]
         with torch.autocast(x.device.type, enabled=False):
-            centered, rough, mean, variance = moments(x)
             if self.training:
-                mean, variance = self._of_batch(mean, variance, branch, x[0, 0].numel())
-            else:
-                running = self.running_mean[branch], self.running_var[branch]
-                self.branches.distances.append(distance((mean, variance), running))
-                mean, variance = running
-            scale = self.weight[branch] * (variance + EPS).rsqrt()
-            shift = self.bias[branch] + (rough - mean) * scale
+                members = F.one_hot(branch, len(self.weight)).to(weight.dtype)  # (B, D)
+                share = members @ (members / members.sum(0).clamp(min=1)).T
+                y, mean, variance = batch_norm_of_groups(x, weight, bias, share, EPS)
+                self._update(mean, variance, branch, members.sum(0) * x[0, 0].numel())
+                return y
+            centered, rough, mean, variance = moments(x)
+            running = self.running_mean[branch], self.running_var[branch]
+            self.branches.distances.append(distance((mean, variance), running))
+            scale = weight * (running[1] + EPS).rsqrt()
+            shift = bias + (rough - running[0]) * scale
             return torch.addcmul(per_channel(shift, x), centered, per_channel(scale, x)).to(x.dtype)
 
-    def _of_batch(self, mean: Tensor, variance: Tensor, branch: Tensor, voxels: int) -> Statistics:
-        """Mean and biased variance of each sample's branch, ``(B, C)``, from those of each sample."""
-        members = F.one_hot(branch, len(self.weight)).to(mean.dtype).T  # (D, B)
-        samples = members.sum(1, keepdim=True)
-        shares = members / samples.clamp(min=1)
-        means = shares @ mean
-        variances = shares @ (variance + (mean - means[branch]).square())
-        with torch.no_grad():
-            number = samples * voxels
-            unbiased = variances * number / (number - 1).clamp(min=1)
-            for running, new in ((self.running_mean, means), (self.running_var, unbiased)):
-                running.copy_(torch.where(samples > 0, running + MOMENTUM * (new - running), running))
-        return means[branch], variances[branch]
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor, branch: Tensor, voxels: Tensor) -> None:
+        """Average the running statistics with those of the batch, ``(B, C)``, of branches that have ``voxels (D,)``."""
+        unbiased = variance * (voxels / (voxels - 1).clamp(min=1))[branch, None]
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            target = running.index_copy(0, branch, new)  # equal for all samples of a branch
+            running.copy_(running + MOMENTUM * (target - running))
 
 
 class NearestBranchNetwork(AroundPlanned):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nnunet_dg.tensors import minmax, moments, per_channel, wide
+from nnunet_dg.group_norm import batch_norm_of_groups
+from nnunet_dg.tensors import minmax, wide
 
 EPSILON = 1e-5  # added to variances, as in PyTorch's batch norm
 
@@ -40,14 +41,9 @@ class DomainBatchNorm(nn.Module):
             normalized = torch.batch_norm(x, self.weight[0], self.bias[0], None, None, True, 0.0, EPSILON, True)
             return normalized.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):  # on a GPU it would make a copy in float32
-            centered, rough, mean, variance = moments(x)
-            same = (domains[:, None] == domains).to(mean.dtype)[..., None]
-            share = same / same.sum(1, keepdim=True)  # (B, B, 1): averages over the samples of the same domain
-            center = (share * mean).sum(1)
-            variance = (share * (variance + (mean - center[:, None]).square())).sum(1)
-            scale = self.weight[domains] * (variance + EPSILON).rsqrt()
-            shift = self.bias[domains] + (rough - center) * scale
-            return torch.addcmul(per_channel(shift, x), centered, per_channel(scale, x)).to(x.dtype)
+            same = (domains[:, None] == domains).to(self.weight.dtype)
+            share = same / same.sum(1, keepdim=True)
+            return batch_norm_of_groups(x, self.weight[domains], self.bias[domains], share, EPSILON)[0]
 
 
 class RestorationDecoder(nn.Module):

@@ -1,0 +1,94 @@
+"""Batch norm of samples that share their statistics with some samples of the batch, with few passes over the features.
+
+S. Ioffe, C. Szegedy, Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift, ICML
+2015, https://arxiv.org/abs/1502.03167, for each group of samples by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_dg.tensors import moments, per_channel
+
+
+def batch_norm_of_groups(
+    x: Tensor, weight: Tensor, bias: Tensor, share: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each sample is normalized by mean and biased variance of all samples of its group.
+
+    The gradient flows into ``x``, also through the statistics, and into ``weight`` and ``bias``. Where only PyTorch's
+    batch norm would do, groups would have to be cut out of the batch; here, all samples are normalized at once. Call it
+    outside of autocast, which would make copies in float32 on a GPU.
+
+    Args:
+        x: ``(B, C, *spatial)``.
+        weight: Scale of each sample and channel, ``(B, C)``, at least float32, equal within a group.
+        bias: Shift of each sample and channel, likewise.
+        share: ``(B, B)``, at least float32: row i has ``1 / size of the group`` for the samples of the group of i, and
+            0 for all others.
+        eps: Number that is added to variances.
+
+    Returns:
+        The normalized samples in the dtype of ``x``; mean and biased variance of each sample's group, each ``(B, C)``
+        in at least float32, detached.
+
+    >>> x = torch.tensor([[[0.0, 2.0]], [[4.0, 6.0]]])
+    >>> weight, bias = torch.full((2, 1), 5**0.5), torch.zeros(2, 1)
+    >>> batch_norm_of_groups(x, weight, bias, share=torch.full((2, 2), 0.5), eps=0)[0].flatten()  # one group
+    tensor([-3., -1.,  1.,  3.])
+    """
+    return _BatchNormOfGroups.apply(x, weight, bias, share, eps)
+
+
+class _BatchNormOfGroups(torch.autograd.Function):
+    """`batch_norm_of_groups`. Its gradient is that of PyTorch's batch norm, plus what it lacks for groups.
+
+    For ``z = (x - mean) / std``, the gradient of a batch norm is ``weight / std * (g - E[g] - z E[g z])``, with means
+    over the samples that share statistics. Given the statistics of the group, PyTorch's takes them over each sample.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, share: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        centered, rough, of_sample, variance = moments(x)
+        mean = _average(of_sample, share)
+        variance = _average(variance + (of_sample - mean).square(), share)
+        rstd = (variance + eps).rsqrt()
+        scale = weight * rstd
+        shift = bias + (rough - mean) * scale
+        torch.addcmul(per_channel(shift, x), centered, per_channel(scale, x), out=centered)
+        ctx.save_for_backward(x, weight, share, mean, rstd)
+        ctx.mark_non_differentiable(mean, variance)
+        return centered, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, share, mean, rstd = ctx.saved_tensors
+        one_batch = (1, x.shape[0] * x.shape[1], *x.shape[2:])
+        result, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0].reshape(one_batch),
+            x.reshape(one_batch),
+            weight.flatten(),
+            None,
+            None,
+            mean.flatten(),
+            rstd.flatten(),
+            True,
+            0.0,
+            [True, True, True],
+        )
+        result, of_weight, of_bias = result.view(x.shape), of_weight.view_as(weight), of_bias.view_as(weight)
+        scale = weight * rstd / x[0, 0].numel()
+        slope = scale * rstd * (of_weight - _average(of_weight, share))
+        constant = scale * (of_bias - _average(of_bias, share)) - slope * mean
+        result.addcmul_(x, per_channel(slope, x).to(x.dtype)).add_(per_channel(constant, x).to(x.dtype))
+        return result, of_weight, of_bias, None, None
+
+
+def _average(values: Tensor, share: Tensor) -> Tensor:
+    """Values ``(B, C)`` averaged over each sample's group; products of matrices are less precise on some GPUs."""
+    return (share[..., None] * values).sum(1)
