@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from measures import Measure, show
 from on_noise import plans
+from sizes import sized
 from step_cost import ROWS, Step, interleaved, largest_resident_set
 
 CPU = torch.device("cpu")
@@ -40,17 +41,7 @@ LINEAR = 1.05  # exponents above are flagged; the rest is noise of the measureme
 
 def step_of(trainer: str, classes: int, patch: int, channels: int) -> Step:
     """A trainer that is ready for steps on noise; ``classes`` includes the background."""
-    content = plans(patch, batch=2).plans
-    configuration = content["configurations"]["3d_fullres"]
-    configuration["normalization_schemes"] = ["ZScoreNormalization"] * channels
-    configuration["use_mask_for_norm"] = [False] * channels
-    network = configuration["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = [min(FEATURES * 2**stage, 320) for stage in range(network["n_stages"])]
-    dataset = {
-        "channel_names": {str(i): "MRI" for i in range(channels)},
-        "labels": {"background": 0} | {f"label {i}": i for i in range(1, classes)},
-        "file_ending": ".nii.gz",
-    }
+    content, dataset = sized(plans(patch, batch=2).plans, classes, channels, FEATURES)
     kind, settings = ROWS[trainer]
     with redirect_stdout(sys.stderr):  # notes of the methods
         return Step(kind, content | {"nnunet_dg": settings}, CPU, dataset=dataset)
