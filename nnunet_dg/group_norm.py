@@ -19,9 +19,9 @@ def batch_norm_of_groups(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each sample is normalized by mean and biased variance of all samples of its group.
 
-    The gradient flows into ``x``, also through the statistics, and into ``weight`` and ``bias``. Where only PyTorch's
-    batch norm would do, groups would have to be cut out of the batch; here, all samples are normalized at once. Call it
-    outside of autocast, which would make copies in float32 on a GPU.
+    The gradient flows into ``x``, also through the statistics, and into ``weight`` and ``bias``. For PyTorch's batch
+    norm, each group would have to be cut out of the batch; here, all samples are normalized at once. Call it outside of
+    autocast, which would make copies in float32 on a GPU.
 
     Args:
         x: ``(B, C, *spatial)``.
