@@ -3,12 +3,14 @@
     python benchmarks/step_bounds.py
     python benchmarks/step_bounds.py --quick
 
-As step_cost.py, by the clock and with all cores, so the machine must be idle. Memory is what two steps add to the
-largest resident set of a new process that has only built the trainer.
+As step_cost.py, by the clock and with all cores, so the machine must be idle. Each trainer has a process of its own, as
+in a training, and the processes take turns: in one process with other trainers, each of them is slower. Memory is what
+two steps add to the largest resident set of a new process that has only built the trainer.
 """
 
 import multiprocessing
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from statistics import median
 
@@ -54,21 +56,50 @@ def in_a_fresh_process(row: str, patch: int) -> float:
         return pool.apply(memory, (row, patch))
 
 
+class InOwnProcess:
+    """A trainer in a process of its own."""
+
+    def __init__(self, row: str, patch: int, batch: int) -> None:
+        self.pool = multiprocessing.get_context("spawn").Pool(1, _build, (row, patch, batch))
+
+    def train(self) -> None:
+        self.pool.apply(_call, ("train",))
+
+    def predict(self) -> None:
+        self.pool.apply(_call, ("predict",))
+
+
+_built: list[Step] = []  # in the process of a trainer
+
+
+def _build(row: str, patch: int, batch: int) -> None:
+    _built.append(step_of(row, patch, batch))
+
+
+def _call(method: str) -> None:
+    getattr(_built[0], method)()
+
+
+def compared(
+    name: str, method: str, bounds: Mapping[str, float | None], sizes: tuple[int, int], rounds: int
+) -> list[Measure]:
+    """Measures of steps or predictions, nnUNetTrainer's = 1, for a patch and a batch size."""
+    steps = {row: InOwnProcess(row, *sizes) for row in (BASE, *bounds)}
+    times = interleaved({row: getattr(step, method) for row, step in steps.items()}, rounds, CPU)
+    for step in steps.values():
+        step.pool.terminate()
+    ratios = {row: median(t / base for t, base in zip(times[row], times[BASE], strict=True)) for row in bounds}
+    return [Measure(f"{name}, {row}, {sizes[0]}^3", ratios[row], bound=bound) for row, bound in bounds.items()]
+
+
 def measures(quick: bool = False) -> list[Measure]:
     """The figures of this file, nnUNetTrainer's = 1."""
     patch, rounds = (32, 1) if quick else (64, 9)
-    pairs = {row: step_of(row, patch) for row in (BASE, *STEP)}
-    single = {row: step_of(row, patch, batch=1) for row in (BASE, *PREDICTION)}
-    result = []
-    for name, method, bounds, steps in (
-        ("training step", "train", STEP, pairs),
-        ("prediction", "predict", PREDICTION, pairs),
-        ("prediction of a single patch", "predict", dict.fromkeys(PREDICTION), single),
-    ):
-        times = interleaved({row: getattr(steps[row], method) for row in (BASE, *bounds)}, rounds, CPU)
-        for row, bound in bounds.items():
-            ratio = median(t / base for t, base in zip(times[row], times[BASE], strict=True))
-            result.append(Measure(f"{name}, {row}, {patch}^3", ratio, bound=bound))
+    result = [
+        *compared("training step", "train", STEP, (patch, 2), rounds),
+        *compared("prediction", "predict", PREDICTION, (patch, 2), rounds),
+        *compared("prediction of a single patch", "predict", dict.fromkeys(PREDICTION), (patch, 1), rounds),
+    ]
     if not quick:
         used = {row: in_a_fresh_process(row, patch) for row in (BASE, *MEMORY)}
         result += [Measure(f"memory, {row}, {patch}^3", used[row] / used[BASE], bound=b) for row, b in MEMORY.items()]

@@ -45,3 +45,25 @@ def test_channels_far_from_zero_keep_their_digits():
         for shift in (0.0, 1024.0)
     )
     torch.testing.assert_close(far, near, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_compiled_it_gives_the_same(dtype):
+    torch.manual_seed(0)
+    values = torch.randn(3, 4, 6, 6, 6) + 2
+    share, weight, bias = share_of(torch.tensor([0, 1, 0])).float(), torch.randn(3, 4), torch.randn(3, 4)
+    incoming = torch.randn(values.shape, dtype=dtype)
+
+    def step(norm):
+        inputs = [values.to(dtype).requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+        y = norm(*inputs)
+        return y, *torch.autograd.grad(y, inputs, incoming)
+
+    def norm(x, weight, bias):
+        return batch_norm_of_groups(x, weight, bias, share, EPS)[0]
+
+    torch._dynamo.reset()
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    for plain, compiled in zip(step(norm), step(torch.compile(norm, fullgraph=True)), strict=True):
+        assert compiled.dtype == plain.dtype
+        torch.testing.assert_close(compiled, plain, atol=tolerance, rtol=tolerance)
