@@ -104,7 +104,8 @@ def _instance_norm_of_channels_last(x: Tensor, eps: float) -> Tensor:
     """
     centered = x - x.mean((3, 4), keepdim=True).mean(2, keepdim=True)
     variance = centered.square().mean((3, 4), keepdim=True).mean(2, keepdim=True)
-    return centered * (variance + eps).rsqrt()
+    scale = (variance + eps).rsqrt()
+    return centered * scale if centered.requires_grad else centered.mul_(scale)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class FrozenExtractor(nn.Module):
         s = NORMALIZATIONS[self.normalize](self.features(scaled)[crop])
         # in half precision, features of a constant image differ by rounding errors, which the norm would amplify
         axes = tuple(range(1, x.ndim))
-        s = s * (scaled.amax(axes, keepdim=True) > scaled.amin(axes, keepdim=True))
+        s.mul_(scaled.amax(axes, keepdim=True) > scaled.amin(axes, keepdim=True))  # in place: a new tensor takes longer
         return s.to(x.dtype) if x.dtype in NARROW else s
 
     def _in_own_type(self, x: Tensor) -> Tensor:
