@@ -227,8 +227,12 @@ def modulate(
 
 
 def _normalized(feature: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`modulate` by PyTorch's batch norm, as instance norm uses it: one pass over the feature instead of eight."""
-    channels = feature.reshape(1, -1, *feature.shape[2:])
+    """`modulate` by PyTorch's batch norm, as instance norm uses it: one pass over the feature instead of eight.
+
+    Spatial axes are joined, since PyTorch's gradient is wrong on CPUs for a single sample of 4 or 5 axes whose gradient
+    has another memory format than the feature.
+    """
+    channels = feature.reshape(1, feature.shape[0] * feature.shape[1], -1)
     weight, bias = (s.expand(feature.shape[:2]).reshape(-1).to(wide(feature[:0]).dtype) for s in (std, mean))
     return torch.batch_norm(channels, weight, bias, None, None, True, 0.0, EPS, True).reshape(feature.shape)
 

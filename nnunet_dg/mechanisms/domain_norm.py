@@ -72,10 +72,8 @@ class BranchNorm(nn.Module):
         weight, bias = self.weight[branch], self.bias[branch]
         with torch.autocast(x.device.type, enabled=False):
             if self.training:
-                members = F.one_hot(branch, len(self.weight)).to(weight.dtype)  # (B, D)
-                share = members @ (members / members.sum(0).clamp(min=1)).T
-                y, mean, variance = batch_norm_of_groups(x, weight, bias, share, EPS)
-                self._update(mean, variance, branch, members.sum(0) * x[0, 0].numel())
+                y, mean, variance = batch_norm_of_groups(x, weight, bias, branch, EPS)
+                self._update(mean, variance, branch, F.one_hot(branch, len(self.weight)).sum(0) * x[0, 0].numel())
                 return y
             centered, rough, mean, variance = moments(x)
             running = self.running_mean[branch], self.running_var[branch]

@@ -41,9 +41,7 @@ class DomainBatchNorm(nn.Module):
             normalized = torch.batch_norm(x, self.weight[0], self.bias[0], None, None, True, 0.0, EPSILON, True)
             return normalized.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):  # on a GPU it would make a copy in float32
-            same = (domains[:, None] == domains).to(self.weight.dtype)
-            share = same / same.sum(1, keepdim=True)
-            return batch_norm_of_groups(x, self.weight[domains], self.bias[domains], share, EPSILON)[0]
+            return batch_norm_of_groups(x, self.weight[domains], self.bias[domains], domains, EPSILON)[0]
 
 
 class RestorationDecoder(nn.Module):

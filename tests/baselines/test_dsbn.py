@@ -175,6 +175,12 @@ def test_each_branch_equals_a_batch_norm_of_its_samples(spatial):
         torch.testing.assert_close(module(x), other.eval()(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_branch_with_a_single_voxel_keeps_finite_statistics():
+    module = norm([0, 1, 1])
+    module(torch.randn(3, 1, 1))
+    assert module.running_var.isfinite().all()
+
+
 def test_a_branch_without_samples_keeps_its_statistics_and_has_a_gradient():
     module = norm([1, 1])
     module(torch.randn(2, 1, 8)).square().sum().backward()

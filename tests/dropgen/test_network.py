@@ -57,6 +57,24 @@ def test_training_and_prediction_combine_the_same_values(spatial):
     trained, predicted = net.train().combine(x), net.eval().combine(x)
     assert torch.equal(trained, predicted)
     assert trained.is_contiguous() == (len(spatial) == 2)
+    assert predicted.is_contiguous()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_memory_format_of_training_changes_gradients_by_rounding_only(batch):
+    torch.manual_seed(0)
+    net = build(MIND, spatial_dims=3).train()
+    z = net.combine(torch.rand(batch, 1, 12, 12, 12))
+    network = torch.nn.Sequential(
+        torch.nn.Conv3d(z.shape[1], 4, 3), torch.nn.InstanceNorm3d(4, affine=True), torch.nn.Conv3d(4, 2, 3)
+    )
+    gradients = [
+        torch.autograd.grad(network(given).square().sum(), network.parameters()) for given in (z, z.contiguous())
+    ]
+    assert not z.is_contiguous()
+    largest = max(gradient.abs().max().item() for gradient in gradients[1])
+    for ours, usual in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, usual, rtol=1e-4, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("spatial", [(10, 12), (8, 9, 10)])
