@@ -1,4 +1,4 @@
-"""Compares training steps or predictions of two versions of this package, interleaved: did a trainer become slower?
+"""Compares training steps, predictions or memory of two versions of this package: did a trainer become slower?
 
     python benchmarks/before_after.py BEFORE/.venv/bin/python BEFORE AFTER/.venv/bin/python AFTER
     python benchmarks/before_after.py ... --measure prediction --patch 64
@@ -7,7 +7,7 @@
 BEFORE and AFTER are checkouts, each installed in its own environment. Every trainer runs in two processes, one per
 version, which take turns step by step (A B A B ...), so that changes in the speed of the machine affect both. The ratio
 is the median over the rounds. Steps use noise, late in the training, when every loss term has its full weight. Where
-several sizes are given, there is a row for each of them. Memory is what two steps add to the largest resident set.
+several sizes are given, there is a row for each of them. Memory is what two steps add to the peak memory of a process.
 """
 
 import argparse

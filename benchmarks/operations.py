@@ -6,8 +6,9 @@
     python benchmarks/operations.py nnUNetTrainerSgCG --shapes --elapsed   # all cores; the machine must be idle
 
 PyTorch's profiler measures wall time, which says little on a machine that does other work. Here, each operation of the
-forward and backward pass is measured by the CPU clock of the thread; medians over the rounds are summed. With
-``--against``, the table also has the same operation of another trainer, measured in turns.
+forward and backward pass is measured by the CPU clock of the thread, or with ``--elapsed`` by the clock, with all
+cores. Medians over the rounds are summed. With ``--against``, the table also has the same operation of another trainer,
+measured in turns.
 """
 
 import argparse
