@@ -1,7 +1,7 @@
 """Batch norm of samples that share their statistics with some samples of the batch, with few passes over the features.
 
-S. Ioffe, C. Szegedy, Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift, ICML
-2015, https://arxiv.org/abs/1502.03167, for each group of samples by itself.
+Each group of samples has a batch norm of its own: S. Ioffe, C. Szegedy, Batch Normalization: Accelerating Deep Network
+Training by Reducing Internal Covariate Shift, ICML 2015, https://arxiv.org/abs/1502.03167.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def batch_norm_of_groups(
         x: ``(B, C, *spatial)``.
         weight: Scale of each sample and channel, ``(B, C)``, at least float32 and the dtype of ``x``. It must be equal
             within a group, otherwise the gradient is wrong.
-        bias: Shift of each sample and channel, likewise.
+        bias: Shift of each sample and channel, with the same shape and the same conditions.
         groups: Number of each sample's group, ``(B,)``, integers.
         eps: Number that is added to variances.
 
