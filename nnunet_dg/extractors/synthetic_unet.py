@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -39,7 +38,7 @@ class SyntheticUNet(nn.Module):
         super().__init__()
         check_dims(spatial_dims)
         widths = WIDTHS[spatial_dims]
-        self.stem = Convolution(spatial_dims, 1, STEM, affine=False)
+        self.stem = Convolution(spatial_dims, 1, STEM, magnitude=True)
         self.encoder = nn.ModuleList([Convolution(spatial_dims, STEM, widths[0])])
         for below, width in pairwise(widths):
             first, second = Convolution(spatial_dims, below, width), Convolution(spatial_dims, width, width)
@@ -56,7 +55,7 @@ class SyntheticUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 8."""
         x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
-        skips = [self.encoder[0](self.stem(x, torch.abs))]
+        skips = [self.encoder[0](self.stem(x))]
         for block in self.encoder[1:]:
             skips.append(block(halved(skips[-1])))
         y = skips.pop()
@@ -66,22 +65,23 @@ class SyntheticUNet(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A 3-wide convolution with replicated border, instance norm and a nonlinearity.
+    """A 3-wide convolution with replicated border and instance norm, then a leaky rectifier or the magnitude.
 
     Args:
         spatial_dims: 2 or 3.
         ins: Number of input channels.
         outs: Number of output channels.
-        affine: Whether the normalized channels are scaled and shifted by learned numbers; default True.
+        magnitude: Whether the magnitude of the normalized channels is taken. Otherwise they are scaled and shifted by
+            learned numbers, and rectified; default False.
     """
 
-    def __init__(self, spatial_dims: int, ins: int, outs: int, affine: bool = True) -> None:
+    def __init__(self, spatial_dims: int, ins: int, outs: int, magnitude: bool = False) -> None:
         super().__init__()
         self.input_channels = ins  # named as in nnU-Net's blocks
         self.convolution = CONVOLUTIONS[spatial_dims](ins, outs, 3, bias=False)
         ones = [1] * spatial_dims
-        self.gain = nn.Parameter(torch.ones(1, outs, *ones)) if affine else None
-        self.shift = nn.Parameter(torch.zeros(1, outs, *ones)) if affine else None
+        self.gain = None if magnitude else nn.Parameter(torch.ones(1, outs, *ones))
+        self.shift = None if magnitude else nn.Parameter(torch.zeros(1, outs, *ones))
 
     def reset_parameters(self) -> None:
         """Gain and shift as in a new module; the convolution has such a method itself."""
@@ -89,19 +89,22 @@ class Convolution(nn.Module):
             nn.init.ones_(self.gain)
             nn.init.zeros_(self.shift)
 
-    def forward(self, x: Tensor, nonlinearity: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """``(B, ins, *spatial)`` -> ``(B, outs, *spatial)``."""
         y = convolved(bordered(x), self.convolution.weight)
         axes = tuple(range(2, y.ndim))
         mean, square = wide(y).mean(axes, keepdim=True), wide(y).square().mean(axes, keepdim=True)
         variance = (square - mean.square()).clamp_min(0)  # faster than torch.var_mean on CPUs
-        centered = y - mean.to(y.dtype)
+        # overwritten without gradient, since new tensors take longer than the arithmetic
+        buffer = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else y
+        y = torch.sub(y, mean.to(y.dtype), out=buffer)
         if self.gain is None or self.shift is None:
-            y = centered * torch.rsqrt(variance + SMALLEST).to(y.dtype)
-        else:
-            scale = torch.rsqrt(variance + EPS) * self.gain
-            y = torch.addcmul(self.shift.to(y.dtype), centered, scale.to(y.dtype))
-        return nonlinearity(y) if nonlinearity else F.leaky_relu(y, SLOPE)
+            y = torch.mul(y, torch.rsqrt(variance + SMALLEST).to(y.dtype), out=buffer)
+            return torch.abs(y, out=buffer)
+        scale = torch.rsqrt(variance + EPS) * self.gain
+        return F.leaky_relu(
+            torch.addcmul(self.shift.to(y.dtype), y, scale.to(y.dtype), out=buffer), SLOPE, inplace=True
+        )
 
 
 def check_dims(spatial_dims: int) -> None:

@@ -15,7 +15,7 @@ from nnunet_dg.errors import SettingsError, WeightsError
 from nnunet_dg.extractors import build_extractor, create_extractor, load_weights
 from nnunet_dg.extractors import synthetic as module
 from nnunet_dg.extractors.synthetic import Synthetic, included
-from nnunet_dg.extractors.synthetic_unet import SyntheticUNet, bordered, doubled, halved
+from nnunet_dg.extractors.synthetic_unet import Convolution, SyntheticUNet, bordered, doubled, halved
 from nnunet_dg.pretraining.step import RECIPES
 
 INCLUDED = (2, 3)
@@ -67,6 +67,35 @@ def test_halving_and_doubling_agree_with_pytorchs(dims):
     torch.testing.assert_close(doubled(x), F.interpolate(x, scale_factor=2, mode=mode, align_corners=False))
     padding = F.pad(x, [1] * (2 * dims), mode="replicate")
     torch.testing.assert_close(bordered(x), padding)
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_a_convolution_is_pytorchs_with_instance_norm(dims, magnitude):
+    block = Convolution(dims, 3, 4, magnitude).double()
+    x = 1e-2 * torch.randn(2, 3, *(6, 7, 8)[:dims], dtype=torch.float64) + 5  # the variance is near what is added to it
+    kept = x.clone()
+    convolution = F.conv2d if dims == 2 else F.conv3d
+    y = convolution(F.pad(x, [1] * (2 * dims), mode="replicate"), block.convolution.weight)
+    if magnitude:
+        expected = F.instance_norm(y, eps=1e-8).abs()
+    else:
+        torch.nn.init.normal_(block.gain)
+        torch.nn.init.normal_(block.shift)
+        expected = F.leaky_relu(F.instance_norm(y, weight=block.gain.flatten(), bias=block.shift.flatten()), 0.1)
+    torch.testing.assert_close(block(x), expected, atol=1e-6, rtol=1e-6)
+    with torch.no_grad():  # computed in place
+        assert torch.equal(block(x), block(x))
+        torch.testing.assert_close(block(x), expected, atol=1e-6, rtol=1e-6)
+        assert torch.equal(x, kept)
+        assert torch.isfinite(block.float()(torch.full((1, 3, *[8] * dims), 1e4))).all()
+
+
+def test_a_compiled_network_is_one_graph_and_agrees(dims):
+    network = SyntheticUNet(dims).eval()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    x = torch.rand(1, 1, *[16] * dims)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), network(x), atol=1e-4, rtol=1e-3)
 
 
 def test_a_shift_by_the_networks_period_shifts_the_features(dims, weights):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from nnunet_dg.cli import main
 from nnunet_dg.errors import DataError, SettingsError
@@ -19,10 +20,12 @@ from nnunet_dg.files import locked
 from nnunet_dg.pretraining import measures
 from nnunet_dg.pretraining import pretrain as module
 from nnunet_dg.pretraining.checkpoint import checkpoint_of
+from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
 from nnunet_dg.pretraining.measures import held_out_measures
 from nnunet_dg.pretraining.pretrain import pretrain
 from nnunet_dg.pretraining.state import TrainingState
 from nnunet_dg.pretraining.step import Recipe, draw_pairs, losses
+from nnunet_dg.pretraining.voxels import draw_voxels
 from nnunet_dg.synthesis import Draws, draw_pair
 
 TINY = {2: Recipe((16,), 4, 1, 24), 3: Recipe((16,), 4, 1, 24)}
@@ -187,6 +190,26 @@ def test_the_loss_compares_the_same_places_of_both_views_of_every_pair():
     assert terms["voxels"] < 0.3 * other["voxels"]
 
 
+def test_the_terms_are_those_of_the_normalized_features_of_all_pairs():
+    """InfoNCE between the voxels of all pairs, Barlow Twins of each pair; by hand, from the drawn voxels."""
+    recipe = Recipe((16,), 6, 3, 20, temperature=0.4, redundancy=0.7, off_diagonal=0.6)
+    pairs = draw_pairs(recipe, 2, Draws(2, 0))
+    features = torch.randn(6, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+    scaled = features * torch.tensor([1.0, 20.0, 0.1, 3.0, 7.0]).reshape(5, 1, 1) + 4
+    terms = losses(lambda views: scaled, pairs, recipe, Draws(3, 0), nullcontext())
+    draws, firsts, seconds, redundant = Draws(3, 0), [], [], []
+    for number, pair in enumerate(pairs):
+        here, there = draw_voxels(pair, 20, draws)
+        normalized = F.instance_norm(features[2 * number : 2 * number + 2])
+        firsts.append(torch.stack([normalized[0, :, x, y] for x, y in here.tolist()]))
+        seconds.append(torch.stack([normalized[1, :, x, y] for x, y in there.tolist()]))
+        redundant.append(redundancy(firsts[-1], seconds[-1], 0.6))
+    voxels = voxel_contrast(torch.cat(firsts), torch.cat(seconds), 0.4)
+    torch.testing.assert_close(terms["voxels"], voxels, rtol=1e-3, atol=0)
+    torch.testing.assert_close(terms["redundancy"], sum(redundant) / 3, rtol=1e-3, atol=0)
+    torch.testing.assert_close(terms["total"], voxels + 0.7 * sum(redundant) / 3, rtol=1e-3, atol=0)
+
+
 def test_measures_compare_the_same_places(monkeypatch):
     drawn = []
     monkeypatch.setattr(measures, "draw_pair", lambda *args: drawn.append(draw_pair(*args)) or drawn[-1])
@@ -229,7 +252,7 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_steps_make_the_network_better_than_random():
-    """Ten steps on the same pair lower its loss."""
+    """25 steps on the same pair lower its loss."""
     from nnunet_dg.pretraining.precision import autocast
     from nnunet_dg.pretraining.step import draw_pairs, losses
     from nnunet_dg.synthesis import Draws
