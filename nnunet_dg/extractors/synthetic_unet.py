@@ -95,16 +95,15 @@ class Convolution(nn.Module):
         axes = tuple(range(2, y.ndim))
         mean, square = wide(y).mean(axes, keepdim=True), wide(y).square().mean(axes, keepdim=True)
         variance = (square - mean.square()).clamp_min(0)  # faster than torch.var_mean on CPUs
-        # overwritten without gradient, since new tensors take longer than the arithmetic
+        # overwritten without gradient, since new tensors take longer than the arithmetic; torch.compile needs no help
         buffer = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else y
         y = torch.sub(y, mean.to(y.dtype), out=buffer)
         if self.gain is None or self.shift is None:
             y = torch.mul(y, torch.rsqrt(variance + SMALLEST).to(y.dtype), out=buffer)
             return torch.abs(y, out=buffer)
         scale = torch.rsqrt(variance + EPS) * self.gain
-        return F.leaky_relu(
-            torch.addcmul(self.shift.to(y.dtype), y, scale.to(y.dtype), out=buffer), SLOPE, inplace=True
-        )
+        y = torch.addcmul(self.shift.to(y.dtype), y, scale.to(y.dtype), out=buffer)
+        return F.leaky_relu(y, SLOPE, inplace=True)
 
 
 def check_dims(spatial_dims: int) -> None:
