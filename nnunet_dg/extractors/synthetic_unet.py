@@ -14,7 +14,7 @@ from nnunet_dg.extractors.convolution import convolved
 from nnunet_dg.tensors import EPS, wide
 
 FEATURES = 16
-STEM = 16
+STEM = 8  # channels of the first convolution
 WIDTHS = {2: (16, 24, 48, 96), 3: (8, 16, 32, 64)}  # channels of each level, by the number of spatial axes
 SLOPE = 0.1  # of the leaky rectifier
 SMALLEST = 1e-8  # added to the variance of the first convolution, whose input may vary little
@@ -25,7 +25,7 @@ class SyntheticUNet(nn.Module):
 
     The first convolution is normalized to zero mean and unit variance and its magnitude is taken, so that gain, offset
     and inversion of the image cancel, up to rounding. Convolutions replicate the border. Levels are averaged on the way
-    down and interpolated linearly on the way up.
+    down and interpolated linearly on the way up. The features are a linear mixture of the two finest levels.
 
     Args:
         spatial_dims: 2 or 3.
@@ -37,6 +37,7 @@ class SyntheticUNet(nn.Module):
     def __init__(self, spatial_dims: int) -> None:
         super().__init__()
         check_dims(spatial_dims)
+        self.spatial_dims = spatial_dims
         widths = WIDTHS[spatial_dims]
         self.stem = Convolution(spatial_dims, 1, STEM, magnitude=True)
         self.encoder = nn.ModuleList([Convolution(spatial_dims, STEM, widths[0])])
@@ -44,13 +45,10 @@ class SyntheticUNet(nn.Module):
             first, second = Convolution(spatial_dims, below, width), Convolution(spatial_dims, width, width)
             self.encoder.append(nn.Sequential(first, second))
         self.decoder = nn.ModuleList()
-        for below, width in zip(widths[:0:-1], widths[-2::-1], strict=True):
-            if width == widths[0]:  # as wide as the features, which could not have full rank otherwise
-                self.decoder.append(Convolution(spatial_dims, below + width, FEATURES))
-            else:
-                first, second = Convolution(spatial_dims, below + width, width), Convolution(spatial_dims, width, width)
-                self.decoder.append(nn.Sequential(first, second))
-        self.head = CONVOLUTIONS[spatial_dims](FEATURES, FEATURES, 1)
+        for below, width in zip(widths[:1:-1], widths[-2:0:-1], strict=True):
+            first, second = Convolution(spatial_dims, below + width, width), Convolution(spatial_dims, width, width)
+            self.decoder.append(nn.Sequential(first, second))
+        self.mixture = Mixture(spatial_dims, widths[0], widths[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 8."""
@@ -61,7 +59,31 @@ class SyntheticUNet(nn.Module):
         y = skips.pop()
         for block in self.decoder:
             y = block(torch.cat([doubled(y), skips.pop()], dim=1))
-        return convolved(y, self.head.weight, self.head.bias)
+        features: Tensor = self.mixture(skips.pop(), y)
+        return features
+
+
+class Mixture(nn.Module):
+    """A 1-wide convolution of a level and the interpolated one below, computed at the size of each and then added.
+
+    Interpolation and a 1-wide convolution commute, so that this is the convolution of the concatenated levels.
+
+    Args:
+        spatial_dims: 2 or 3.
+        skip: Number of channels of the level of full resolution.
+        below: Number of channels of the level below.
+    """
+
+    def __init__(self, spatial_dims: int, skip: int, below: int) -> None:
+        super().__init__()
+        self.input_channels = skip  # named as in nnU-Net's blocks
+        self.skip = CONVOLUTIONS[spatial_dims](skip, FEATURES, 1)
+        self.below = CONVOLUTIONS[spatial_dims](below, FEATURES, 1, bias=False)
+
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
+        """``(B, skip, *spatial)`` and ``(B, below, *spatial / 2)`` -> ``(B, 16, *spatial)``."""
+        coarse = doubled(convolved(below, self.below.weight))
+        return convolved(skip, self.skip.weight, self.skip.bias).add_(coarse)
 
 
 class Convolution(nn.Module):

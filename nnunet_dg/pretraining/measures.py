@@ -31,7 +31,7 @@ def held_out_measures(network: SyntheticUNet, recipe: Recipe, seed: int) -> dict
         at the same coordinates, and ``rank``, the effective rank.
     """
     device = next(network.parameters()).device
-    dims = network.head.weight.ndim - 2
+    dims = network.spatial_dims
     size = [max(recipe.crops)] * dims
     rows, before = [], None
     for number in range(PAIRS):

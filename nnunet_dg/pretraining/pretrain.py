@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_dg.errors import DataError, SettingsError
-from nnunet_dg.extractors.synthetic_unet import SyntheticUNet, check_dims
+from nnunet_dg.extractors.synthetic_unet import FEATURES, STEM, WIDTHS, SyntheticUNet, check_dims
 from nnunet_dg.files import locked, write_json
 from nnunet_dg.pretraining.checkpoint import checkpoint_of, resume, save, serialized, write_bytes
 from nnunet_dg.pretraining.measures import held_out_measures
@@ -134,6 +134,7 @@ def _settings(dims: int, seed: int, steps: int, device: torch.device, every: int
         "threads": torch.get_num_threads(),
         "nnunet-dg": version("nnunet-dg"),
         "torch": str(torch.__version__),
+        "network": {"first": STEM, "levels": list(WIDTHS[dims]), "features": FEATURES},
         "recipe": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(recipe).items()},
     }
 

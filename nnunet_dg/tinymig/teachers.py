@@ -259,7 +259,7 @@ def _levels(extractor: FrozenExtractor, dims: int) -> tuple[list[Any], list[Any]
     unet: Any = extractor if isinstance(extractor, Anatomix) else extractor.network
     if isinstance(extractor, Synthetic):
         widths = [*WIDTHS[dims], *WIDTHS[dims][-2:0:-1], FEATURES]
-        return list(unet.encoder), list(unet.decoder), widths, 1
+        return list(unet.encoder), [*unet.decoder, unet.mixture], widths, 1
     if isinstance(extractor, Anatomix):
         widths = [extractor.out_channels * 2**level for level in range(len(unet.encoder))]
         return list(unet.encoder), list(unet.decoder), [*widths, *widths[-2::-1]], 1

@@ -15,7 +15,16 @@ from nnunet_dg.errors import SettingsError, WeightsError
 from nnunet_dg.extractors import build_extractor, create_extractor, load_weights
 from nnunet_dg.extractors import synthetic as module
 from nnunet_dg.extractors.synthetic import Synthetic, included
-from nnunet_dg.extractors.synthetic_unet import Convolution, SyntheticUNet, bordered, doubled, halved
+from nnunet_dg.extractors.synthetic_unet import (
+    STEM,
+    WIDTHS,
+    Convolution,
+    Mixture,
+    SyntheticUNet,
+    bordered,
+    doubled,
+    halved,
+)
 from nnunet_dg.pretraining.step import RECIPES
 
 INCLUDED = (2, 3)
@@ -89,6 +98,21 @@ def test_a_convolution_is_pytorchs_with_instance_norm(dims, magnitude):
         assert torch.isfinite(block.float()(torch.full((1, 3, *[8] * dims), 1e4))).all()
 
 
+def test_a_mixture_is_the_convolution_of_the_concatenated_levels(dims):
+    """So that interpolation and convolution may be exchanged, in values and in gradients."""
+    mixture = Mixture(dims, 3, 5).double()
+    skip = torch.randn(2, 3, *(4, 6, 8)[:dims], dtype=torch.float64, requires_grad=True)
+    below = torch.randn(2, 5, *(2, 3, 4)[:dims], dtype=torch.float64, requires_grad=True)
+    mode, convolution = ("bilinear", F.conv2d) if dims == 2 else ("trilinear", F.conv3d)
+    levels = torch.cat([skip, F.interpolate(below, scale_factor=2, mode=mode, align_corners=False)], 1)
+    expected = convolution(levels, torch.cat([mixture.skip.weight, mixture.below.weight], 1), mixture.skip.bias)
+    inputs = [skip, below, *mixture.parameters()]
+    towards = torch.randn_like(expected)
+    torch.testing.assert_close(mixture(skip, below), expected)
+    gradients = torch.autograd.grad(mixture(skip, below), inputs, towards)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs, towards))
+
+
 def test_a_compiled_network_is_one_graph_and_agrees(dims):
     network = SyntheticUNet(dims).eval()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
@@ -133,11 +157,11 @@ def test_other_files_are_named(dims, weights, tmp_path):
     with pytest.raises(WeightsError, match=rf"it is the {dims}-D network, but the {other}-D one .*--dims {other}"):
         build_extractor("synthetic", weights=weights, spatial_dims=other)
     content = torch.load(weights, weights_only=True)
-    torch.save({name: value for name, value in content.items() if name != "head.bias"}, tmp_path / "part.pt")
-    with pytest.raises(WeightsError, match=r"another network; 1 tensors differ, for example head\.bias"):
+    torch.save({name: value for name, value in content.items() if name != "mixture.skip.bias"}, tmp_path / "part.pt")
+    with pytest.raises(WeightsError, match=r"another network; 1 tensors differ, for example mixture\.skip\.bias"):
         build_extractor("synthetic", weights=tmp_path / "part.pt", spatial_dims=dims)
-    torch.save(content | {"head.bias": torch.full((16,), float("nan"))}, tmp_path / "nan.pt")
-    with pytest.raises(WeightsError, match=r"head\.bias has values that are not finite"):
+    torch.save(content | {"mixture.skip.bias": torch.full((16,), float("nan"))}, tmp_path / "nan.pt")
+    with pytest.raises(WeightsError, match=r"mixture\.skip\.bias has values that are not finite"):
         build_extractor("synthetic", weights=tmp_path / "nan.pt", spatial_dims=dims)
     with pytest.raises(WeightsError, match="nnunet-dg pretrain synthetic has written"):
         build_extractor("synthetic", weights=tmp_path / "none.pt", spatial_dims=dims)
@@ -185,12 +209,13 @@ def test_it_is_small(spatial_dims):
 
 
 @pytest.mark.parametrize("spatial_dims", INCLUDED)
-def test_the_included_file_is_that_of_its_description_and_of_todays_recipe(spatial_dims):
+def test_the_included_file_is_that_of_its_description_and_of_todays_network_and_recipe(spatial_dims):
     path = included(spatial_dims)
     description = json.loads(path.with_suffix(".json").read_text())
     assert description["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(RECIPES[spatial_dims]).items()}
     assert (description["dims"], description["recipe"]) == (spatial_dims, recipe)
+    assert description["network"] == {"first": STEM, "levels": list(WIDTHS[spatial_dims]), "features": 16}
     assert path.stat().st_size < 1e6
     assert description["measures"][-1]["step"] == description["steps"]
 

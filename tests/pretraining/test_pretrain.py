@@ -164,7 +164,8 @@ class Places(torch.nn.Module):
 
     def __init__(self, pairs):
         super().__init__()
-        self.head = torch.nn.Conv2d(1, 1, 1)
+        self.spatial_dims = 2
+        self.unused = torch.nn.Parameter(torch.zeros(1))  # its device is that of the views
         self.pairs = list(pairs)
 
     def forward(self, views):
@@ -274,12 +275,13 @@ def test_steps_make_the_network_better_than_random():
 def test_the_average_follows_the_weights_and_the_rate_its_schedule():
     state = TrainingState(2, 0, 200, torch.device("cpu"))
     rates = []
-    initial = state.network.head.weight.detach().clone()
+    initial = state.network.mixture.skip.weight.detach().clone()
     for _ in range(3):
         rates.append(state.rate())
         state.update(sum((p**2).sum() for p in state.network.parameters()))
     assert rates[1] == pytest.approx(2 * rates[0], rel=1e-2)
-    moved, average = state.network.head.weight.detach() - initial, state.average["head.weight"] - initial
+    moved = state.network.mixture.skip.weight.detach() - initial
+    average = state.average["mixture.skip.weight"] - initial
     assert 0 < average.norm() < moved.norm()
     state.step = 199
     assert state.rate() == pytest.approx(3e-3 * 0.02, rel=0.05)

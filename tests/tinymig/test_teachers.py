@@ -147,7 +147,7 @@ def test_the_maps_of_anatomix_are_its_decoders_levels_and_the_finest_the_extract
 
 
 @pytest.mark.parametrize(("dims", "widths"), [(2, [16, 24, 48]), (3, [16, 16, 32])])
-def test_the_maps_of_synthetic_are_its_decoders_levels_and_the_finest_gives_the_extractors_features(dims, widths):
+def test_the_maps_of_synthetic_are_its_decoders_levels_and_the_finest_one_is_the_extractors_features(dims, widths):
     patch = (32, 40, 24)[:dims]
     teacher = taught(patch, teacher="synthetic")
     image = torch.randn(2, 1, *patch)
@@ -155,7 +155,7 @@ def test_the_maps_of_synthetic_are_its_decoders_levels_and_the_finest_gives_the_
     assert [m.shape[1] for m in maps] == widths
     assert [tuple(m.shape[2:]) for m in maps] == [tuple(n // 2**level for n in patch) for level in range(3)]
     extractor = build_extractor("synthetic", spatial_dims=dims)
-    torch.testing.assert_close(extractor.network.head(maps[0]), extractor.features(minmax(image)))
+    torch.testing.assert_close(maps[0], extractor.features(minmax(image)))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
