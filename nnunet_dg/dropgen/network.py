@@ -111,8 +111,8 @@ class DropGenNetwork(AroundPlanned):
             error_msgs.append(
                 f"This checkpoint was trained with another extractor. The plans say extractor "
                 f"'{self.settings.extractor}', layer '{self.settings.layer}' ({len(expected)} tensors); the checkpoint "
-                f"has {len(saved)} tensors of an extractor. Use the plans.json and the trainer with which it was "
-                f"trained."
+                f"has {len(saved)} tensors of an extractor. Use the plans.json, the trainer and the version "
+                f"of nnunet-dg with which it was trained."
             )
 
 

@@ -63,7 +63,10 @@ def _difference(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int
     if set(given) == set(expected) and len(given["stem.convolution.weight"]) == other + 2:
         return f"it is the {other}-D network, but the {dims}-D one is needed. Train that one with: {how(dims)}"
     odd = sorted(name for name in {*given, *expected} if given.get(name) != expected.get(name))
-    return f"it is a checkpoint of another network; {len(odd)} tensors differ, for example {odd[0]}"
+    return (
+        f"it is a checkpoint of another network; {len(odd)} tensors differ, for example {odd[0]}. Train one for this "
+        f"version of nnunet-dg with: {how(dims)}"
+    )
 
 
 def how(dims: int) -> str:

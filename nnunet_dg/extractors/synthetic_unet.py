@@ -25,7 +25,8 @@ class SyntheticUNet(nn.Module):
 
     The first convolution is normalized to zero mean and unit variance and its magnitude is taken, so that gain, offset
     and inversion of the image cancel, up to rounding. Convolutions replicate the border. Levels are averaged on the way
-    down and interpolated linearly on the way up. The features are a linear mixture of the two finest levels.
+    down and interpolated linearly on the way up. The features are a linear mixture of the encoder's finest level and of
+    the decoder's, which has half the resolution.
 
     Args:
         spatial_dims: 2 or 3.
@@ -64,19 +65,20 @@ class SyntheticUNet(nn.Module):
 
 
 class Mixture(nn.Module):
-    """A 1-wide convolution of a level and the interpolated one below, computed at the size of each and then added.
+    """A 1-wide convolution of two levels that are concatenated after the interpolation of the coarse one.
 
-    Interpolation and a 1-wide convolution commute, so that this is the convolution of the concatenated levels.
+    It is computed as a sum, so that the coarse level can be convolved before it is interpolated, which is cheaper.
+    Together, the levels have at least as many channels as there are features, whose rank would be lower otherwise.
 
     Args:
         spatial_dims: 2 or 3.
-        skip: Number of channels of the level of full resolution.
-        below: Number of channels of the level below.
+        skip: Number of channels of the encoder's level, which has full resolution.
+        below: Number of channels of the decoder's level.
     """
 
     def __init__(self, spatial_dims: int, skip: int, below: int) -> None:
         super().__init__()
-        self.input_channels = skip  # named as in nnU-Net's blocks
+        self.input_channels = skip  # of the first input, which is that of TinyMIG's adapter
         self.skip = CONVOLUTIONS[spatial_dims](skip, FEATURES, 1)
         self.below = CONVOLUTIONS[spatial_dims](below, FEATURES, 1, bias=False)
 

@@ -12,6 +12,8 @@ from nnunet_dg.errors import DataError
 from nnunet_dg.files import replacing
 from nnunet_dg.pretraining.state import TrainingState
 
+VERSIONS = ("nnunet-dg", "torch", "network")  # settings that an installation has, and no user chooses
+
 
 def checkpoint_of(output: Path) -> Path:
     """The path of the checkpoint of a training with this output."""
@@ -56,6 +58,11 @@ def resume(output: Path, state: TrainingState, settings: dict[str, Any]) -> tupl
     other = [name for name in settings if given.get(name) != settings[name]]
     if other:
         name = other[0]
+        if name in VERSIONS:
+            raise DataError(
+                f"{path} was written by another version: {name} {given.get(name, 'unknown')}, now {settings[name]}. "
+                f"Resume with the version that wrote it, or remove the checkpoint to start again."
+            )
         raise DataError(
             f"{path} was written with {name} {given.get(name)}, but this training has {name} {settings[name]}. Use "
             f"the same settings to resume, another `output`, or remove the checkpoint to start again."

@@ -134,7 +134,7 @@ def _settings(dims: int, seed: int, steps: int, device: torch.device, every: int
         "threads": torch.get_num_threads(),
         "nnunet-dg": version("nnunet-dg"),
         "torch": str(torch.__version__),
-        "network": {"first": STEM, "levels": list(WIDTHS[dims]), "features": FEATURES},
+        "network": {"stem": STEM, "levels": list(WIDTHS[dims]), "features": FEATURES},
         "recipe": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(recipe).items()},
     }
 

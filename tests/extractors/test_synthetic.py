@@ -103,14 +103,61 @@ def test_a_mixture_is_the_convolution_of_the_concatenated_levels(dims):
     mixture = Mixture(dims, 3, 5).double()
     skip = torch.randn(2, 3, *(4, 6, 8)[:dims], dtype=torch.float64, requires_grad=True)
     below = torch.randn(2, 5, *(2, 3, 4)[:dims], dtype=torch.float64, requires_grad=True)
-    mode, convolution = ("bilinear", F.conv2d) if dims == 2 else ("trilinear", F.conv3d)
-    levels = torch.cat([skip, F.interpolate(below, scale_factor=2, mode=mode, align_corners=False)], 1)
-    expected = convolution(levels, torch.cat([mixture.skip.weight, mixture.below.weight], 1), mixture.skip.bias)
+    expected = mixed(mixture, skip, below)
     inputs = [skip, below, *mixture.parameters()]
     towards = torch.randn_like(expected)
     torch.testing.assert_close(mixture(skip, below), expected)
     gradients = torch.autograd.grad(mixture(skip, below), inputs, towards)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs, towards))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_network_is_a_u_net_of_pytorchs_functions(dims, number, dtype):
+    """With and without gradient, of one sample and of two, which take different paths."""
+    network = SyntheticUNet(dims).to(dtype)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # gains and shifts are not 1 and 0
+    x = 3 + torch.rand(number, 1, *(24, 16, 32)[:dims], dtype=dtype)
+    kept, expected = x.clone(), naive(network, x)
+    tolerance = {torch.float32: 1e-3, torch.float64: 1e-8}[dtype]
+    torch.testing.assert_close(network(x), expected, atol=tolerance, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), expected, atol=tolerance, rtol=0)
+    assert torch.equal(x, kept)
+
+
+def naive(network, x):
+    """Features of images ``(B, 1, *spatial)``, by `torch.nn.functional` alone."""
+    dims = x.ndim - 2
+    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    mode = "bilinear" if dims == 2 else "trilinear"
+
+    def block(module, y):
+        if isinstance(module, torch.nn.Sequential):
+            return block(module[1], block(module[0], y))
+        convolution = F.conv2d if dims == 2 else F.conv3d
+        y = convolution(F.pad(y, [1] * (2 * dims), mode="replicate"), module.convolution.weight)
+        if module.gain is None:
+            return F.instance_norm(y, eps=1e-8).abs()
+        return F.leaky_relu(F.instance_norm(y, weight=module.gain.flatten(), bias=module.shift.flatten()), 0.1)
+
+    level_0 = block(network.encoder[0], block(network.stem, x - x.mean(tuple(range(1, x.ndim)), keepdim=True)))
+    level_1 = block(network.encoder[1], pool(level_0, 2))
+    level_2 = block(network.encoder[2], pool(level_1, 2))
+    y = block(network.encoder[3], pool(level_2, 2))
+    for module, level in zip(network.decoder, (level_2, level_1), strict=True):
+        upsampled = F.interpolate(y, scale_factor=2, mode=mode, align_corners=False)
+        y = block(module, torch.cat([upsampled, level], 1))
+    return mixed(network.mixture, level_0, y)
+
+
+def mixed(mixture, skip, below):
+    """The convolution of two levels that are concatenated."""
+    mode, convolution = ("bilinear", F.conv2d) if skip.ndim == 4 else ("trilinear", F.conv3d)
+    levels = torch.cat([skip, F.interpolate(below, scale_factor=2, mode=mode, align_corners=False)], 1)
+    return convolution(levels, torch.cat([mixture.skip.weight, mixture.below.weight], 1), mixture.skip.bias)
 
 
 def test_a_compiled_network_is_one_graph_and_agrees(dims):
@@ -158,7 +205,9 @@ def test_other_files_are_named(dims, weights, tmp_path):
         build_extractor("synthetic", weights=weights, spatial_dims=other)
     content = torch.load(weights, weights_only=True)
     torch.save({name: value for name, value in content.items() if name != "mixture.skip.bias"}, tmp_path / "part.pt")
-    with pytest.raises(WeightsError, match=r"another network; 1 tensors differ, for example mixture\.skip\.bias"):
+    with pytest.raises(
+        WeightsError, match=r"another network; 1 tensors differ, for example mixture\.skip\.bias.* --dims"
+    ):
         build_extractor("synthetic", weights=tmp_path / "part.pt", spatial_dims=dims)
     torch.save(content | {"mixture.skip.bias": torch.full((16,), float("nan"))}, tmp_path / "nan.pt")
     with pytest.raises(WeightsError, match=r"mixture\.skip\.bias has values that are not finite"):
@@ -215,7 +264,7 @@ def test_the_included_file_is_that_of_its_description_and_of_todays_network_and_
     assert description["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(RECIPES[spatial_dims]).items()}
     assert (description["dims"], description["recipe"]) == (spatial_dims, recipe)
-    assert description["network"] == {"first": STEM, "levels": list(WIDTHS[spatial_dims]), "features": 16}
+    assert description["network"] == {"stem": STEM, "levels": list(WIDTHS[spatial_dims]), "features": 16}
     assert path.stat().st_size < 1e6
     assert description["measures"][-1]["step"] == description["steps"]
 

@@ -62,6 +62,8 @@ def test_a_seed_gives_a_file_that_the_extractor_reads(dims, tmp_path):
     description = json.loads(first.with_suffix(".json").read_text())
     assert description["sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
     assert (description["seed"], description["steps"], description["dims"]) == (1, 3, dims)
+    levels = {2: [16, 24, 48, 96], 3: [8, 16, 32, 64]}[dims]
+    assert description["network"] == {"stem": 8, "levels": levels, "features": 16}
     assert [row["step"] for row in description["measures"]] == [2, 3]
     assert {"voxels", "redundancy", "total", "cka", "recall", "unrelated", "rank"} < {*description["measures"][0]}
     assert not checkpoint_of(first).exists()
@@ -128,7 +130,17 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
         run(tmp_path / "a.pt", seed=1)
     with pytest.raises(DataError, match="with steps 6, but this training has steps 8"):
         run(tmp_path / "a.pt", steps=8)
+    monkeypatch.setattr(module, "STEM", 4)
+    with pytest.raises(DataError, match=r"by another version: network .*8.*, now .*4.*\. Resume with the version that"):
+        run(tmp_path / "a.pt")
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "RECIPES", TINY)
     content = torch.load(checkpoint_of(tmp_path / "a.pt"), weights_only=True)
+    del content["settings"]["network"]
+    torch.save(content, checkpoint_of(tmp_path / "a.pt"))
+    with pytest.raises(DataError, match=r"by another version: network unknown, now"):
+        run(tmp_path / "a.pt")
+    content["settings"]["network"] = {"stem": 8, "levels": [16, 24, 48, 96], "features": 16}
     for state in ({}, content["state"] | {"average": {"other": torch.zeros(1)}}):
         torch.save(content | {"state": state}, checkpoint_of(tmp_path / "a.pt"))
         with pytest.raises(DataError, match=r"a.pt.checkpoint is damaged.* Remove it to start again"):
