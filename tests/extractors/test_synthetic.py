@@ -147,9 +147,9 @@ def naive(network, x):
     level_1 = block(network.encoder[1], pool(level_0, 2))
     level_2 = block(network.encoder[2], pool(level_1, 2))
     y = block(network.encoder[3], pool(level_2, 2))
-    for module, level in zip(network.decoder, (level_2, level_1), strict=True):
+    for decoder, level in zip(network.decoder, (level_2, level_1), strict=True):
         upsampled = F.interpolate(y, scale_factor=2, mode=mode, align_corners=False)
-        y = block(module, torch.cat([upsampled, level], 1))
+        y = block(decoder, torch.cat([upsampled, level], 1))
     return mixed(network.mixture, level_0, y)
 
 
