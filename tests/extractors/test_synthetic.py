@@ -63,6 +63,13 @@ def test_the_network_is_invariant_without_min_max_as_well(dims):
         torch.testing.assert_close(network(changed), network(x), atol=1e-5, rtol=1e-4)
 
 
+def test_a_large_offset_does_not_spoil_the_norm_in_single_precision(dims):
+    network = SyntheticUNet(dims).eval()
+    x = torch.rand(1, 1, *[16] * dims)
+    features, same = network(x), network(x + 1000)
+    assert F.cosine_similarity(features.flatten(), same.flatten(), dim=0) > 0.999
+
+
 def test_the_rank_is_not_limited_by_the_narrowest_level(dims, weights):
     features = build_extractor("synthetic", weights=weights, spatial_dims=dims)(torch.rand(1, 1, *[24] * dims))
     assert torch.linalg.matrix_rank(features[0].flatten(1), rtol=1e-3) >= 12
