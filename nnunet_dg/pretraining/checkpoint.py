@@ -57,21 +57,25 @@ def resume(output: Path, state: TrainingState, settings: dict[str, Any]) -> tupl
         raise DataError(_damaged(path)) from error
     other = [name for name in settings if given.get(name) != settings[name]]
     if other:
-        name = other[0]
-        if name in VERSIONS:
-            raise DataError(
-                f"{path} was written by another version: {name} {given.get(name, 'unknown')}, now {settings[name]}. "
-                f"Resume with the version that wrote it, or remove the checkpoint to start again."
-            )
-        raise DataError(
-            f"{path} was written with {name} {given.get(name)}, but this training has {name} {settings[name]}. Use "
-            f"the same settings to resume, another `output`, or remove the checkpoint to start again."
-        )
+        raise DataError(_differs(path, other[0], given.get(other[0], "unknown"), settings[other[0]]))
     try:
         state.load_state_dict(content["state"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(_damaged(path)) from error
     return log, seconds
+
+
+def _differs(path: Path, name: str, given: Any, now: Any) -> str:
+    how = {
+        **dict.fromkeys(VERSIONS, "Resume with the version that wrote it"),
+        "threads": f"Set OMP_NUM_THREADS={given} to resume",
+        "precision": "Resume on the same kind of processor",
+    }
+    then = how.get(name, "Use the same settings to resume, another `output`")
+    return (
+        f"{path} was written with {name} {given}, but this training has {name} {now}. {then}, or remove the checkpoint "
+        f"to start again."
+    )
 
 
 def _damaged(path: Path) -> str:

@@ -123,7 +123,7 @@ def _finish(
 
 
 def _settings(dims: int, seed: int, steps: int, device: torch.device, every: int, recipe: Recipe) -> dict[str, Any]:
-    """Everything that the result depends on, as numbers, strings and lists."""
+    """What the result depends on, and may differ between installations or commands: numbers, strings and lists."""
     return {
         "dims": dims,
         "seed": seed,

@@ -130,18 +130,23 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
         run(tmp_path / "a.pt", seed=1)
     with pytest.raises(DataError, match="with steps 6, but this training has steps 8"):
         run(tmp_path / "a.pt", steps=8)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "STEM", 4)
-        with pytest.raises(
-            DataError, match=r"another version: network .*8.*, now .*4.*\. Resume with the version that"
-        ):
+    written = torch.load(checkpoint_of(tmp_path / "a.pt"), weights_only=True)
+    for name, value, how in (
+        ("network", {"stem": 4}, r"Resume with the version that wrote it"),
+        ("torch", "2.0", r"Resume with the version that wrote it"),
+        ("nnunet-dg", "0.0", r"Resume with the version that wrote it"),
+        ("threads", 77, r"Set OMP_NUM_THREADS=77 to resume"),
+        ("precision", "bfloat16", r"Resume on the same kind of processor"),
+    ):
+        other = written | {"settings": written["settings"] | {name: value}}
+        torch.save(other, checkpoint_of(tmp_path / "a.pt"))
+        with pytest.raises(DataError, match=rf"with {name} .*, but this training has {name} .*\. {how}, or remove"):
             run(tmp_path / "a.pt")
-    content = torch.load(checkpoint_of(tmp_path / "a.pt"), weights_only=True)
-    del content["settings"]["network"]
+    content = written | {"settings": {name: v for name, v in written["settings"].items() if name != "network"}}
     torch.save(content, checkpoint_of(tmp_path / "a.pt"))
-    with pytest.raises(DataError, match=r"by another version: network unknown, now"):
+    with pytest.raises(DataError, match=r"was written with network unknown, but"):
         run(tmp_path / "a.pt")
-    content["settings"]["network"] = {"stem": 8, "levels": [16, 24, 48, 96], "features": 16}
+    content = written
     for state in ({}, content["state"] | {"average": {"other": torch.zeros(1)}}):
         torch.save(content | {"state": state}, checkpoint_of(tmp_path / "a.pt"))
         with pytest.raises(DataError, match=r"a.pt.checkpoint is damaged.* Remove it to start again"):
@@ -265,6 +270,45 @@ def test_the_command(tmp_path, capsys):
     assert "-o must not end in .json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_interrupted_command_says_how_to_go_on(steps, tmp_path, capsys, monkeypatch):
+    original, calls = module.losses, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == steps:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "losses", interrupted)
+    output = tmp_path / "mine.pt"
+    assert main(["pretrain", "synthetic", "-o", str(output), "--dims", "2", "--steps", "4", "--every", "2"]) == 130
+    how = {1: "start again: there is no checkpoint yet", 3: f"resume from {checkpoint_of(output)}"}[steps]
+    assert f"Interrupted. Run the same command to {how}." in capsys.readouterr().err
+
+
+def test_a_resumed_training_counts_the_time_before_it(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", lambda *_: None)
+        run(tmp_path / "a.pt")
+    content = torch.load(checkpoint_of(tmp_path / "a.pt"), weights_only=True)
+    torch.save(content | {"seconds": 5000.0}, checkpoint_of(tmp_path / "a.pt"))
+    run(tmp_path / "a.pt")
+    assert json.loads((tmp_path / "a.json").read_text())["seconds"] >= 5000
+
+
+def test_held_out_pairs_are_of_keys_that_no_step_has(monkeypatch):
+    from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
+
+    keys = []
+    monkeypatch.setattr(measures, "Draws", lambda seed, key, device: keys.append(key) or Draws(seed, key, device))
+    held_out_measures(SyntheticUNet(2).eval(), Recipe((24,), 6, 1, 24), 0)
+    assert len({*keys}) == 4
+    assert min(keys) >= 2**30
+    with pytest.raises(SettingsError, match="`steps` must be a whole number from 1 to 1073741824"):
+        pretrain(Path("a.pt"), steps=2**30 + 1)
+
+
 def test_steps_make_the_network_better_than_random():
     """25 steps on the same pair lower its loss."""
     from nnunet_dg.pretraining.precision import autocast
@@ -285,8 +329,24 @@ def test_steps_make_the_network_better_than_random():
     torch.testing.assert_close(terms["total"], parts)
 
 
+def test_a_step_is_bounded_and_the_average_is_that_of_its_weights():
+    """A loss of any size moves a weight by about the rate, and the average by hand, after one and two steps."""
+    state = TrainingState(2, 0, 200, torch.device("cpu"))
+    before = state.network.mixture.skip.weight.detach().clone()
+    expected = before
+    for step in (1, 2):
+        state.update(1e6 * sum((p**2).sum() for p in state.network.parameters()))
+        weight = state.network.mixture.skip.weight.detach()
+        expected = expected + (weight - expected) * (1 - step / (step + 10))
+        torch.testing.assert_close(state.average["mixture.skip.weight"], expected)
+    assert (weight - before).abs().max() < 3 * 3e-3 * 2 / 50
+
+
 def test_the_average_follows_the_weights_and_the_rate_its_schedule():
     state = TrainingState(2, 0, 200, torch.device("cpu"))
+    for state.step, warmed in ((0, 1 / 50), (24, 0.5)):
+        assert state.rate() == pytest.approx(3e-3 * warmed)
+    state.step = 0
     rates = []
     initial = state.network.mixture.skip.weight.detach().clone()
     for _ in range(3):
