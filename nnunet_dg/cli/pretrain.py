@@ -56,8 +56,8 @@ def _pretrain(arguments: argparse.Namespace) -> int:
                 a.o, dims=a.dims, seed=a.seed, steps=a.steps, every=a.every, device=a.device, log=tqdm.write
             )
     except (KeyboardInterrupt, Ended):
-        saved = checkpoint_of(a.o).exists()
-        how = f"resume from {checkpoint_of(a.o)}" if saved else "start again: there is no checkpoint yet"
+        checkpoint = checkpoint_of(a.o)
+        how = f"resume from {checkpoint}" if checkpoint.exists() else "start again, since no checkpoint is written yet"
         print(f"\nInterrupted. Run the same command to {how}.", file=sys.stderr)
         raise
     print(f"Written: {path} and {path.with_suffix('.json').name}")

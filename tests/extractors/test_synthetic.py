@@ -136,7 +136,7 @@ def test_the_network_is_a_u_net_of_pytorchs_functions(dims, number, dtype):
 
 
 def naive(network, x):
-    """Features of images ``(B, 1, *spatial)``, by `torch.nn.functional` alone."""
+    """Features of images ``(B, 1, *spatial)``, computed with `torch.nn.functional`."""
     dims = x.ndim - 2
     pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
     mode = "bilinear" if dims == 2 else "trilinear"

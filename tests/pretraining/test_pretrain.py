@@ -283,7 +283,7 @@ def test_an_interrupted_command_says_how_to_go_on(steps, tmp_path, capsys, monke
     monkeypatch.setattr(module, "losses", interrupted)
     output = tmp_path / "mine.pt"
     assert main(["pretrain", "synthetic", "-o", str(output), "--dims", "2", "--steps", "4", "--every", "2"]) == 130
-    how = {1: "start again: there is no checkpoint yet", 3: f"resume from {checkpoint_of(output)}"}[steps]
+    how = {1: "start again, since no checkpoint is written yet", 3: f"resume from {checkpoint_of(output)}"}[steps]
     assert f"Interrupted. Run the same command to {how}." in capsys.readouterr().err
 
 
