@@ -57,6 +57,31 @@ def redundancy(first: Tensor, second: Tensor, off_diagonal: float = 1.0) -> Tens
     return (agreement + off_diagonal * others) / len(diagonal)
 
 
+def shared_place(scenes: Tensor) -> Tensor:
+    """Features of different scenes are to be uncorrelated at the same place: what agrees can only tell the place.
+
+    The correlations are those of the linear CKA, for which S. Kornblith, M. Norouzi, H. Lee, G. Hinton, Similarity of
+    Neural Network Representations Revisited, ICML 2019, https://arxiv.org/abs/1905.00414, eq. 3, with uncorrelated
+    channels. Computed in at least float32.
+
+    Args:
+        scenes: Features ``(S, A, *spatial)`` of S different scenes, with zero mean over the spatial axes. With less
+            than unit variance, the result is smaller.
+
+    Returns:
+        Scalar, the sum of the squared correlations between channels of two scenes, divided by the number of channels,
+        averaged over all pairs of scenes; 0 for a single scene.
+
+    >>> x = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]])
+    >>> shared_place(torch.stack([x, -x])), shared_place(torch.stack([x[:1], x[1:]]))
+    (tensor(1.), tensor(0.))
+    """
+    flat = wide(scenes).flatten(2)
+    correlation = torch.einsum("san,tbn->stab", flat, flat) / flat.shape[2]
+    of_pairs = correlation.square().sum((2, 3)) / flat.shape[1]
+    return of_pairs.triu(diagonal=1).sum() * 2 / max(1, len(scenes) * (len(scenes) - 1))
+
+
 def standardized(x: Tensor) -> Tensor:
     """The columns of ``(N, A)`` with zero mean and unit variance; constant columns become zero."""
     deviation, mean = torch.std_mean(x, 0, correction=0)

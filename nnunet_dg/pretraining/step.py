@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
-from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
+from nnunet_dg.pretraining.losses import redundancy, shared_place, voxel_contrast
 from nnunet_dg.pretraining.voxels import at_voxels, draw_voxels
 from nnunet_dg.synthesis import Draws, Pair, draw_pair
 from nnunet_dg.tensors import instance_norm
@@ -27,6 +27,7 @@ class Recipe:
         temperature: Temperature of the voxel term.
         redundancy: Weight of the redundancy term.
         off_diagonal: Weight of correlations between channels in the redundancy term.
+        place: Weight of the agreement between different scenes at the same place of the crop.
     """
 
     crops: tuple[int, ...]
@@ -36,6 +37,7 @@ class Recipe:
     temperature: float = 0.1
     redundancy: float = 0.5
     off_diagonal: float = 0.3
+    place: float = 4.0
 
 
 RECIPES = {2: Recipe((96, 128), 48, 4, 512), 3: Recipe((32, 32, 40), 24, 2, 512)}
@@ -71,8 +73,10 @@ def losses(network: SyntheticUNet, pairs: list[Pair], recipe: Recipe, draws: Dra
     terms = {
         "voxels": voxel_contrast(torch.cat(firsts), torch.cat(seconds), recipe.temperature),
         "redundancy": torch.stack(redundant).mean(),
+        "place": shared_place(features.mean(1)),
     }
-    return terms | {"total": terms["voxels"] + recipe.redundancy * terms["redundancy"]}
+    total = terms["voxels"] + recipe.redundancy * terms["redundancy"] + recipe.place * terms["place"]
+    return terms | {"total": total}
 
 
 def laid_out(x: Tensor) -> Tensor:

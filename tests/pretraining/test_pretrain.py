@@ -20,7 +20,7 @@ from nnunet_dg.files import locked
 from nnunet_dg.pretraining import measures
 from nnunet_dg.pretraining import pretrain as module
 from nnunet_dg.pretraining.checkpoint import checkpoint_of
-from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
+from nnunet_dg.pretraining.losses import redundancy, shared_place, voxel_contrast
 from nnunet_dg.pretraining.measures import held_out_measures
 from nnunet_dg.pretraining.pretrain import pretrain
 from nnunet_dg.pretraining.state import TrainingState
@@ -210,8 +210,8 @@ def test_the_loss_compares_the_same_places_of_both_views_of_every_pair():
 
 
 def test_the_terms_are_those_of_the_normalized_features_of_all_pairs():
-    """InfoNCE between the voxels of all pairs, Barlow Twins of each pair; by hand, from the drawn voxels."""
-    recipe = Recipe((16,), 6, 3, 20, temperature=0.4, redundancy=0.7, off_diagonal=0.6)
+    """By hand: InfoNCE between the drawn voxels of all pairs, Barlow Twins of each pair, and all voxels' place."""
+    recipe = Recipe((16,), 6, 3, 20, temperature=0.4, redundancy=0.7, off_diagonal=0.6, place=1.3)
     pairs = draw_pairs(recipe, 2, Draws(2, 0))
     features = torch.randn(6, 5, 16, 16, generator=torch.Generator().manual_seed(0))
     scaled = features * torch.tensor([1.0, 20.0, 0.1, 3.0, 7.0]).reshape(5, 1, 1) + 4
@@ -226,7 +226,11 @@ def test_the_terms_are_those_of_the_normalized_features_of_all_pairs():
     voxels = voxel_contrast(torch.cat(firsts), torch.cat(seconds), 0.4)
     torch.testing.assert_close(terms["voxels"], voxels, rtol=1e-3, atol=0)
     torch.testing.assert_close(terms["redundancy"], sum(redundant) / 3, rtol=1e-3, atol=0)
-    torch.testing.assert_close(terms["total"], voxels + 0.7 * sum(redundant) / 3, rtol=1e-3, atol=0)
+    views = F.instance_norm(features)
+    place = shared_place((views[0::2] + views[1::2]) / 2)
+    torch.testing.assert_close(terms["place"], place, rtol=1e-3, atol=0)
+    total = voxels + 0.7 * sum(redundant) / 3 + 1.3 * place
+    torch.testing.assert_close(terms["total"], total, rtol=1e-3, atol=0)
 
 
 def test_measures_compare_the_same_places(monkeypatch):
@@ -325,7 +329,7 @@ def test_steps_make_the_network_better_than_random():
         state.update(terms["total"])
         totals.append(terms["total"].item())
     assert totals[-1] < 0.8 * totals[0]
-    parts = terms["voxels"] + recipe.redundancy * terms["redundancy"]
+    parts = terms["voxels"] + recipe.redundancy * terms["redundancy"] + recipe.place * terms["place"]
     torch.testing.assert_close(terms["total"], parts)
 
 
