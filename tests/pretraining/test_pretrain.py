@@ -22,6 +22,7 @@ from nnunet_dg.pretraining import pretrain as module
 from nnunet_dg.pretraining.checkpoint import checkpoint_of
 from nnunet_dg.pretraining.losses import redundancy, shared_place, voxel_contrast
 from nnunet_dg.pretraining.measures import held_out_measures
+from nnunet_dg.pretraining.precision import precision_of
 from nnunet_dg.pretraining.pretrain import pretrain
 from nnunet_dg.pretraining.state import TrainingState
 from nnunet_dg.pretraining.step import Recipe, draw_pairs, losses
@@ -252,6 +253,26 @@ def test_measures_compare_the_same_places(monkeypatch):
     swapped = held_out_measures(network, Recipe((24,), 8, 1, 64), 0)
     assert swapped["cka"] < 0.9
     assert swapped["recall"] < 0.5
+
+
+def test_measures_compare_both_views():
+    """A network that computes features of the first view only has none that agree with the second."""
+
+    class FirstViewOnly(torch.nn.Conv2d):
+        spatial_dims = 2
+
+        def forward(self, views):
+            return torch.stack([super().forward(views[0]), torch.randn(self.out_channels, *views.shape[2:])])
+
+    found = held_out_measures(FirstViewOnly(1, 4, 3, padding=1), Recipe((24,), 8, 1, 200), 0)
+    assert found["cka"] < 0.2
+    assert found["recall"] < 0.1
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_matrix_units_of_the_processor_decide_on_the_precision(fast, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast, raising=False)
+    assert precision_of(torch.device("cpu")) == expected
 
 
 def test_two_trainings_in_one_folder_do_not_wait_for_each_other(tmp_path):
