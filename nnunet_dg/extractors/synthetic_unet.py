@@ -144,7 +144,12 @@ def bordered(x: Tensor) -> Tensor:
     """The border replicated by one voxel: ``(B, C, *spatial)`` -> ``(B, C, *spatial + 2)``."""
     if x.device.type == "cpu" or not x.requires_grad:
         return F.pad(x, [1] * (2 * (x.ndim - 2)), mode="replicate")
-    for axis in range(2, x.ndim):  # deterministic on GPUs, unlike the gradient of F.pad
+    return joined_border(x)
+
+
+def joined_border(x: Tensor) -> Tensor:
+    """`bordered`, by operations that are deterministic on GPUs, which the gradient of `F.pad` is not."""
+    for axis in range(2, x.ndim):
         x = torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, x.shape[axis] - 1, 1)], axis)
     return x
 

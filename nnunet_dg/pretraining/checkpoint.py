@@ -12,7 +12,7 @@ from nnunet_dg.errors import DataError
 from nnunet_dg.files import replacing
 from nnunet_dg.pretraining.state import TrainingState
 
-VERSIONS = ("nnunet-dg", "torch", "network")  # settings that an installation has, and no user chooses
+VERSIONS = ("nnunet-dg", "torch", "network", "recipe")  # settings that an installation has, and no user chooses
 
 
 def checkpoint_of(output: Path) -> Path:
@@ -66,15 +66,19 @@ def resume(output: Path, state: TrainingState, settings: dict[str, Any]) -> tupl
 
 
 def _differs(path: Path, name: str, given: Any, now: Any) -> str:
+    shown = name
+    if isinstance(given, dict) and isinstance(now, dict):  # only the part that differs
+        part = next(part for part in (*now, *given) if given.get(part) != now.get(part))
+        shown, given, now = f"{name} {part}", given.get(part, "unknown"), now.get(part, "unknown")
     how = {
         **dict.fromkeys(VERSIONS, "Resume with the version that wrote it"),
         "threads": f"Set OMP_NUM_THREADS={given} to resume",
-        "precision": "Resume on the same kind of processor",
+        **dict.fromkeys(("precision", "processor"), "Resume on the same kind of processor"),
     }
     then = how.get(name, "Use the same settings to resume, another `output`")
     return (
-        f"{path} was written with {name} {given}, but this training has {name} {now}. {then}, or remove the checkpoint "
-        f"to start again."
+        f"{path} was written with {shown} {given}, but this training has {shown} {now}. {then}, or remove the "
+        f"checkpoint to start again."
     )
 
 

@@ -58,19 +58,18 @@ def redundancy(first: Tensor, second: Tensor, off_diagonal: float = 1.0) -> Tens
 
 
 def shared_place(scenes: Tensor) -> Tensor:
-    """Features of different scenes are to be uncorrelated at the same place: what agrees can only tell the place.
+    """Features of different scenes are to be uncorrelated at the same place: what agrees tells the place.
 
-    The correlations are those of the linear CKA, for which S. Kornblith, M. Norouzi, H. Lee, G. Hinton, Similarity of
-    Neural Network Representations Revisited, ICML 2019, https://arxiv.org/abs/1905.00414, eq. 3, with uncorrelated
-    channels. Computed in at least float32.
+    The squared norm of the cross-covariance is that of S. Kornblith, M. Norouzi, H. Lee, G. Hinton, Similarity of
+    Neural Network Representations Revisited, ICML 2019, https://arxiv.org/abs/1905.00414, eq. 2. Of uncorrelated
+    channels with unit variance, it is the linear CKA. Computed in at least float32.
 
     Args:
-        scenes: Features ``(S, A, *spatial)`` of S different scenes, with zero mean over the spatial axes. With less
-            than unit variance, the result is smaller.
+        scenes: Features ``(S, A, *spatial)`` of S different scenes, with zero mean over the spatial axes.
 
     Returns:
-        Scalar, the sum of the squared correlations between channels of two scenes, divided by the number of channels,
-        averaged over all pairs of scenes; 0 for a single scene.
+        Scalar, the sum of the squared covariances between channels of two scenes, divided by the number of channels,
+        averaged over all pairs of scenes; 0 for a single scene. By chance, it is above 0 in scenes of few voxels.
 
     >>> x = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]])
     >>> shared_place(torch.stack([x, -x])), shared_place(torch.stack([x[:1], x[1:]]))

@@ -22,6 +22,11 @@ def precision_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def processor_of(device: torch.device) -> str:
+    """The kind of processor, on which rounding depends: the name of the GPU, or the vector instructions of the CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> Any:
     """The context manager in which the network computes its convolutions in this type."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision != torch.float32)

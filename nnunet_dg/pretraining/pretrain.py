@@ -20,7 +20,7 @@ from nnunet_dg.extractors.synthetic_unet import FEATURES, STEM, WIDTHS, Syntheti
 from nnunet_dg.files import locked, write_json
 from nnunet_dg.pretraining.checkpoint import checkpoint_of, resume, save, serialized, write_bytes
 from nnunet_dg.pretraining.measures import held_out_measures
-from nnunet_dg.pretraining.precision import autocast, precision_of, reproducible
+from nnunet_dg.pretraining.precision import autocast, precision_of, processor_of, reproducible
 from nnunet_dg.pretraining.state import TrainingState
 from nnunet_dg.pretraining.step import RECIPES, Recipe, draw_pairs, losses
 from nnunet_dg.synthesis import Draws
@@ -43,7 +43,7 @@ def pretrain(
     """Train the network and write its weights, float16, and next to them a JSON file that says how they were made.
 
     An interrupted training resumes from its last checkpoint, and results in the same file as an uninterrupted one on
-    the same device, with the same number of threads and the same versions.
+    the same device and kind of processor, with the same number of threads and the same versions.
 
     Args:
         output: File to write. The checkpoint is next to it until the training is complete.
@@ -69,7 +69,7 @@ def pretrain(
     chosen = torch.device(device)
     settings = _settings(dims, seed, steps, chosen, every, recipe)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output.parent, "nnunet-dg pretrain", output.name), reproducible(chosen):
+    with locked(output.parent, "nnunet-dg pretrain", output.with_suffix(".json").name), reproducible(chosen):
         state = TrainingState(dims, seed, steps, chosen)
         measured, seconds = resume(output, state, settings)
         start = time.monotonic() - seconds
@@ -130,6 +130,7 @@ def _settings(dims: int, seed: int, steps: int, device: torch.device, every: int
         "steps": steps,
         "every": every,
         "device": device.type,
+        "processor": processor_of(device),
         "precision": str(precision_of(device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "nnunet-dg": version("nnunet-dg"),

@@ -74,6 +74,6 @@ class TrainingState:
         """Continue from a saved state."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, value in state["average"].items():
-            self.average[name].copy_(value)
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
         self.step = state["step"]

@@ -21,13 +21,14 @@ class Recipe:
 
     Attributes:
         crops: Sizes of the views in voxels, the same along each axis; one is drawn for each step.
-        margin: Number of voxels by which scenes are larger than views.
+        margin: Number of voxels by which scenes are larger than views, less than each of the crops.
         pairs: Number of pairs per step.
         voxels: Number of voxels per pair that enter the losses.
         temperature: Temperature of the voxel term.
         redundancy: Weight of the redundancy term.
         off_diagonal: Weight of correlations between channels in the redundancy term.
-        place: Weight of the agreement between different scenes at the same place of the crop.
+        place: Weight of the agreement between different scenes at the same place of the crop. Features are averaged
+            over both views before.
     """
 
     crops: tuple[int, ...]

@@ -8,7 +8,7 @@ from torch import Tensor
 from nnunet_dg.synthesis.draws import Draws
 from nnunet_dg.synthesis.smooth import smooth_fields
 
-BLACK_OUTSIDE = 0.7  # probability that the outside is the darkest of all
+BLACK_OUTSIDE = 0.7  # probability that the outside has no intensity and no texture
 
 
 def draw_contrast(labels: Tensor, textures: Tensor, count: int, draws: Draws) -> Tensor:

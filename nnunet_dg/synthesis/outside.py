@@ -12,7 +12,11 @@ from nnunet_dg.synthesis.smooth import smooth_fields
 
 
 def outside(shape: Sequence[int], draws: Draws) -> Tensor:
-    """Voxels outside an ellipsoid of 0.5 to 0.9 times the volume's size, with a bumpy surface.
+    """Voxels outside an ellipsoid with a bumpy surface. They are likelier in a corner of the volume than in the middle.
+
+    Args:
+        shape: Spatial shape. Semi-axes are 0.5 to 0.9 times its smallest size.
+        draws: Source of random numbers.
 
     Returns:
         ``(*shape)``, bool. The center is anywhere in the volume, so the fraction varies widely.

@@ -40,7 +40,8 @@ def draw_pair(crop: Sequence[int], margin: int, draws: Draws) -> Pair:
 
     Args:
         crop: Spatial shape of the views, two or three sizes.
-        margin: Number of voxels by which the scene is larger, and by which views may be apart along an axis.
+        margin: Number of voxels by which the scene is larger, and by which views may be apart along an axis; less than
+            each size of the crop.
         draws: Source of random numbers.
     """
     scene = draw_scene([size + margin for size in crop], draws)

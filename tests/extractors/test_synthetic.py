@@ -24,6 +24,7 @@ from nnunet_dg.extractors.synthetic_unet import (
     bordered,
     doubled,
     halved,
+    joined_border,
 )
 from nnunet_dg.pretraining.step import RECIPES
 
@@ -83,6 +84,7 @@ def test_halving_and_doubling_agree_with_pytorchs(dims):
     torch.testing.assert_close(doubled(x), F.interpolate(x, scale_factor=2, mode=mode, align_corners=False))
     padding = F.pad(x, [1] * (2 * dims), mode="replicate")
     torch.testing.assert_close(bordered(x), padding)
+    torch.testing.assert_close(joined_border(x), padding)
 
 
 @pytest.mark.parametrize("magnitude", [False, True])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from nnunet_dg.pretraining import pretrain as module
 from nnunet_dg.pretraining.checkpoint import checkpoint_of
 from nnunet_dg.pretraining.losses import redundancy, shared_place, voxel_contrast
 from nnunet_dg.pretraining.measures import held_out_measures
-from nnunet_dg.pretraining.precision import precision_of
+from nnunet_dg.pretraining.precision import precision_of, reproducible
 from nnunet_dg.pretraining.pretrain import pretrain
 from nnunet_dg.pretraining.state import TrainingState
 from nnunet_dg.pretraining.step import Recipe, draw_pairs, losses
@@ -66,7 +67,9 @@ def test_a_seed_gives_a_file_that_the_extractor_reads(dims, tmp_path):
     levels = {2: [16, 24, 48, 96], 3: [8, 16, 32, 64]}[dims]
     assert description["network"] == {"stem": 8, "levels": levels, "features": 16}
     assert [row["step"] for row in description["measures"]] == [2, 3]
-    assert {"voxels", "redundancy", "total", "cka", "recall", "unrelated", "rank"} < {*description["measures"][0]}
+    assert {"voxels", "redundancy", "place", "total", "cka", "recall", "unrelated", "rank"} < {
+        *description["measures"][0]
+    }
     assert not checkpoint_of(first).exists()
     features = build_extractor("synthetic", weights=first, spatial_dims=dims)(torch.rand(1, 1, *[17] * dims))
     assert features.shape == (1, 16, *[17] * dims)
@@ -138,6 +141,8 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
         ("nnunet-dg", "0.0", r"Resume with the version that wrote it"),
         ("threads", 77, r"Set OMP_NUM_THREADS=77 to resume"),
         ("precision", "bfloat16", r"Resume on the same kind of processor"),
+        ("processor", "VSX", r"Resume on the same kind of processor"),
+        ("recipe", {**written["settings"]["recipe"], "place": 99}, r"Resume with the version that wrote it"),
     ):
         other = written | {"settings": written["settings"] | {name: value}}
         torch.save(other, checkpoint_of(tmp_path / "a.pt"))
@@ -275,11 +280,71 @@ def test_matrix_units_of_the_processor_decide_on_the_precision(fast, expected, m
     assert precision_of(torch.device("cpu")) == expected
 
 
+def test_on_a_gpu_only_reproducible_operations_are_used(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with reproducible(torch.device("cpu")):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with reproducible(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_each_step_has_its_own_random_numbers(tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(module, "Draws", lambda seed, key, device: keys.append((seed, key)) or Draws(seed, key, device))
+    run(tmp_path / "a.pt", seed=5)
+    assert keys == [(5, step) for step in range(6)]
+
+
+def test_the_result_and_its_measures_are_those_of_the_average(tmp_path, monkeypatch):
+    averages, networks, measured = [], [], []
+
+    def save(output, state, *others):
+        averages.append({name: value.clone() for name, value in state.average.items()})
+        networks.append({name: value.clone() for name, value in state.network.state_dict().items()})
+
+    def measures_of(network, recipe, seed):
+        measured.append({name: value.clone() for name, value in network.state_dict().items()})
+        return {}
+
+    monkeypatch.setattr(module, "save", save)
+    monkeypatch.setattr(module, "held_out_measures", measures_of)
+    written = torch.load(run(tmp_path / "a.pt"), weights_only=True)
+    name = "stem.convolution.weight"
+    assert not torch.equal(averages[-1][name], networks[-1][name])
+    assert all(torch.equal(written[n], averages[-1][n].half()) for n in averages[-1])
+    assert all(torch.equal(of[name], average[name]) for of, average in zip(measured, averages, strict=True))
+
+
+def test_gradients_are_clipped():
+    state = TrainingState(2, 0, 200, torch.device("cpu"))
+    state.update(1e6 * sum((p**2).sum() for p in state.network.parameters()))
+    total = torch.stack([p.grad.square().sum() for p in state.network.parameters()]).sum().sqrt()
+    assert total.item() == pytest.approx(2, rel=1e-3)
+
+
+def test_crops_have_all_the_sizes_of_the_recipe():
+    recipe = Recipe((16, 24), 4, 2, 10)
+    drawn = [[pair.views.shape for pair in draw_pairs(recipe, 2, Draws(0, key))] for key in range(20)]
+    assert all(len({*shapes}) == 1 for shapes in drawn)
+    assert {shapes[0][-1] for shapes in drawn} == {16, 24}
+
+
+def test_the_commands_defaults_are_those_of_the_function():
+    from nnunet_dg.cli import _parser
+
+    arguments = _parser().parse_args(["pretrain", "synthetic", "-o", "a.pt"])
+    assert (arguments.steps, arguments.every) == (module.STEPS, module.EVERY)
+
+
 def test_two_trainings_in_one_folder_do_not_wait_for_each_other(tmp_path):
-    with locked(tmp_path, "nnunet-dg pretrain", "a.pt"):
+    with locked(tmp_path, "nnunet-dg pretrain", "a.json"):
         run(tmp_path / "b.pt")
-        with pytest.raises(DataError, match=r"Another nnunet-dg pretrain is running in .*a\.pt\. Wait for it"):
+        with pytest.raises(DataError, match=r"Another nnunet-dg pretrain is running in .*a\.json\. Wait for it"):
             run(tmp_path / "a.pt")
+        with pytest.raises(DataError, match=r"Another nnunet-dg pretrain"):  # it would write the same JSON file
+            run(tmp_path / "a.pth")
 
 
 def test_the_command(tmp_path, capsys):

@@ -41,6 +41,15 @@ def test_contrasts_share_texture_of_either_sign():
     assert correlations.max() > 0.3
 
 
+def test_a_contrast_has_a_texture_of_its_own():
+    """Without common textures, what varies within a label is the contrast's own, and differs between contrasts."""
+    labels, textures = scene((32, 24))
+    images = [draw_contrast(labels, textures[:0], 4, Draws(0, key))[labels == 2] for key in range(40)]
+    assert 0.005 < np.mean([image.std() for image in images]) < 0.06
+    correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(images[::2], images[1::2], strict=True)]
+    assert abs(np.mean(correlations)) < 0.2
+
+
 def test_a_remap_is_a_function_of_intensity_that_need_not_be_monotone():
     image = torch.linspace(0, 5, 400).reshape(20, 20)
     curves = [remap(image, Draws(0, key)) for key in range(30)]
@@ -133,6 +142,15 @@ def test_views_are_cut_from_different_places_with_coordinates_matched(crop, marg
         shifts.add(tuple(a - b for a, b in zip(*pair.starts, strict=True)))
     assert len(shifts) > 15
     assert max(abs(s) for shift in shifts for s in shift) <= margin
+
+
+def test_a_contrast_is_blurred_before_it_is_remapped(monkeypatch):
+    sigmas = []
+    monkeypatch.setattr("nnunet_dg.synthesis.pairs.REMAPPED", 1.0)
+    monkeypatch.setattr("nnunet_dg.synthesis.pairs.blur", lambda image, found: sigmas.append(found) or image)
+    for key in range(150):
+        draw_pair((8, 8), 2, Draws(0, key))
+    assert_uniform(torch.tensor(sigmas)[:, 0], 0, 0.9)
 
 
 def test_two_of_five_pairs_are_remapped(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.ndimage import label as components
 
-from nnunet_dg.synthesis import Draws
+from nnunet_dg.synthesis import Draws, scenes
 from nnunet_dg.synthesis.ellipsoids import paint_ellipsoid, squared_radius
 from nnunet_dg.synthesis.outside import outside
 from nnunet_dg.synthesis.regions import competing, layers
@@ -119,6 +119,18 @@ def test_an_ellipsoid_is_connected_and_of_its_size(shape):
         assert along[0] < 0.12  # the center is within the volume
 
 
+def test_ellipsoids_have_semi_axes_of_3_to_14_voxels(monkeypatch):
+    sizes = []
+
+    def recorded(shape, smallest, largest, draws):
+        sizes.append((smallest, largest))
+        return squared_radius(shape, smallest, largest, draws)
+
+    monkeypatch.setattr("nnunet_dg.synthesis.ellipsoids.squared_radius", recorded)
+    paint_ellipsoid(torch.zeros(16, 16, dtype=torch.long), 1, Draws(0))
+    assert sizes == [(3, 14)]
+
+
 def test_ellipsoids_have_a_shell_half_of_the_time():
     empty = torch.zeros(48, 48, dtype=torch.long)
     painted = [set(paint_ellipsoid(empty, 5, Draws(0, key)).unique().tolist()) for key in range(60)]
@@ -160,3 +172,31 @@ def test_scenes_have_several_labels_and_sometimes_an_outside(shape):
     assert sum(len(s.labels.unique()) for s in scenes) / 30 > 4
     assert 0.2 < sum((s.labels == 0).any().item() for s in scenes) / 30 < 0.8
     assert scenes[0].textures.shape == (3, *shape)
+
+
+def test_scenes_have_parts_as_often_as_the_recipe_says(monkeypatch):
+    calls = {}
+
+    def record(name):
+        original = getattr(scenes, name)
+
+        def part(*arguments):
+            calls.setdefault(name, []).append(arguments)
+            return original(*arguments)
+
+        monkeypatch.setattr(scenes, name, part)
+
+    for name in ("layers", "paint_ellipsoid", "paint_tube", "warp", "outside"):
+        record(name)
+    number = 300
+    for key in range(number):
+        draw_scene((8, 8), Draws(0, key))
+    assert {name: len(found) / number for name, found in calls.items()} == {
+        "layers": pytest.approx(0.5 + 0.4, abs=0.12),  # everywhere, and within a part of the regions
+        "paint_ellipsoid": pytest.approx(2, abs=0.25),
+        "paint_tube": pytest.approx(0.4, abs=0.1),
+        "warp": 1,
+        "outside": pytest.approx(0.5, abs=0.1),
+    }
+    deviations = [arguments[1] for arguments in calls["warp"]]
+    assert sum(deviations) / number == pytest.approx(0.75, abs=0.1)
