@@ -20,7 +20,7 @@ def add_pretrain(commands: Commands) -> None:
         description="Trains a small network on random shapes in random contrasts, and writes its weights, and a JSON "
         "file that says how they were made. Run the same command again to resume after an interruption: the result is "
         "the same file, with the same number of threads (OMP_NUM_THREADS). To use it, set extractor to synthetic and "
-        "weights to FILE in the plans, under nnunet_dg and dropgen. The default takes about eleven minutes.",
+        "weights to FILE in the plans, under nnunet_dg and dropgen. The default takes 11 to 20 minutes.",
     )
     synthetic.add_argument("-o", metavar="FILE", type=Path, required=True, help="file to write, for example mine.pt")
     synthetic.add_argument("--dims", type=int, choices=(2, 3), default=3, help="2-D or 3-D (default: %(default)s)")

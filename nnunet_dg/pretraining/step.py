@@ -41,7 +41,7 @@ class Recipe:
     place: float = 4.0
 
 
-RECIPES = {2: Recipe((96, 128), 48, 4, 512), 3: Recipe((32, 32, 40), 24, 2, 512)}
+RECIPES = {2: Recipe((96, 128), 80, 4, 512, place=8.0), 3: Recipe((32, 32, 40), 24, 2, 512)}
 
 
 def draw_pairs(recipe: Recipe, dims: int, draws: Draws) -> list[Pair]:
