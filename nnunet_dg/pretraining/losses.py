@@ -76,8 +76,8 @@ def shared_place(scenes: Tensor) -> Tensor:
     (tensor(1.), tensor(0.))
     """
     flat = wide(scenes).flatten(2)
-    correlation = torch.einsum("san,tbn->stab", flat, flat) / flat.shape[2]
-    of_pairs = correlation.square().sum((2, 3)) / flat.shape[1]
+    covariance = torch.einsum("san,tbn->stab", flat, flat) / flat.shape[2]
+    of_pairs = covariance.square().sum((2, 3)) / flat.shape[1]
     return of_pairs.triu(diagonal=1).sum() * 2 / max(1, len(scenes) * (len(scenes) - 1))
 
 
