@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nnunet_dg.extractors import FrozenExtractor, build_extractor
 from nnunet_dg.extractors.synthetic import Synthetic
-from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
+from nnunet_dg.extractors.synthetic_network import SyntheticNetwork
 from nnunet_dg.robustness.feature_stability import at, choose, compute, read
 from nnunet_dg.robustness.position import contrast_measures, image_measures
 from nnunet_dg.robustness.probe import CHANGES, probe
@@ -64,7 +64,7 @@ def extractors(weights: Iterable[Path]) -> dict[str, FrozenExtractor | None]:
     """The compared extractors by name."""
     torch.manual_seed(0)
     untrained = Synthetic()
-    untrained.load_published(SyntheticUNet(3).state_dict())
+    untrained.load_published(SyntheticNetwork(3).state_dict())
     rows = {"intensity": None, "MIND": build_extractor("mind"), "untrained": untrained}
     return rows | {path.name: build_extractor("synthetic", weights=path) for path in weights}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from nnunet_dg.errors import WeightsError
 from nnunet_dg.extractors.base import FrozenExtractor
 from nnunet_dg.extractors.plausible import implausible
-from nnunet_dg.extractors.synthetic_unet import FEATURES, SyntheticUNet, check_dims
+from nnunet_dg.extractors.synthetic_network import FEATURES, SyntheticNetwork, check_dims
 
 FOLDER = Path(__file__).parent
 
@@ -18,7 +18,7 @@ class Synthetic(FrozenExtractor):
     """16 features, 2-D or 3-D, invariant to ``a * x + b`` for any ``a`` other than 0, and so to contrast inversion.
 
     The network has seen neither images nor labels of a subject, only random shapes in random contrasts. See
-    `nnunet_dg.extractors.synthetic_unet` and `nnunet_dg.synthesis`.
+    `nnunet_dg.extractors.synthetic_network` and `nnunet_dg.synthesis`.
 
     Args:
         spatial_dims: 2 or 3. The two networks have different weights.
@@ -28,22 +28,22 @@ class Synthetic(FrozenExtractor):
     """
 
     out_channels = FEATURES
-    multiple = 8  # three times halved
+    multiple = 2  # halved once
 
     def __init__(self, spatial_dims: int = 3) -> None:
         super().__init__()
         check_dims(spatial_dims)
         self.accepted_dims = (spatial_dims,)
-        self.network = SyntheticUNet(spatial_dims)
+        self.network = SyntheticNetwork(spatial_dims)
         self.freeze()
 
     def features(self, x: Tensor) -> Tensor:
-        """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 8."""
+        """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 2."""
         features: Tensor = self.network(x)
         return features
 
     def load_published(self, weights: dict[str, Tensor]) -> None:
-        """Load a state dict of `SyntheticUNet`, in any floating-point type; it is computed with in float32.
+        """Load a state dict of `SyntheticNetwork`, in any floating-point type; it is computed with in float32.
 
         Raises:
             ValueError: It is of another network, or has values that are not weights.

@@ -57,30 +57,6 @@ def redundancy(first: Tensor, second: Tensor, off_diagonal: float = 1.0) -> Tens
     return (agreement + off_diagonal * others) / len(diagonal)
 
 
-def shared_place(scenes: Tensor) -> Tensor:
-    """Features of different scenes are to be uncorrelated at the same place: what agrees tells the place.
-
-    The squared norm of the cross-covariance is that of S. Kornblith, M. Norouzi, H. Lee, G. Hinton, Similarity of
-    Neural Network Representations Revisited, ICML 2019, https://arxiv.org/abs/1905.00414, eq. 2. Of uncorrelated
-    channels with unit variance, it is the linear CKA. Computed in at least float32.
-
-    Args:
-        scenes: Features ``(S, A, *spatial)`` of S different scenes, with zero mean over the spatial axes.
-
-    Returns:
-        Scalar, the sum of the squared covariances between channels of two scenes, divided by the number of channels,
-        averaged over all pairs of scenes; 0 for a single scene. By chance, it is above 0 in scenes of few voxels.
-
-    >>> x = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]])
-    >>> shared_place(torch.stack([x, -x])), shared_place(torch.stack([x[:1], x[1:]]))
-    (tensor(1.), tensor(0.))
-    """
-    flat = wide(scenes).flatten(2)
-    covariance = torch.einsum("san,tbn->stab", flat, flat) / flat.shape[2]
-    of_pairs = covariance.square().sum((2, 3)) / flat.shape[1]
-    return of_pairs.triu(diagonal=1).sum() * 2 / max(1, len(scenes) * (len(scenes) - 1))
-
-
 def standardized(x: Tensor) -> Tensor:
     """The columns of ``(N, A)`` with zero mean and unit variance; constant columns become zero."""
     deviation, mean = torch.std_mean(x, 0, correction=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
+from nnunet_dg.extractors.synthetic_network import SyntheticNetwork
 from nnunet_dg.pretraining.step import Recipe
 from nnunet_dg.pretraining.voxels import at_voxels, draw_voxels
 from nnunet_dg.robustness.similarity import effective_rank, linear_cka, recall_at_1
@@ -18,7 +18,7 @@ VOXELS = 1000
 
 
 @torch.no_grad()
-def held_out_measures(network: SyntheticUNet, recipe: Recipe, seed: int) -> dict[str, float]:
+def held_out_measures(network: SyntheticNetwork, recipe: Recipe, seed: int) -> dict[str, float]:
     """Means over four held-out pairs, whose views are cut from different places.
 
     Args:

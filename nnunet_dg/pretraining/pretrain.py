@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunet_dg.errors import DataError, SettingsError
-from nnunet_dg.extractors.synthetic_unet import FEATURES, STEM, WIDTHS, SyntheticUNet, check_dims
+from nnunet_dg.extractors.synthetic_network import FEATURES, STEM, WIDTHS, SyntheticNetwork, check_dims
 from nnunet_dg.files import locked, write_json
 from nnunet_dg.pretraining.checkpoint import checkpoint_of, resume, save, serialized, write_bytes
 from nnunet_dg.pretraining.measures import held_out_measures
@@ -26,7 +26,7 @@ from nnunet_dg.pretraining.step import RECIPES, Recipe, draw_pairs, losses
 from nnunet_dg.synthesis import Draws
 
 EVERY = 125  # steps between checkpoints
-STEPS = 1500  # as for the included files
+STEPS = 1000  # as for the included files
 
 
 def pretrain(
@@ -99,7 +99,7 @@ def _train(
 
 
 def _measures(state: TrainingState, recipe: Recipe, seed: int) -> dict[str, float]:
-    network = SyntheticUNet(state.dims).to(next(iter(state.average.values())).device)
+    network = SyntheticNetwork(state.dims).to(next(iter(state.average.values())).device)
     network.load_state_dict(state.average)
     return held_out_measures(network.eval(), recipe, seed)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
+from nnunet_dg.extractors.synthetic_network import SyntheticNetwork
 
 RATE = 3e-3
 WARM_UP = 50  # steps
@@ -36,7 +36,7 @@ class TrainingState:
     def __init__(self, dims: int, seed: int, steps: int, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed GPUs as well
-            self.network = SyntheticUNet(dims).to(device)
+            self.network = SyntheticNetwork(dims).to(device)
         if device.type == "cpu":
             self.network.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
         self.average = {name: value.detach().clone() for name, value in self.network.state_dict().items()}

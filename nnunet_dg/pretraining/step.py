@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
-from nnunet_dg.pretraining.losses import redundancy, shared_place, voxel_contrast
+from nnunet_dg.extractors.synthetic_network import SyntheticNetwork
+from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
 from nnunet_dg.pretraining.voxels import at_voxels, draw_voxels
 from nnunet_dg.synthesis import Draws, Pair, draw_pair
 from nnunet_dg.tensors import instance_norm
@@ -27,8 +27,6 @@ class Recipe:
         temperature: Temperature of the voxel term.
         redundancy: Weight of the redundancy term.
         off_diagonal: Weight of correlations between channels in the redundancy term.
-        place: Weight of the agreement between different scenes at the same place of the crop. Features are averaged
-            over both views before.
     """
 
     crops: tuple[int, ...]
@@ -38,10 +36,9 @@ class Recipe:
     temperature: float = 0.1
     redundancy: float = 0.5
     off_diagonal: float = 0.3
-    place: float = 4.0
 
 
-RECIPES = {2: Recipe((96, 128), 80, 4, 512, place=8.0), 3: Recipe((32, 32, 40), 24, 2, 512)}
+RECIPES = {2: Recipe((96, 128), 48, 4, 512), 3: Recipe((32, 32, 40), 24, 2, 512)}
 
 
 def draw_pairs(recipe: Recipe, dims: int, draws: Draws) -> list[Pair]:
@@ -50,7 +47,9 @@ def draw_pairs(recipe: Recipe, dims: int, draws: Draws) -> list[Pair]:
     return [draw_pair([size] * dims, recipe.margin, draws) for _ in range(recipe.pairs)]
 
 
-def losses(network: SyntheticUNet, pairs: list[Pair], recipe: Recipe, draws: Draws, autocast: Any) -> dict[str, Tensor]:
+def losses(
+    network: SyntheticNetwork, pairs: list[Pair], recipe: Recipe, draws: Draws, autocast: Any
+) -> dict[str, Tensor]:
     """The terms of the loss, scalars in float32, whose weighted sum is ``total``.
 
     Args:
@@ -74,10 +73,8 @@ def losses(network: SyntheticUNet, pairs: list[Pair], recipe: Recipe, draws: Dra
     terms = {
         "voxels": voxel_contrast(torch.cat(firsts), torch.cat(seconds), recipe.temperature),
         "redundancy": torch.stack(redundant).mean(),
-        "place": shared_place(features.mean(1)),
     }
-    total = terms["voxels"] + recipe.redundancy * terms["redundancy"] + recipe.place * terms["place"]
-    return terms | {"total": total}
+    return terms | {"total": terms["voxels"] + recipe.redundancy * terms["redundancy"]}
 
 
 def laid_out(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from nnunet_dg.extractors import weights as weight_files
 from nnunet_dg.extractors.anatomix import VARIANTS, Anatomix
 from nnunet_dg.extractors.base import SCALINGS
 from nnunet_dg.extractors.synthetic import Synthetic
-from nnunet_dg.extractors.synthetic_unet import FEATURES, WIDTHS
+from nnunet_dg.extractors.synthetic_network import FEATURES, WIDTHS
 from nnunet_dg.tinymig.adapters import ConvolutionalAdapter, TokenAdapter, hidden_width
 from nnunet_dg.tinymig.reprogramming import MODES
 
@@ -258,8 +258,7 @@ def _levels(extractor: FrozenExtractor, dims: int) -> tuple[list[Any], list[Any]
     """A U-Net's levels of encoder and decoder, the number of channels of each, and that of the input."""
     unet: Any = extractor if isinstance(extractor, Anatomix) else extractor.network
     if isinstance(extractor, Synthetic):
-        widths = [*WIDTHS[dims], *WIDTHS[dims][-2:0:-1], FEATURES]
-        return list(unet.encoder), [*unet.decoder, unet.mixture], widths, 1
+        return [unet.fine], [unet.coarse, unet.mixture], [*WIDTHS[dims], FEATURES], 1
     if isinstance(extractor, Anatomix):
         widths = [extractor.out_channels * 2**level for level in range(len(unet.encoder))]
         return list(unet.encoder), list(unet.decoder), [*widths, *widths[-2::-1]], 1

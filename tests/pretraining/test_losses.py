@@ -3,11 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
-from nnunet_dg.pretraining.losses import redundancy, shared_place, voxel_contrast
+from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
 from nnunet_dg.pretraining.voxels import BOUNDARY, OUTSIDE, at_voxels, draw_voxels, sampling_weights
-from nnunet_dg.robustness.similarity import linear_cka
 from nnunet_dg.synthesis import Draws, Pair
 
 
@@ -29,29 +27,6 @@ def test_redundancy_agrees_with_correlation_coefficients():
     others = (correlation**2).sum() - (correlation.diagonal() ** 2).sum()
     assert redundancy(a, b, 0.3).item() == pytest.approx((agree + 0.3 * others) / 3, rel=1e-3)
     torch.testing.assert_close(redundancy(5 * a + 2, b), redundancy(a, b), rtol=1e-3, atol=0)
-
-
-def test_the_term_of_the_place_agrees_with_correlation_coefficients_and_the_cka():
-    x = torch.randn(3, 4, 6, 7, dtype=torch.float64)
-    x = F.instance_norm(x, eps=0)
-    flat = x.flatten(2).numpy()
-    of_pairs = [(np.corrcoef(flat[i], flat[j])[:4, 4:] ** 2).sum() / 4 for i, j in ((0, 1), (0, 2), (1, 2))]
-    assert shared_place(x).item() == pytest.approx(np.mean(of_pairs))
-    assert shared_place(x[:1]) == 0
-    white = torch.linalg.qr(x.flatten(2).mT)[0].mT * math.sqrt(42)  # uncorrelated channels
-    cka = linear_cka(white[0].T.numpy(), white[1].T.numpy())
-    assert shared_place(white[:2]).item() == pytest.approx(cka, rel=1e-3)
-
-
-def test_the_term_of_the_place_sees_what_all_scenes_share():
-    noise = F.instance_norm(torch.randn(2, 4, 32, 32))
-    place = torch.linspace(-1, 1, 32).expand(4, 32, 32)
-    assert shared_place(noise) < 0.05
-    assert shared_place(F.instance_norm(noise + 2 * place)) > 5 * shared_place(noise)
-    x = noise.requires_grad_()
-    assert torch.autograd.gradcheck(shared_place, (x.detach()[..., :4, :4].double().requires_grad_(),))
-    half = shared_place(x.half())
-    assert half.dtype == torch.float32
 
 
 @pytest.mark.parametrize("loss", [voxel_contrast, redundancy])

@@ -21,7 +21,7 @@ from nnunet_dg.files import locked
 from nnunet_dg.pretraining import measures
 from nnunet_dg.pretraining import pretrain as module
 from nnunet_dg.pretraining.checkpoint import checkpoint_of
-from nnunet_dg.pretraining.losses import redundancy, shared_place, voxel_contrast
+from nnunet_dg.pretraining.losses import redundancy, voxel_contrast
 from nnunet_dg.pretraining.measures import held_out_measures
 from nnunet_dg.pretraining.precision import precision_of, reproducible
 from nnunet_dg.pretraining.pretrain import pretrain
@@ -67,9 +67,7 @@ def test_a_seed_gives_a_file_that_the_extractor_reads(dims, tmp_path):
     levels = {2: [16, 24, 48, 96], 3: [8, 16, 32, 64]}[dims]
     assert description["network"] == {"stem": 8, "levels": levels, "features": 16}
     assert [row["step"] for row in description["measures"]] == [2, 3]
-    assert {"voxels", "redundancy", "place", "total", "cka", "recall", "unrelated", "rank"} < {
-        *description["measures"][0]
-    }
+    assert {"voxels", "redundancy", "total", "cka", "recall", "unrelated", "rank"} < {*description["measures"][0]}
     assert not checkpoint_of(first).exists()
     features = build_extractor("synthetic", weights=first, spatial_dims=dims)(torch.rand(1, 1, *[17] * dims))
     assert features.shape == (1, 16, *[17] * dims)
@@ -142,7 +140,7 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
         ("threads", 77, r"Set OMP_NUM_THREADS=77 to resume"),
         ("precision", "bfloat16", r"Resume on the same kind of processor"),
         ("processor", "VSX", r"Resume on the same kind of processor"),
-        ("recipe", {**written["settings"]["recipe"], "place": 99}, r"Resume with the version that wrote it"),
+        ("recipe", {**written["settings"]["recipe"], "voxels": 99}, r"Resume with the version that wrote it"),
     ):
         other = written | {"settings": written["settings"] | {name: value}}
         torch.save(other, checkpoint_of(tmp_path / "a.pt"))
@@ -216,8 +214,8 @@ def test_the_loss_compares_the_same_places_of_both_views_of_every_pair():
 
 
 def test_the_terms_are_those_of_the_normalized_features_of_all_pairs():
-    """By hand: InfoNCE between the drawn voxels of all pairs, Barlow Twins of each pair, and all voxels' place."""
-    recipe = Recipe((16,), 6, 3, 20, temperature=0.4, redundancy=0.7, off_diagonal=0.6, place=1.3)
+    """By hand: InfoNCE between the drawn voxels of all pairs, and Barlow Twins of each pair."""
+    recipe = Recipe((16,), 6, 3, 20, temperature=0.4, redundancy=0.7, off_diagonal=0.6)
     pairs = draw_pairs(recipe, 2, Draws(2, 0))
     features = torch.randn(6, 5, 16, 16, generator=torch.Generator().manual_seed(0))
     scaled = features * torch.tensor([1.0, 20.0, 0.1, 3.0, 7.0]).reshape(5, 1, 1) + 4
@@ -232,10 +230,7 @@ def test_the_terms_are_those_of_the_normalized_features_of_all_pairs():
     voxels = voxel_contrast(torch.cat(firsts), torch.cat(seconds), 0.4)
     torch.testing.assert_close(terms["voxels"], voxels, rtol=1e-3, atol=0)
     torch.testing.assert_close(terms["redundancy"], sum(redundant) / 3, rtol=1e-3, atol=0)
-    views = F.instance_norm(features)
-    place = shared_place((views[0::2] + views[1::2]) / 2)
-    torch.testing.assert_close(terms["place"], place, rtol=1e-3, atol=0)
-    total = voxels + 0.7 * sum(redundant) / 3 + 1.3 * place
+    total = voxels + 0.7 * sum(redundant) / 3
     torch.testing.assert_close(terms["total"], total, rtol=1e-3, atol=0)
 
 
@@ -388,11 +383,11 @@ def test_a_resumed_training_counts_the_time_before_it(tmp_path, monkeypatch):
 
 
 def test_held_out_pairs_are_of_keys_that_no_step_has(monkeypatch):
-    from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
+    from nnunet_dg.extractors.synthetic_network import SyntheticNetwork
 
     keys = []
     monkeypatch.setattr(measures, "Draws", lambda seed, key, device: keys.append(key) or Draws(seed, key, device))
-    held_out_measures(SyntheticUNet(2).eval(), Recipe((24,), 6, 1, 24), 0)
+    held_out_measures(SyntheticNetwork(2).eval(), Recipe((24,), 6, 1, 24), 0)
     assert len({*keys}) == 4
     assert min(keys) >= 2**30
     with pytest.raises(SettingsError, match="`steps` must be a whole number from 1 to 1073741824"):
@@ -415,20 +410,20 @@ def test_steps_make_the_network_better_than_random():
         state.update(terms["total"])
         totals.append(terms["total"].item())
     assert totals[-1] < 0.8 * totals[0]
-    parts = terms["voxels"] + recipe.redundancy * terms["redundancy"] + recipe.place * terms["place"]
+    parts = terms["voxels"] + recipe.redundancy * terms["redundancy"]
     torch.testing.assert_close(terms["total"], parts)
 
 
 def test_a_step_is_bounded_and_the_average_is_that_of_its_weights():
     """A loss of any size moves a weight by about the rate, and the average by hand, after one and two steps."""
     state = TrainingState(2, 0, 200, torch.device("cpu"))
-    before = state.network.mixture.skip.weight.detach().clone()
+    before = state.network.mixture.fine.weight.detach().clone()
     expected = before
     for step in (1, 2):
         state.update(1e6 * sum((p**2).sum() for p in state.network.parameters()))
-        weight = state.network.mixture.skip.weight.detach()
+        weight = state.network.mixture.fine.weight.detach()
         expected = expected + (weight - expected) * (1 - step / (step + 10))
-        torch.testing.assert_close(state.average["mixture.skip.weight"], expected)
+        torch.testing.assert_close(state.average["mixture.fine.weight"], expected)
     assert (weight - before).abs().max() < 3 * 3e-3 * 2 / 50
 
 
@@ -438,13 +433,13 @@ def test_the_average_follows_the_weights_and_the_rate_its_schedule():
         assert state.rate() == pytest.approx(3e-3 * warmed)
     state.step = 0
     rates = []
-    initial = state.network.mixture.skip.weight.detach().clone()
+    initial = state.network.mixture.fine.weight.detach().clone()
     for _ in range(3):
         rates.append(state.rate())
         state.update(sum((p**2).sum() for p in state.network.parameters()))
     assert rates[1] == pytest.approx(2 * rates[0], rel=1e-2)
-    moved = state.network.mixture.skip.weight.detach() - initial
-    average = state.average["mixture.skip.weight"] - initial
+    moved = state.network.mixture.fine.weight.detach() - initial
+    average = state.average["mixture.fine.weight"] - initial
     assert 0 < average.norm() < moved.norm()
     state.step = 199
     assert state.rate() == pytest.approx(3e-3 * 0.02, rel=0.05)
@@ -452,9 +447,9 @@ def test_the_average_follows_the_weights_and_the_rate_its_schedule():
 
 def test_measures_of_a_network_that_reads_the_place_are_exposed(monkeypatch):
     """Features that are the coordinates in the crop agree with those of another scene in the same place."""
-    from nnunet_dg.extractors.synthetic_unet import SyntheticUNet
+    from nnunet_dg.extractors.synthetic_network import SyntheticNetwork
 
-    network, recipe = SyntheticUNet(2).eval(), Recipe((24,), 6, 1, 24)
+    network, recipe = SyntheticNetwork(2).eval(), Recipe((24,), 6, 1, 24)
     honest = held_out_measures(network, recipe, 0)
     assert honest["unrelated"] < 0.2
 

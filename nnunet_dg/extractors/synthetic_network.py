@@ -1,8 +1,7 @@
-"""The small U-Net of the extractor `synthetic`: fully convolutional, 2-D or 3-D, at most 400,000 parameters."""
+"""The small network of the extractor `synthetic`: fully convolutional, two levels, 2-D or 3-D."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,18 +14,18 @@ from nnunet_dg.tensors import EPS, wide
 
 FEATURES = 16
 STEM = 8  # channels of the first convolution
-WIDTHS = {2: (16, 24, 48, 96), 3: (8, 16, 32, 64)}  # channels of each level, by the number of spatial axes
+WIDTHS = {2: (16, 24), 3: (8, 24)}  # channels of the fine and of the coarse level, by the number of spatial axes
 SLOPE = 0.1  # of the leaky rectifier
 SMALLEST = 1e-8  # added to the variance of the first convolution, whose input may vary little
 
 
-class SyntheticUNet(nn.Module):
-    """A U-Net whose features do not change with ``x -> a * x + b``, for any ``a`` other than 0, or with its sign.
+class SyntheticNetwork(nn.Module):
+    """Two levels whose features do not change with ``x -> a * x + b``, for any ``a`` other than 0, or with its sign.
 
     The first convolution is normalized to zero mean and unit variance and its magnitude is taken, so that gain, offset
-    and inversion of the image cancel, up to rounding. Convolutions replicate the border. Levels are averaged on the way
-    down and interpolated linearly on the way up. The features are a linear mixture of the encoder's finest level and of
-    the decoder's, which has half the resolution.
+    and inversion of the image cancel, up to rounding. Convolutions replicate the border. The coarse level has half the
+    resolution: blocks of 2 voxels per axis are averaged. The features are a linear mixture of the fine level and of the
+    coarse one, which is interpolated linearly. They describe the surroundings of a voxel up to 8 voxels away.
 
     Args:
         spatial_dims: 2 or 3.
@@ -39,28 +38,16 @@ class SyntheticUNet(nn.Module):
         super().__init__()
         check_dims(spatial_dims)
         self.spatial_dims = spatial_dims
-        widths = WIDTHS[spatial_dims]
+        fine, coarse = WIDTHS[spatial_dims]
         self.stem = Convolution(spatial_dims, 1, STEM, magnitude=True)
-        self.encoder = nn.ModuleList([Convolution(spatial_dims, STEM, widths[0])])
-        for below, width in pairwise(widths):
-            first, second = Convolution(spatial_dims, below, width), Convolution(spatial_dims, width, width)
-            self.encoder.append(nn.Sequential(first, second))
-        self.decoder = nn.ModuleList()
-        for below, width in zip(widths[:1:-1], widths[-2:0:-1], strict=True):
-            first, second = Convolution(spatial_dims, below + width, width), Convolution(spatial_dims, width, width)
-            self.decoder.append(nn.Sequential(first, second))
-        self.mixture = Mixture(spatial_dims, widths[0], widths[1])
+        self.fine = Convolution(spatial_dims, STEM, fine)
+        self.coarse = nn.Sequential(Convolution(spatial_dims, fine, coarse), Convolution(spatial_dims, coarse, coarse))
+        self.mixture = Mixture(spatial_dims, fine, coarse)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 8."""
-        x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
-        skips = [self.encoder[0](self.stem(x))]
-        for block in self.encoder[1:]:
-            skips.append(block(halved(skips[-1])))
-        y = skips.pop()
-        for block in self.decoder:
-            y = block(torch.cat([doubled(y), skips.pop()], dim=1))
-        features: Tensor = self.mixture(skips.pop(), y)
+        """Features ``(B, 16, *spatial)`` of images ``(B, 1, *spatial)`` whose sizes are multiples of 2."""
+        fine = self.fine(self.stem(x - x.mean(tuple(range(1, x.ndim)), keepdim=True)))
+        features: Tensor = self.mixture(fine, self.coarse(halved(fine)))
         return features
 
 
@@ -72,20 +59,20 @@ class Mixture(nn.Module):
 
     Args:
         spatial_dims: 2 or 3.
-        skip: Number of channels of the encoder's level, which has full resolution.
-        below: Number of channels of the decoder's level.
+        fine: Number of channels of the fine level, which has full resolution.
+        coarse: Number of channels of the coarse level, which has half of it.
     """
 
-    def __init__(self, spatial_dims: int, skip: int, below: int) -> None:
+    def __init__(self, spatial_dims: int, fine: int, coarse: int) -> None:
         super().__init__()
-        self.input_channels = skip  # of the first input, which is that of TinyMIG's adapter
-        self.skip = CONVOLUTIONS[spatial_dims](skip, FEATURES, 1)
-        self.below = CONVOLUTIONS[spatial_dims](below, FEATURES, 1, bias=False)
+        self.input_channels = fine  # of the first input, which is that of TinyMIG's adapter
+        self.fine = CONVOLUTIONS[spatial_dims](fine, FEATURES, 1)
+        self.coarse = CONVOLUTIONS[spatial_dims](coarse, FEATURES, 1, bias=False)
 
-    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
-        """``(B, skip, *spatial)`` and ``(B, below, *spatial / 2)`` -> ``(B, 16, *spatial)``."""
-        coarse = doubled(convolved(below, self.below.weight))
-        return convolved(skip, self.skip.weight, self.skip.bias).add_(coarse)
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """``(B, fine, *spatial)`` and ``(B, coarse, *spatial / 2)`` -> ``(B, 16, *spatial)``."""
+        doubled_coarse = doubled(convolved(coarse, self.coarse.weight))
+        return convolved(fine, self.fine.weight, self.fine.bias).add_(doubled_coarse)
 
 
 class Convolution(nn.Module):
