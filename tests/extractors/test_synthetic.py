@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from helpers import shared
@@ -299,17 +300,23 @@ def test_the_included_file_has_the_measures_of_its_description(spatial_dims):
 
 
 @pytest.mark.parametrize("spatial_dims", INCLUDED)
-def test_the_included_file_hardly_sees_the_place(spatial_dims):
-    """Features of a scene and of noise, which has nothing in common with it but the place in the crop."""
+def test_the_included_file_does_not_see_the_place(spatial_dims):
+    """Features of a scene agree with those of noise at the same place of the crop as little as at another place."""
     network = build_extractor("synthetic", spatial_dims=spatial_dims).network
     size = [max(RECIPES[spatial_dims].crops)] * spatial_dims
-    found = []
-    for key in range(4):
-        views = [draw_pair(size, 8, Draws(7, key)).views[:1], torch.rand(1, 1, *size)]
+    here, elsewhere = [], []
+    for key in range(6):
+        views = [draw_pair(size, 8, Draws(7, key)).views[:1], torch.rand(1, 1, *size, generator=manual(key))]
         with torch.no_grad():
-            scene, noise = (instance_norm(network(view))[0].flatten(1).T.numpy() for view in views)
-        found.append(linear_cka(scene, noise))
-    assert sum(found) / 4 < 0.05  # .16 and .20 of two networks with four levels
+            scene, noise = (instance_norm(network(view))[0] for view in views)
+        moved = noise.roll([n // 2 for n in size], list(range(1, spatial_dims + 1)))
+        for found, other in ((here, noise), (elsewhere, moved)):
+            found.append(linear_cka(scene.flatten(1).T.numpy(), other.flatten(1).T.numpy()))
+    assert np.mean(here) < np.mean(elsewhere) + 0.02  # networks with four levels had up to .20 at the same place
+
+
+def manual(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.matrix
