@@ -20,12 +20,13 @@ SMALLEST = 1e-8  # added to the variance of the first convolution, whose input m
 
 
 class SyntheticNetwork(nn.Module):
-    """Two levels whose features do not change with ``x -> a * x + b``, for any ``a`` other than 0, or with its sign.
+    """Two levels whose features do not change with ``x -> a * x + b``, for any ``a`` other than 0.
 
     The first convolution is normalized to zero mean and unit variance and its magnitude is taken, so that gain, offset
     and inversion of the image cancel, up to rounding. Convolutions replicate the border. The coarse level has half the
     resolution: blocks of 2 voxels per axis are averaged. The features are a linear mixture of the fine level and of the
-    coarse one, which is interpolated linearly. They describe the surroundings of a voxel up to 8 voxels away.
+    coarse one, which is interpolated linearly. They describe the surroundings of a voxel, up to 8 voxels away
+    along each axis, and depend on the statistics of the whole patch, as instance norm does.
 
     Args:
         spatial_dims: 2 or 3.
@@ -55,7 +56,7 @@ class Mixture(nn.Module):
     """A 1-wide convolution of two levels that are concatenated after the interpolation of the coarse one.
 
     It is computed as a sum, so that the coarse level can be convolved before it is interpolated, which is cheaper.
-    Together, the levels have at least as many channels as there are features, whose rank would be lower otherwise.
+    The levels should have at least 16 channels together, because otherwise some features are mixtures of others.
 
     Args:
         spatial_dims: 2 or 3.
@@ -65,14 +66,14 @@ class Mixture(nn.Module):
 
     def __init__(self, spatial_dims: int, fine: int, coarse: int) -> None:
         super().__init__()
-        self.input_channels = fine  # of the first input, which is that of TinyMIG's adapter
+        self.input_channels = fine  # TinyMIG's adapter sees the first input only
         self.fine = CONVOLUTIONS[spatial_dims](fine, FEATURES, 1)
         self.coarse = CONVOLUTIONS[spatial_dims](coarse, FEATURES, 1, bias=False)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """``(B, fine, *spatial)`` and ``(B, coarse, *spatial / 2)`` -> ``(B, 16, *spatial)``."""
-        doubled_coarse = doubled(convolved(coarse, self.coarse.weight))
-        return convolved(fine, self.fine.weight, self.fine.bias).add_(doubled_coarse)
+        interpolated = doubled(convolved(coarse, self.coarse.weight))
+        return convolved(fine, self.fine.weight, self.fine.bias).add_(interpolated)
 
 
 class Convolution(nn.Module):

@@ -233,7 +233,7 @@ def fingerprint(model: nn.Module) -> int:
 
 
 def _convolutional(extractor: FrozenExtractor, dims: int, settings: TeacherSettings, depths: int) -> Teacher:
-    """A U-Net as teacher: the finest levels of its decoder are read, from fine to coarse. All levels have adapters."""
+    """A convolutional teacher, whose finest decoded levels are read, from fine to coarse. All levels have adapters."""
     encoder, decoder, widths, in_channels = _levels(extractor, dims)
     adapters = []
     if settings.adapts:
@@ -255,16 +255,19 @@ def _convolutional(extractor: FrozenExtractor, dims: int, settings: TeacherSetti
 
 
 def _levels(extractor: FrozenExtractor, dims: int) -> tuple[list[Any], list[Any], list[int], int]:
-    """A U-Net's levels of encoder and decoder, the number of channels of each, and that of the input."""
-    unet: Any = extractor if isinstance(extractor, Anatomix) else extractor.network
+    """The levels of encoder and decoder, the number of channels of each, and that of the input.
+
+    `Synthetic` has no decoder: its coarse level and its features are read instead.
+    """
+    network: Any = extractor if isinstance(extractor, Anatomix) else extractor.network
     if isinstance(extractor, Synthetic):
-        return [unet.fine], [unet.coarse, unet.mixture], [*WIDTHS[dims], FEATURES], 1
+        return [network.fine], [network.coarse, network.mixture], [*WIDTHS[dims], FEATURES], 1
     if isinstance(extractor, Anatomix):
-        widths = [extractor.out_channels * 2**level for level in range(len(unet.encoder))]
-        return list(unet.encoder), list(unet.decoder), [*widths, *widths[-2::-1]], 1
-    widths = list(unet.encoder.output_channels)
+        widths = [extractor.out_channels * 2**level for level in range(len(network.encoder))]
+        return list(network.encoder), list(network.decoder), [*widths, *widths[-2::-1]], 1
+    widths = list(network.encoder.output_channels)
     in_channels = int(extractor.input_channels)  # type: ignore[arg-type]
-    return list(unet.encoder.stages), list(unet.decoder.stages), [*widths, *widths[-2::-1]], in_channels
+    return list(network.encoder.stages), list(network.decoder.stages), [*widths, *widths[-2::-1]], in_channels
 
 
 def _level_adapter(level: nn.Module, dims: int, width: int, chosen: int | None) -> tuple[nn.Module, nn.Module]:

@@ -28,6 +28,7 @@ from nnunet_dg.extractors.synthetic_network import (
     joined_border,
 )
 from nnunet_dg.pretraining.measures import held_out_measures
+from nnunet_dg.pretraining.pretrain import STEPS
 from nnunet_dg.pretraining.step import RECIPES
 from nnunet_dg.robustness.similarity import linear_cka
 from nnunet_dg.synthesis import Draws, draw_pair
@@ -183,11 +184,12 @@ def test_a_shift_by_the_networks_period_shifts_the_features(dims, weights):
     whole, part = extractor(x), extractor(x[:, :, 2:])
     inner = (slice(None), slice(None), *[slice(10, -10)] * dims)
     a, b = whole[:, :, 2:][inner].flatten(2)[0], part[inner].flatten(2)[0]
-    assert F.cosine_similarity(a, b, dim=0).quantile(0.01) > 0.9
+    assert F.cosine_similarity(a, b, dim=0).quantile(0.01) > 0.98
 
 
 def test_features_describe_the_surroundings_up_to_eight_voxels(dims):
-    """Farther voxels change them only a little, by the statistics of the norms."""
+    """A change at an even voxel reaches features from 7 voxels before to 8 behind it, and others by the norms only."""
+    torch.manual_seed(0)
     network, size = SyntheticNetwork(dims).double().eval(), 64
     x = torch.rand(1, 1, *[size] * dims, dtype=torch.float64)
     changed = x.clone()
@@ -195,8 +197,11 @@ def test_features_describe_the_surroundings_up_to_eight_voxels(dims):
     with torch.no_grad():
         effect = (network(changed) - network(x))[0].abs().amax(0)
     near = torch.zeros([size] * dims, dtype=torch.bool)
-    near[tuple([slice(24, 41)] * dims)] = True
-    assert effect[~near].max() < 0.05 * effect.max()
+    near[tuple([slice(25, 41)] * dims)] = True
+    by_norms = effect[~near].max()
+    assert by_norms < {2: 0.02, 3: 0.001}[dims] * effect.max()
+    for farthest in (25, 40):
+        assert effect[(farthest, *[slice(25, 41)] * (dims - 1))].max() > 2 * by_norms
 
 
 def test_gradients_are_finite_in_bfloat16_and_on_a_constant_image(dims):
@@ -273,7 +278,7 @@ def test_in_dropgen_a_new_training_reads_the_file_and_a_checkpoint_contains_it(d
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_it_is_small(spatial_dims):
-    assert sum(p.numel() for p in SyntheticNetwork(spatial_dims).parameters()) <= 400_000
+    assert sum(p.numel() for p in SyntheticNetwork(spatial_dims).parameters()) == {2: 10_648, 3: 23_320}[spatial_dims]
 
 
 @pytest.mark.parametrize("spatial_dims", INCLUDED)
@@ -284,8 +289,7 @@ def test_the_included_file_is_that_of_its_description_and_of_todays_network_and_
     recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(RECIPES[spatial_dims]).items()}
     assert (description["dims"], description["recipe"]) == (spatial_dims, recipe)
     assert description["network"] == {"stem": STEM, "levels": list(WIDTHS[spatial_dims]), "features": 16}
-    assert path.stat().st_size < 1e6
-    assert description["measures"][-1]["step"] == description["steps"]
+    assert description["measures"][-1]["step"] == description["steps"] == STEPS
 
 
 @pytest.mark.parametrize("spatial_dims", INCLUDED)
@@ -309,7 +313,7 @@ def test_the_included_file_does_not_see_the_place(spatial_dims):
         views = [draw_pair(size, 8, Draws(7, key)).views[:1], torch.rand(1, 1, *size, generator=manual(key))]
         with torch.no_grad():
             scene, noise = (instance_norm(network(view))[0] for view in views)
-        moved = noise.roll([n // 2 for n in size], list(range(1, spatial_dims + 1)))
+        moved = noise.roll([n // 4 for n in size], list(range(1, spatial_dims + 1)))  # half is symmetric
         for found, other in ((here, noise), (elsewhere, moved)):
             found.append(linear_cka(scene.flatten(1).T.numpy(), other.flatten(1).T.numpy()))
     assert np.mean(here) < np.mean(elsewhere) + 0.02  # networks with four levels had up to .20 at the same place

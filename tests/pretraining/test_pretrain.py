@@ -59,12 +59,11 @@ def test_a_seed_gives_a_file_that_the_extractor_reads(dims, tmp_path):
     assert first.read_bytes() != other.read_bytes()
     weights = torch.load(first, weights_only=True)
     assert {value.dtype for value in weights.values()} == {torch.float16}
-    assert sum(value.numel() for value in weights.values()) <= 400_000
-    assert first.stat().st_size < 1_000_000
+    assert first.stat().st_size < 60_000
     description = json.loads(first.with_suffix(".json").read_text())
     assert description["sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
     assert (description["seed"], description["steps"], description["dims"]) == (1, 3, dims)
-    levels = {2: [16, 24, 48, 96], 3: [8, 16, 32, 64]}[dims]
+    levels = {2: [16, 24], 3: [8, 24]}[dims]
     assert description["network"] == {"stem": 8, "levels": levels, "features": 16}
     assert [row["step"] for row in description["measures"]] == [2, 3]
     assert {"voxels", "redundancy", "total", "cka", "recall", "unrelated", "rank"} < {*description["measures"][0]}

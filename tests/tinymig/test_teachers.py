@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nnunet_dg.errors import SettingsError, VersionError
 from nnunet_dg.extractors import build_extractor
+from nnunet_dg.extractors.synthetic_network import halved
 from nnunet_dg.extractors.weights import WeightsError
 from nnunet_dg.tensors import minmax
 from nnunet_dg.tinymig import Teaching, TinyMIGSettings, build_teacher, load_teacher
@@ -155,7 +156,11 @@ def test_the_maps_of_synthetic_are_its_features_and_its_coarse_level(dims, width
     assert [m.shape[1] for m in maps] == widths
     assert [tuple(m.shape[2:]) for m in maps] == [patch, tuple(n // 2 for n in patch)]
     extractor = build_extractor("synthetic", spatial_dims=dims)
-    torch.testing.assert_close(maps[0], extractor.features(minmax(image)))
+    network, seen = extractor.network, minmax(image)
+    torch.testing.assert_close(maps[0], extractor.features(seen))
+    fine = network.fine(network.stem(seen - seen.mean(tuple(range(1, seen.ndim)), keepdim=True)))
+    torch.testing.assert_close(maps[1], network.coarse(halved(fine)))
+    assert len(teacher.adapters) == 3  # of the fine level, the coarse level and the mixture
 
 
 @pytest.mark.parametrize("dims", [2, 3])
