@@ -20,7 +20,7 @@ def add_pretrain(commands: Commands) -> None:
         description="Trains a small network on random shapes in random contrasts, and writes its weights, and a JSON "
         "file that says how they were made. Run the same command again to resume after an interruption: the result is "
         "the same file, with the same number of threads (OMP_NUM_THREADS). To use it, set extractor to synthetic and "
-        "weights to FILE in the plans, under nnunet_dg and dropgen. This takes about 6 minutes on one CPU core.",
+        "weights to FILE in the plans, under nnunet_dg and dropgen. This takes 6 to 12 minutes on one CPU core.",
     )
     synthetic.add_argument("-o", metavar="FILE", type=Path, required=True, help="file to write, for example mine.pt")
     synthetic.add_argument("--dims", type=int, choices=(2, 3), default=3, help="2-D or 3-D (default: %(default)s)")
@@ -30,7 +30,7 @@ def add_pretrain(commands: Commands) -> None:
         metavar="N",
         type=positive,
         default=1000,
-        help="number of steps, of about 0.4 s on one CPU core (default: %(default)s, as for the included files)",
+        help="number of steps, of 0.4 to 0.7 s on one CPU core (default: %(default)s, as for the included files)",
     )
     synthetic.add_argument(
         "--every", metavar="N", type=positive, default=125,
