@@ -15,8 +15,7 @@ import nnunetv2
 import pooch
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string, get_output_folder
+from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -29,7 +28,7 @@ from nnunet_dg.checkpoints import (
 from nnunet_dg.errors import DataError, SettingsError
 from nnunet_dg.files import read_json, replacing, validate, write_json
 from nnunet_dg.formats import Dataset, PlannedConfiguration, TrainedPlans, WholeCheckpoint
-from nnunet_dg.host import reason, trainer_class
+from nnunet_dg.host import results_folder, trainer_class
 from nnunet_dg.names import did_you_mean
 from nnunet_dg.plugin import defines
 from nnunet_dg.training.loss_curves import LOG_PREFIX
@@ -75,13 +74,14 @@ def export(
     Raises:
         ExportError: The model is missing or damaged, or plain nnU-Net cannot run it.
         DataError: A file of the model cannot be read, see `safe_checkpoint`.
+        HostError: nnUNet_results is not set.
         SettingsError: The output, a fold, the dataset or the checkpoint's name is not accepted.
         OSError: The output cannot be written. Nothing is left at its path.
     """
     _check_output(output)
     check_checkpoint_name(checkpoint)
     names = check_folds(folds)
-    results = _results_folder(dataset, trainer, plans, configuration)
+    results = results_folder(dataset, trainer, plans, configuration)
     _refuse_other_networks(trainer)
     _check_complete(results, names, checkpoint)
     _refuse_other_preprocessing(results, configuration)
@@ -110,15 +110,6 @@ def _check_output(output: Path) -> None:
         )
     if output.is_symlink() or output.exists():
         raise ExportError(f"{output} exists already. Remove it, or choose another output.")
-
-
-def _results_folder(dataset: str | int, trainer: str, plans: str, configuration: str) -> Path:
-    if not nnUNet_results:
-        raise ExportError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
-    try:
-        return Path(get_output_folder(str(dataset), trainer, plans, configuration))
-    except (RuntimeError, ValueError) as error:  # nnU-Net raises these for an unknown dataset
-        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason(error)}") from error
 
 
 @contextmanager

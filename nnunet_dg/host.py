@@ -1,4 +1,4 @@
-"""Calls to nnU-Net that several parts of this package need: class lookup, and unwrapping a network."""
+"""Calls to nnU-Net that several parts of this package need: class lookup, results folders, and unwrapping a network."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nnunetv2
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_dg.errors import HostError, UserError
+from nnunet_dg.errors import HostError, SettingsError, UserError
 from nnunet_dg.names import did_you_mean
 
 TRAINERS = "nnunetv2.training.nnUNetTrainer"
@@ -73,6 +75,21 @@ def planner_class(name: str) -> type:
 def reason(error: Exception) -> str:
     """The message of an error of nnU-Net on one line."""
     return " ".join(str(error).split())
+
+
+def results_folder(dataset: str | int, trainer: str, plans: str, configuration: str) -> Path:
+    """nnU-Net's results folder of a training, which need not exist.
+
+    Raises:
+        HostError: nnUNet_results is not set.
+        SettingsError: nnU-Net does not know the dataset.
+    """
+    if not nnUNet_results:
+        raise HostError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
+    try:
+        return Path(get_output_folder(str(dataset), trainer, plans, configuration))
+    except (RuntimeError, ValueError) as error:  # nnU-Net raises these for an unknown dataset
+        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason(error)}") from error
 
 
 def _not_found(trainer: str) -> HostError:

@@ -1,15 +1,10 @@
-"""Finding trained models, and checking that two of them see the same data."""
+"""Checking that two trained models see the same data."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-from nnunet_dg.errors import DataError, HostError, SettingsError
-from nnunet_dg.host import reason
+from nnunet_dg.errors import DataError
 from nnunet_dg.robustness.trained_model import TrainedModel
 
 SHARED_PLANS = ("transpose_forward", "transpose_backward", "image_reader_writer")
@@ -18,23 +13,6 @@ SHARED_CONFIGURATION = (
     "resampling_fn_data_kwargs", "resampling_fn_probabilities", "resampling_fn_probabilities_kwargs",
 )  # fmt: skip
 SHARED_DATASET = ("channel_names", "labels", "regions_class_order", "file_ending")
-
-
-def results_folder(dataset: str, configuration: str, trainer: str, plans: str) -> Path:
-    """nnU-Net's results folder of a training.
-
-    Raises:
-        HostError: nnUNet_results is not set.
-        SettingsError: nnU-Net does not know the dataset.
-    """
-    if not nnUNet_results:
-        raise HostError(
-            "nnUNet_results is not set. Set it to the folder that holds the trained models, or give a folder."
-        )
-    try:
-        return Path(get_output_folder(dataset, trainer, plans, configuration))
-    except (RuntimeError, ValueError) as error:  # nnU-Net raises these for an unknown dataset
-        raise SettingsError(f"nnU-Net does not know the dataset {dataset!r}: {reason(error)}") from error
 
 
 def check_same_data(stable: TrainedModel, unstable: TrainedModel) -> None:

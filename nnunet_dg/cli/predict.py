@@ -143,7 +143,7 @@ def _settings(a: argparse.Namespace) -> Any:
 
 
 def _model(a: argparse.Namespace) -> Path:
-    from nnunet_dg.adaptation.models import results_folder
+    from nnunet_dg.host import results_folder
 
     named = [f"-{name}" for name in ("d", "c", "tr", "p") if getattr(a, name) is not None]
     if a.m is not None:
@@ -152,7 +152,7 @@ def _model(a: argparse.Namespace) -> Path:
         return Path(a.m)
     if a.d is None or a.c is None:
         raise SettingsError("Name the model: its folder with -m, or its dataset and configuration with -d and -c.")
-    return results_folder(a.d, a.c, a.tr or "nnUNetTrainer", a.p or "nnUNetPlans")
+    return results_folder(a.d, a.tr or "nnUNetTrainer", a.p or "nnUNetPlans", a.c)
 
 
 def _validation(a: argparse.Namespace) -> Any:
