@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nnunetv2
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from torch import nn
 from torch._dynamo import OptimizedModule
@@ -84,6 +82,9 @@ def results_folder(dataset: str | int, trainer: str, plans: str, configuration: 
         HostError: nnUNet_results is not set.
         SettingsError: nnU-Net does not know the dataset.
     """
+    from nnunetv2.paths import nnUNet_results  # here, because nnU-Net 2.7 prints a line if it is not set
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
     if not nnUNet_results:
         raise HostError("nnUNet_results is not set. Set it to the folder that holds the trained models.")
     try:

@@ -54,7 +54,7 @@ def test_code_in_a_checkpoint_does_not_run(command, folder, cases, tmp_path, cap
     shutil.rmtree(tmp_path / "ran", ignore_errors=True)
     images, truths = cases
     where = ["-i", images, "-t", truths, "-device", "cpu", "-o", tmp_path / "out"]
-    monkeypatch.setattr("nnunet_dg.host.nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setattr("nnunetv2.paths.nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setattr("nnunetv2.utilities.file_path_utilities.nnUNet_results", str(tmp_path / "results"))
     arguments = {
         "stress": ["stress", folder, *where],

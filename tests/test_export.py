@@ -16,7 +16,7 @@ TRAINER = "nnUNetTrainerSgCG"
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr("nnunet_dg.host.nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setattr("nnunetv2.paths.nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setattr("nnunetv2.utilities.file_path_utilities.nnUNet_results", str(tmp_path / "results"))
     return write_trained(tmp_path / "results", TRAINER)
 
@@ -46,7 +46,7 @@ def test_a_complete_model_is_written_and_no_other_file(results, tmp_path, name):
 
 @pytest.mark.parametrize("command", ["export", "predict"])
 def test_a_model_is_named_by_its_dataset_only_where_nnunet_results_is_set(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("nnunet_dg.host.nnUNet_results", None)
+    monkeypatch.setattr("nnunetv2.paths.nnUNet_results", None)
     images = [] if command == "export" else ["-i", str(tmp_path), "--adapt", "tent"]
     assert (
         main([command, *images, "-d", DATASET, "-c", CONFIGURATION, "-tr", TRAINER, "-o", str(tmp_path / "out")]) == 1

@@ -140,7 +140,7 @@ def test_dice_only_is_nowhere_a_silent_default(bare):
 
 
 def test_a_model_that_needs_no_teacher_is_exported(bare, tmp_path, monkeypatch):
-    for place in ("nnunet_dg.host", "nnunetv2.utilities.file_path_utilities"):
+    for place in ("nnunetv2.paths", "nnunetv2.utilities.file_path_utilities"):
         monkeypatch.setattr(f"{place}.nnUNet_results", str(tmp_path / "results"))
     write_trained(tmp_path / "results", "nnUNetTrainerTinyMIG")
     model = ["-d", "Dataset701_Tiny", "-c", "3d_fullres", "-tr", "nnUNetTrainerTinyMIG", "-f", "0"]

@@ -177,7 +177,7 @@ def test_settings_are_refused_by_name(settings, message):
 
 
 def test_an_exported_model_is_nnunets_own_with_the_same_logits(tmp_path, monkeypatch, make, capsys):
-    monkeypatch.setattr("nnunet_dg.host.nnUNet_results", str(tmp_path / "results"))
+    monkeypatch.setattr("nnunetv2.paths.nnUNet_results", str(tmp_path / "results"))
     monkeypatch.setattr("nnunetv2.utilities.file_path_utilities.nnUNet_results", str(tmp_path / "results"))
     content = plans()
     architecture = content["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]
