@@ -4,6 +4,8 @@ import sys
 import time
 from pathlib import Path
 
+import heeded_signals  # noqa: F401
+
 import nnunet_dg.cli
 from nnunet_dg.files import replacing
 
